@@ -1,0 +1,1 @@
+"""A small FLUX that draws coloured shapes: what the demo and the benchmarks generate with."""

@@ -1,0 +1,109 @@
+"""The backend of torch.compile: takes Dynamo's graph through the passes, and gives back what runs."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from .config import DiCacheConfig
+from .cut import Cut, cut
+from .errors import UncachedWarning, UnsupportedGraphError
+from .lowering import Lowering, lower_graph
+from .options import split_options, without_cuda_graphs
+from .passes import effects
+from .runtime.engines import Engine, calls_engine, cond_engine
+from .runtime.session import Session, session_for
+from .runtime.sizes import read_sizes
+from .runtime.step import CompiledStep, Places
+
+_log = logging.getLogger("dicache_compile")
+_HEAVY = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "scaled_dot_product_attention"}
+_SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word
+
+
+def dicache_backend(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    **_: Any,
+) -> Any:
+    """Compiles a diffusion transformer into a step that decides by itself whether to run its deep blocks.
+
+    Use it as `torch.compile(model, backend=dicache_backend, fullgraph=True)`, or by the name "dicache". `options`
+    takes the fields of DiCacheConfig (`options=DiCacheConfig(...).options()`) and Inductor's options, which are
+    passed on with `mode`. Run the model under `torch.no_grad()` or `torch.inference_mode()`.
+
+    A graph that cannot be cut runs as `torch.compile(model)` would run it, with one UncachedWarning that says why, or
+    raises UnsupportedGraphError if `strict`. An unknown option is a ValueError, a bad value a ValueError or TypeError.
+    """
+    config, settings = split_options(options, mode)
+    try:
+        found = cut(gm, example_inputs, config)
+    except UnsupportedGraphError as error:
+        return _uncached(gm, example_inputs, config, settings, error)
+    session = session_for([example_inputs[place] for place in _weights(found)], config)
+    session.graphs.append(found)
+    return CompiledStep(
+        config=config,
+        session=session,
+        engine=_engine(gm, example_inputs, found, config, settings),
+        slots=found.branch.slots,
+        sizes=read_sizes(found.partition.graph_module.graph, found.branch.slots),
+        places=_places(found),
+    )
+
+
+def _engine(
+    gm: fx.GraphModule, examples: Sequence[Any], found: Cut, config: DiCacheConfig, settings: Mapping[str, Any]
+) -> Engine:
+    names = [node.name for node in found.placeholders]
+    lower = Lowering(
+        partition=found.partition,
+        slots=found.branch.slots,
+        examples=dict(zip(names, examples, strict=True)),
+        source=gm,
+        settings=without_cuda_graphs(settings) if config.lowering == "inductor" else None,
+    )
+    build = cond_engine if config.engine == "cond" else calls_engine
+    return build(found.branch, names, lower)
+
+
+def _weights(found: Cut) -> list[int]:
+    places = {node: place for place, node in enumerate(found.placeholders)}
+    return [places[node] for node in found.inputs.weights]
+
+
+def _places(found: Cut) -> Places:
+    places = {node: place for place, node in enumerate(found.placeholders)}
+    weights = _weights(found)
+    return Places(
+        timestep=places[found.inputs.timestep],
+        conditions=tuple(places[node] for node in found.inputs.conditions),
+        weight=weights[0] if weights else None,
+    )
+
+
+def _uncached(
+    gm: fx.GraphModule,
+    examples: Sequence[Any],
+    config: DiCacheConfig,
+    settings: Mapping[str, Any],
+    error: UnsupportedGraphError,
+) -> Any:
+    """What plain torch.compile would make of the graph, after saying why it is not more."""
+    if sum(effects.name(node) in _HEAVY for node in gm.graph.nodes) < _SMALL:
+        _log.debug("a fragment of %d nodes stays as it is: %s", len(gm.graph.nodes), error)
+    elif config.strict:
+        raise error
+    else:
+        warnings.warn(f"this graph runs uncached: {error.reason}", UncachedWarning, stacklevel=2)
+    if config.lowering == "eager":
+        return gm.forward
+    return lower_graph(gm, examples, settings)

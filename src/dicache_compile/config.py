@@ -1,0 +1,237 @@
+"""The config: every knob of a compiled cache, checked when it is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from .estimators import DCTA
+from .gates import ProbeError
+from .policy import Estimator, Gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiCacheConfig:
+    """How a cut model decides and estimates.
+
+    The bare default is meant to be safe on a model that nobody has tuned: it needs no number of steps, reuses only
+    while the probe has hardly moved, and never more than three steps in a row. `preset` gives the published rules.
+
+    Raises TypeError or ValueError, naming the field, for a value of the wrong type, out of range or contradictory.
+    """
+
+    threshold: float = 0.05
+    """Reuse while the accumulated error stays below this; 0 never reuses, `inf` always. The lowest that the paper
+    measures (table of HunyuanVideo: 35 dB, 1.8x); it uses 0.4 on FLUX and 0.1 to 0.2 on video models."""
+
+    probe_depth: int = 1
+    """Blocks that run on every step. The paper's choice on every model; more costs speed and gains little."""
+
+    gamma_range: tuple[float, float] = (1.0, 1.5)
+    """Where gamma is clipped: 1 is plain reuse, above it extrapolates. The FLUX and HunyuanVideo scripts' range."""
+
+    error: Literal["probe", "probe_minus_input"] = "probe"
+    """What is accumulated: the relative change of h, or its distance to that of x (`delta_minus` in the scripts, which
+    needs thresholds about five times smaller). The paper's choice is the first."""
+
+    comparison: Literal["<", "<="] = "<"
+    """How the accumulated error is compared with the threshold: `<` in the FLUX and WAN scripts, `<=` in Hunyuan's."""
+
+    warmup_steps: int = 3
+    """First steps of a generation that always run deep. Three give two anchors one step apart, and an error to start
+    from, after the first steps, which change most."""
+
+    warmup_ratio: float | None = None
+    """First share of the steps that always runs deep, besides `warmup_steps`; needs the number of steps. The
+    scripts' 0.2. None: no such rule."""
+
+    warmup_inclusive: bool = False
+    """Whether step int(ratio * N) itself is forced: the FLUX script counts `i <= int(ratio * N)`, the others `<`."""
+
+    final_steps: int = 0
+    """Last steps of a generation that always run deep; needs the number of steps. 1 in the FLUX script."""
+
+    max_consecutive_skips: int | None = 3
+    """Reused steps in a row before one is run deep; None: no limit, as in the scripts. 3 bounds how old an anchor can
+    get when the threshold turns out too high for a model."""
+
+    num_steps: int | None = None
+    """Steps of a generation, for the rules that need it. None: taken from the running diffusers pipeline."""
+
+    streams: Literal["auto", 1] = "auto"
+    """"auto": a call belongs to the stream that `stream` or diffusers' `cache_context` names, else calls that share a
+    timestep are numbered, which reads the timestep on the host. 1: unnamed calls are all of one stream."""
+
+    state_dtype: torch.dtype | None = None
+    """Floating dtype in which tensors are kept between steps. None: each stream's own."""
+
+    timestep_input: str | None = None
+    """The name of the model's timestep argument. None: found by its name, or by the sine that is taken of it."""
+
+    trunk: str | tuple[str, ...] | None = None
+    """Module path of the ModuleList that holds the blocks, or several in order. None: found."""
+
+    lowering: Literal["inductor", "eager"] = "inductor"
+    """"eager" runs the cut graph uncompiled: bit-exact, for debugging."""
+
+    engine: Literal["auto", "calls", "cond"] = "auto"
+    """How the branch is taken: "calls" reads the decision and calls one of two pieces; "cond" runs one graph with a
+    `torch.cond`. "auto" takes the first."""
+
+    strict: bool = False
+    """Raise where a graph cannot be cut, instead of running it uncached with a warning."""
+
+    gate: Gate | None = None
+    """Another gate than the probe's error. `threshold`, `error` and `comparison` are then its own affair."""
+
+    estimator: Estimator | None = None
+    """Another estimator than the two-anchor one. `gamma_range` is then its own affair."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.trunk, list):
+            object.__setattr__(self, "trunk", tuple(self.trunk))
+        if isinstance(self.gamma_range, list):
+            object.__setattr__(self, "gamma_range", tuple(self.gamma_range))
+        for check in (_check_numbers, _check_choices, _check_types, _check_together):
+            check(self)
+
+    @classmethod
+    def preset(cls, name: Literal["flux", "hunyuan", "wan"], **overrides: Any) -> DiCacheConfig:
+        """The rules of one of the three published scripts (github.com/Bujiazi/DiCache, commit dd7f0de).
+
+        They count in shares of a generation, so outside of a diffusers pipeline they need `num_steps`.
+        Raises ValueError for an unknown name, TypeError for an unknown field.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(map(repr, _PRESETS))}")
+        return cls(**{**_PRESETS[name], **overrides})
+
+    def options(self) -> dict[str, Any]:
+        """This config as the `options` of torch.compile."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def needs_num_steps(self) -> bool:
+        return self.warmup_ratio is not None or self.final_steps > 0
+
+    def forced_steps(self, num_steps: int | None) -> tuple[int, int | None]:
+        """(steps of warm-up, index from which every step is forced or None) for a generation of that many steps."""
+        warmup, last = self.warmup_steps, None
+        if num_steps is not None:
+            if self.warmup_ratio is not None:
+                warmup = max(warmup, int(self.warmup_ratio * num_steps) + self.warmup_inclusive)
+            if self.final_steps:
+                last = max(num_steps - self.final_steps, 0)
+        return warmup, last
+
+    def make_gate(self) -> Gate:
+        return self.gate or ProbeError(self.threshold, self.error, self.comparison)
+
+    def make_estimator(self) -> Estimator:
+        return self.estimator or DCTA(self.gamma_range)
+
+    def trunk_owners(self) -> tuple[str, ...]:
+        if self.trunk is None:
+            return ()
+        return (self.trunk,) if isinstance(self.trunk, str) else self.trunk
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "flux": {
+        "threshold": 0.4,
+        "warmup_steps": 0,
+        "warmup_ratio": 0.2,
+        "warmup_inclusive": True,
+        "final_steps": 1,
+        "max_consecutive_skips": None,
+    },
+    "hunyuan": {
+        "threshold": 0.1,
+        "comparison": "<=",
+        "warmup_steps": 0,
+        "warmup_ratio": 0.2,
+        "max_consecutive_skips": None,
+    },
+    "wan": {
+        "threshold": 0.08,
+        "gamma_range": (1.0, 2.0),
+        "warmup_steps": 0,
+        "warmup_ratio": 0.2,
+        "max_consecutive_skips": None,
+    },
+}
+
+
+def _check_numbers(config: DiCacheConfig) -> None:
+    _real("threshold", config.threshold, 0, math.inf)
+    for name, least in (("probe_depth", 1), ("warmup_steps", 0), ("final_steps", 0)):
+        _whole(name, getattr(config, name), least)
+    for name, least in (("max_consecutive_skips", 0), ("num_steps", 1)):
+        if getattr(config, name) is not None:
+            _whole(name, getattr(config, name), least)
+    if config.warmup_ratio is not None:
+        _real("warmup_ratio", config.warmup_ratio, 0, 1)
+    if not isinstance(config.gamma_range, tuple) or len(config.gamma_range) != 2:
+        raise TypeError(f"gamma_range: expected two numbers (low, high), got {config.gamma_range!r}")
+    low, high = config.gamma_range
+    for bound in (low, high):
+        _real("gamma_range", bound, 0, math.inf)
+    if not low <= high:
+        raise ValueError(f"gamma_range: expected low <= high, got {config.gamma_range!r}")
+
+
+def _check_choices(config: DiCacheConfig) -> None:
+    for name, choices in (
+        ("error", ("probe", "probe_minus_input")),
+        ("comparison", ("<", "<=")),
+        ("streams", ("auto", 1)),
+        ("lowering", ("inductor", "eager")),
+        ("engine", ("auto", "calls", "cond")),
+    ):
+        value = getattr(config, name)
+        if isinstance(value, bool) or value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_types(config: DiCacheConfig) -> None:
+    for name in ("warmup_inclusive", "strict"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(f"{name}: expected True or False, got {getattr(config, name)!r}")
+    if config.timestep_input is not None and not isinstance(config.timestep_input, str):
+        raise TypeError(f"timestep_input: expected the name of an argument, got {config.timestep_input!r}")
+    owners = config.trunk_owners()
+    if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
+        raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
+    dtype = config.state_dtype
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"state_dtype: expected a floating torch.dtype, got {dtype!r}")
+    for name, kind in (("gate", Gate), ("estimator", Estimator)):
+        value = getattr(config, name)
+        if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
+            raise TypeError(f"{name}: expected an object with the methods of policy.{kind.__name__}, got {value!r}")
+
+
+def _check_together(config: DiCacheConfig) -> None:
+    if config.warmup_inclusive and config.warmup_ratio is None:
+        raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
+    if config.num_steps is not None:
+        for name in ("warmup_steps", "final_steps"):
+            if getattr(config, name) > config.num_steps:
+                raise ValueError(f"{name}={getattr(config, name)} is more than num_steps={config.num_steps}")
+
+
+def _real(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected a number from {low} to {high}, got {value!r}")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value!r}")

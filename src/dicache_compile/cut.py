@@ -1,0 +1,53 @@
+"""Takes one graph through all passes: the only place that knows their order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from .config import DiCacheConfig
+from .errors import UnsupportedGraphError
+from .passes.branch import Policy, build_branch
+from .passes.dataflow import Dataflow
+from .passes.inputs import find_inputs
+from .passes.out_of_place import out_of_place
+from .passes.partition import partition
+from .passes.trunk import find_trunk
+from .plan import Branch, Inputs, Partition
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A graph after all passes."""
+
+    partition: Partition
+    inputs: Inputs
+    branch: Branch
+
+    @property
+    def placeholders(self) -> tuple[fx.Node, ...]:
+        return tuple(self.partition.graph_module.graph.find_nodes(op="placeholder"))
+
+
+def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig) -> Cut:
+    """Cuts a Dynamo graph; `gm` stays as it is. Raises UnsupportedGraphError with the reason where that cannot be."""
+    if reason := why_not_inference(examples):
+        raise UnsupportedGraphError("backend", reason)
+    functional = out_of_place(gm)
+    flow = Dataflow(functional.graph)
+    trunk = find_trunk(functional, flow, config.trunk_owners())
+    parts = partition(functional, flow, trunk, config.probe_depth)
+    inputs = find_inputs(flow, parts, examples, config.timestep_input)
+    policy = Policy(config.make_gate(), config.make_estimator(), config.max_consecutive_skips, config.state_dtype)
+    return Cut(parts, inputs, build_branch(parts, inputs, policy))
+
+
+def why_not_inference(examples: Sequence[Any]) -> str | None:
+    """The reason why a graph is for training, or None."""
+    if torch.is_grad_enabled() and any(isinstance(e, torch.Tensor) and e.requires_grad for e in examples):
+        return "gradients are enabled and an input or a weight requires them; run the model under torch.no_grad()"
+    return None

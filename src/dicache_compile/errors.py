@@ -1,0 +1,19 @@
+"""The two things that can go wrong: a graph that cannot be cut, and a call that cannot be answered."""
+
+from __future__ import annotations
+
+
+class UnsupportedGraphError(RuntimeError):
+    """A graph that a pass refuses; its text is one sentence that says what was found and what was expected."""
+
+    def __init__(self, pass_name: str, reason: str) -> None:
+        super().__init__(f"{pass_name}: {reason}")
+        self.reason = reason
+
+
+class StepError(RuntimeError):
+    """A call of a compiled model that cannot be answered rightly, with what to do about it."""
+
+
+class UncachedWarning(UserWarning):
+    """A graph runs as plain Inductor would run it, without the cache; the text says why."""

@@ -1,0 +1,5 @@
+"""Estimators: one file each."""
+
+from .dcta import DCTA
+
+__all__ = ["DCTA"]

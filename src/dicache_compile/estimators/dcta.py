@@ -1,0 +1,47 @@
+"""The estimator of DiCache (arXiv 2508.17356): dynamic cache trajectory alignment over two anchors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import clipped_ratio, extrapolate, mean_abs_difference
+from ..policy import SlotSpec, State
+
+
+@dataclass(frozen=True, slots=True)
+class DCTA:
+    """y = x + R2 + gamma (R1 - R2), gamma = clip(mean|p - P2| / mean|P1 - P2|); with one anchor y = x + R1.
+
+    R1, P1 are the residual y - x and the probe residual h - x of the newest deep step, R2, P2 those of the one before.
+    """
+
+    gamma_range: tuple[float, float]
+
+    def slots(self) -> tuple[SlotSpec, ...]:
+        tensors = tuple(SlotSpec(name, per_stream=True, scalar=False) for name in ("r1", "r2", "p1", "p2"))
+        # mean|P1 - P2| changes on deep steps only, so it is kept and not computed on every step.
+        return (*tensors, SlotSpec("anchor_gap", per_stream=True, scalar=True))
+
+    def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
+        low, high = self.gamma_range
+        since_older = mean_abs_difference(h.float() - x.float(), state["p2"])
+        ratio = clipped_ratio(since_older, state["anchor_gap"], low, high)
+        return torch.where(anchors > 1, ratio, torch.ones_like(ratio))
+
+    def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
+        return extrapolate(x, state["r1"], state["r2"], gamma, anchors > 1)
+
+    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
+        older = state["p1"]
+        # Rounded as it is stored, so that the gap is the distance of the anchors that later steps will see.
+        newest = (h.float() - x.float()).type_as(older)
+        return {
+            "r2": state["r1"],
+            "r1": y.float() - x.float(),
+            "p2": older,
+            "p1": newest,
+            "anchor_gap": mean_abs_difference(newest, older),
+        }

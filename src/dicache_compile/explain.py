@@ -1,0 +1,140 @@
+"""What is cut, or would be, and why not where it is not."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .config import DiCacheConfig
+from .cost import skippable_share
+from .cut import Cut, cut
+from .errors import UnsupportedGraphError
+from .passes import values
+from .passes.inputs import input_name
+from .plan import Slot
+from .runtime.session import sessions_of
+
+
+@dataclass(frozen=True, slots=True)
+class StreamShape:
+    """A value that the trunk carries and a reused step stands in for."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """How a model is cut; `str()` of it is for people."""
+
+    cached: bool
+    reason: str | None  # why not, in one sentence; None where it is cached
+    graphs: int  # that Dynamo makes of the model; 1 where it is one full graph
+    trunk: tuple[str, ...]  # the ModuleLists, in order
+    blocks: tuple[str, ...]  # all blocks by module path, in order
+    probe: tuple[str, ...]  # those that run on every step
+    deep: tuple[str, ...]  # those that a reused step skips
+    streams: tuple[StreamShape, ...]  # the denoised one first
+    timestep: str | None  # the input that tells generations apart
+    skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
+    state_bytes: int  # that one stream keeps
+
+    def __str__(self) -> str:
+        if not self.cached:
+            return f"not cached: {self.reason}"
+        lists = ", ".join(f"{o} ({sum(b.rpartition('.')[0] == o for b in self.blocks)} blocks)" for o in self.trunk)
+        streams = ", ".join(f"{list(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in self.streams)
+        return "\n".join(
+            (
+                f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
+                f"  trunk      {lists}",
+                f"  probe      {_span(self.probe)}",
+                f"  deep       {_span(self.deep)}",
+                f"  streams    {streams}",
+                f"  timestep   {self.timestep}",
+                f"  skippable  {self.skippable:.1%} of the floating-point operations",
+                f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
+            )
+        )
+
+
+def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
+    """What is cut of a model, or would be, without compiling it.
+
+    With the arguments of one call, traces that call and runs it once, uncompiled. Without, tells of the last graph
+    that was compiled. The config is that with which the model was compiled, else the default one.
+    Raises TypeError if `model` is no module, ValueError if there are neither arguments nor a compiled graph.
+    """
+    sessions = sessions_of(model)
+    config: Any = sessions[-1].settings if sessions else DiCacheConfig()
+    if args or kwargs:
+        return _of_graphs(_trace(model, args, kwargs), config)
+    if not sessions or not sessions[-1].graphs:
+        raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
+    return _of_cut(sessions[-1].graphs[-1], graphs=1)
+
+
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[fx.GraphModule, Sequence[Any]]]:
+    found: list[tuple[fx.GraphModule, Sequence[Any]]] = []
+
+    def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
+        found.append((gm, examples))
+        return gm.forward
+
+    original = getattr(model, "_orig_mod", model)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    # A code object of its own, so that Dynamo's cache of the model's stays as it is.
+    fresh = types.FunctionType(call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__)
+    with torch.no_grad():
+        torch.compile(fresh, backend=capture)(*args, **kwargs)
+    return found
+
+
+def _of_graphs(traced: list[tuple[fx.GraphModule, Sequence[Any]]], config: DiCacheConfig) -> Explanation:
+    reasons: list[tuple[int, str]] = []
+    with torch.no_grad():
+        for gm, examples in traced:
+            try:
+                return _of_cut(cut(gm, examples, config), graphs=len(traced))
+            except UnsupportedGraphError as error:
+                reasons.append((len(gm.graph.nodes), error.reason))
+    # Of several graphs the largest is the one that was worth cutting.
+    reason = max(reasons)[1] if reasons else "Dynamo made no graph of this call"
+    return Explanation(False, reason, len(traced), (), (), (), (), (), None, 0.0, 0)
+
+
+def _of_cut(found: Cut, graphs: int) -> Explanation:
+    trunk, depth = found.partition.trunk, found.partition.probe_depth
+    carried = [recorded for s in found.partition.streams if (recorded := values.tensor(s.x)) is not None]
+    paths = tuple(block.path for block in trunk.blocks)
+    return Explanation(
+        cached=True,
+        reason=None,
+        graphs=graphs,
+        trunk=trunk.owners,
+        blocks=paths,
+        probe=paths[:depth],
+        deep=paths[depth:],
+        streams=tuple(StreamShape(values.shape_hint(recorded), recorded.dtype) for recorded in carried),
+        timestep=input_name(found.inputs.timestep),
+        skippable=skippable_share(found.partition, found.inputs),
+        state_bytes=sum(_bytes(slot) for slot in found.branch.slots),
+    )
+
+
+def _bytes(slot: Slot) -> int:
+    recorded = values.tensor(slot.like) if slot.like is not None else None
+    shape = slot.shape if recorded is None else values.shape_hint(recorded)
+    return torch.Size(shape).numel() * slot.dtype.itemsize
+
+
+def _span(paths: tuple[str, ...]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} ... {paths[-1]} ({len(paths)})"

@@ -1,0 +1,1 @@
+"""What other libraries tell us while they run. None of them is imported here."""

@@ -1,0 +1,5 @@
+"""The arithmetic of gates and estimators as reference operations in plain PyTorch."""
+
+from .reference import clipped_ratio, extrapolate, mean_abs_difference, relative_l1
+
+__all__ = ["clipped_ratio", "extrapolate", "mean_abs_difference", "relative_l1"]

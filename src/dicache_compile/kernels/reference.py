@@ -1,0 +1,36 @@
+"""The reference operations, all in float32 whatever the dtype of their inputs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def mean_abs_difference(a: Tensor, b: Tensor) -> Tensor:
+    """mean|a - b|, float32, shape ()."""
+    return (a.float() - b.float()).abs().mean()
+
+
+def relative_l1(current: Tensor, previous: Tensor) -> Tensor:
+    """mean|current - previous| / mean|previous|, float32, shape (); NaN or infinite where `previous` is all zero."""
+    return mean_abs_difference(current, previous) / previous.float().abs().mean()
+
+
+def clipped_ratio(numerator: Tensor, denominator: Tensor, low: float, high: float) -> Tensor:
+    """numerator / denominator clipped to [low, high], and 1 where that is not a number or the denominator vanishes.
+
+    The published scripts let 0/0 through `clip` as NaN (methods: DiCache, bug 1).
+    """
+    ratio = (numerator / denominator).clamp(low, high)
+    usable = (denominator > 0) & (ratio == ratio)
+    return torch.where(usable, ratio, torch.ones_like(ratio))
+
+
+def extrapolate(base: Tensor, newest: Tensor, older: Tensor, gamma: Tensor, has_older: Tensor) -> Tensor:
+    """base + older + gamma (newest - older), or base + newest where there is no older; float32, of base's shape.
+
+    `gamma` and `has_older` have shape (). An older that does not exist is masked, not multiplied by zero: it may hold
+    anything, NaN included.
+    """
+    near, far = newest.float(), older.float()
+    return base.float() + torch.where(has_older, far + gamma * (near - far), near)

@@ -1,0 +1,76 @@
+"""Lowers one piece: through Inductor, or as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._inductor.compile_fx import compile_fx
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ..passes import values
+from ..passes.copying import copy_module
+from ..plan import Partition, Piece, Slot
+
+Callee = Callable[..., Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """How the pieces of one graph are lowered. To be used while Dynamo is still compiling that graph."""
+
+    partition: Partition
+    slots: tuple[Slot, ...]
+    examples: Mapping[str, object]  # what the graph was traced with, by placeholder
+    source: fx.GraphModule  # as it came from Dynamo
+    settings: Mapping[str, Any] | None  # Inductor's; None: run eagerly
+
+    def __call__(self, piece: Piece) -> Callee:
+        """Something that takes the piece's inputs in order and returns its outputs in order."""
+        if self.settings is None:
+            return piece.graph_module.forward
+        _carry_metadata(self.source, piece)
+        # compile_fx takes the graph that it is given apart, and pieces are kept for people to read.
+        graph_module = copy_module(piece.graph_module)
+        graph_module._param_name_to_source = getattr(self.source, "_param_name_to_source", {})  # type: ignore[assignment]
+        return lower_graph(graph_module, [self._example(name) for name in piece.inputs], self.settings)
+
+    def _example(self, name: str) -> object:
+        if name in self.examples:
+            return self.examples[name]
+        if name.startswith("state."):
+            return self._example_state(name.removeprefix("state."))
+        if name.startswith("gamma."):
+            return self._fake(lambda device: torch.empty((), dtype=torch.float32, device=device))
+        return values.value(next(node for node in self.partition.crossing if node.name == name))
+
+    def _example_state(self, name: str) -> Tensor:
+        slot = next(slot for slot in self.slots if slot.name == name)
+        shape: Sequence[Any] = slot.shape
+        if slot.like is not None:
+            carried = values.tensor(slot.like)
+            assert carried is not None
+            shape = carried.shape
+        return self._fake(lambda device: torch.empty(tuple(shape), dtype=slot.dtype, device=device))
+
+    def _fake(self, make: Callable[[torch.device], Tensor]) -> Tensor:
+        carried = values.tensor(self.partition.streams[0].x)
+        assert isinstance(carried, FakeTensor)
+        with carried.fake_mode:
+            return make(carried.device)
+
+
+def lower_graph(gm: fx.GraphModule, examples: Sequence[object], settings: Mapping[str, Any]) -> Callee:
+    """Compiles a graph with Inductor under these settings."""
+    compiled: Callee = compile_fx(gm, list(examples), config_patches=dict(settings))  # type: ignore[arg-type, assignment]
+    return compiled
+
+
+def _carry_metadata(source: fx.GraphModule, piece: Piece) -> None:
+    """Gives a piece what AOTAutograd reads of Dynamo's graphs; without it every weight counts as a changing input."""
+    sources = {n.name: getattr(n, "_dynamo_source", None) for n in source.graph.find_nodes(op="placeholder")}
+    for placeholder, name in zip(piece.graph_module.graph.find_nodes(op="placeholder"), piece.inputs, strict=True):
+        placeholder._dynamo_source = sources.get(name)  # type: ignore[attr-defined]

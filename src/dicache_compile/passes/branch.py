@@ -1,0 +1,124 @@
+"""Pass: branch. Writes the graphs of a step from a partition, a gate and an estimator.
+
+    P: inputs, state          -> reuse, crossing values       prologue + probe + statistics + decision
+    D: crossing values, state -> outputs                      deep + new anchor + epilogue
+    R: crossing values, state -> outputs                      estimate + epilogue
+
+and the same step as one functional graph with one `torch.ops.higher_order.cond`. The epilogue stands in both D and R,
+so nothing has to be merged after the branch.
+
+Requires: a partition whose regions never read backwards. Ensures: the pieces and the single graph compute the same.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from ..plan import Branch, Inputs, Partition, Piece, Region
+from .emit import Emitter, write_back
+from .step import Policy, Step, Updates
+
+__all__ = ["Policy", "build_branch"]
+
+
+def build_branch(partition: Partition, inputs: Inputs, policy: Policy) -> Branch:
+    """The branch of a partition, in both forms."""
+    step = Step(partition, inputs, policy)
+    return Branch(_probe(step), _deep(step), _estimate(step), _single(step), step.slots())
+
+
+def _probe(step: Step) -> Piece:
+    emitter = step.emitter()
+    reuse, gammas, updates = step.probe(emitter)
+    crossing = {node.name: emitter.read(node) for node in step.partition.crossing}
+    crossing |= {f"gamma.{place}": gamma for place, gamma in enumerate(gammas)}
+    write_back(emitter, updates)
+    return Piece(emitter.module((reuse, *crossing.values())), tuple(emitter.inputs), ("reuse", *crossing))
+
+
+def _deep(step: Step) -> Piece:
+    emitter = step.emitter()
+    outputs, updates = step.deep(emitter)
+    write_back(emitter, updates)
+    return _piece(emitter, outputs)
+
+
+def _estimate(step: Step) -> Piece:
+    emitter = step.emitter()
+    return _piece(emitter, step.estimate(emitter))
+
+
+def _piece(emitter: Emitter, outputs: Sequence[object]) -> Piece:
+    return Piece(emitter.module(outputs), tuple(emitter.inputs), tuple(f"output.{i}" for i in range(len(outputs))))
+
+
+def _single(step: Step) -> Piece:
+    """The step with one `cond`. Each branch takes the same operands and returns fresh tensors of the same kind."""
+    outer = step.emitter()
+    reuse, gammas, updates = step.probe(outer)
+
+    # Once to see what the branches read, once more with all of it as the operands of both.
+    trials = (step.emitter(), step.emitter())
+    written = tuple(step.deep(trials[0])[1])
+    step.estimate(trials[1])
+    names = tuple(dict.fromkeys([*trials[0].inputs, *trials[1].inputs, *(f"state.{name}" for name in written)]))
+    deep, estimate = step.emitter(), step.emitter()
+    for emitter in (deep, estimate):
+        for name in names:
+            emitter.input(name)
+
+    # What does not depend on the branch stays outside of it: a branch must not return an operand.
+    chosen = [i for i, node in enumerate(step.outputs()) if step.partition.regions.get(node) in _BELOW]  # type: ignore[arg-type]
+    deep_outputs, deep_updates = step.deep(deep)
+    kept: Updates = {name: estimate.input(f"state.{name}") for name in written}
+    branches = {
+        "deep_branch": _branch(deep, [deep_outputs[i] for i in chosen], _functional(step, deep, deep_updates)),
+        "estimate_branch": _branch(
+            estimate, [step.estimate(estimate)[i] for i in chosen], _functional(step, estimate, kept)
+        ),
+    }
+
+    crossing = {node.name: node for node in step.partition.graph_module.graph.nodes}
+    computed = {f"gamma.{i}": gamma for i, gamma in enumerate(gammas)}
+    computed |= {f"state.{name}": node for name, node in updates.items()}
+    operands = [
+        computed[name]
+        if name in computed
+        else outer.input(name)
+        if name.startswith("state.")
+        else outer.read(crossing[name])
+        for name in names
+    ]
+    modules = [outer.graph.get_attr(name) for name in ("estimate_branch", "deep_branch")]
+    result = outer.graph.call_function(torch.ops.higher_order.cond, (reuse, *modules, tuple(operands)))
+    parts = [outer.graph.call_function(operator.getitem, (result, i)) for i in range(len(chosen) + len(written))]
+
+    outputs = [outer.read(node) if isinstance(node, fx.Node) and i not in chosen else node for i, node in enumerate(step.outputs())]
+    for i, part in zip(chosen, parts, strict=False):
+        outputs[i] = part
+    state = _functional(step, outer, {name: node for name, node in updates.items() if name not in written})
+    state |= dict(zip(written, parts[len(chosen) :], strict=True))
+    module = outer.module((*outputs, *state.values()), attributes=branches)
+    named = (*(f"output.{i}" for i in range(len(outputs))), *(f"state.{name}" for name in state))
+    return Piece(module, tuple(outer.inputs), named)
+
+
+_BELOW = (Region.DEEP, Region.EPILOGUE)
+
+
+def _branch(emitter: Emitter, outputs: Sequence[object], state: Updates) -> fx.GraphModule:
+    # Both branches must agree in strides, and an estimate is contiguous where a deep result may be a slice.
+    layout = {"memory_format": torch.contiguous_format}
+    fresh = [emitter.graph.call_method("clone", (output,), layout) for output in outputs]
+    return emitter.module((*fresh, *state.values()))
+
+
+def _functional(step: Step, emitter: Emitter, updates: Updates) -> Updates:
+    """New values as fresh tensors in the dtype of their slots."""
+    dtypes = {slot.name: slot.dtype for slot in step.slots()}
+    cast = {name: emitter.graph.call_method("to", (node, dtypes[name])) for name, node in updates.items()}
+    return {name: emitter.graph.call_method("clone", (node,)) for name, node in cast.items()}

@@ -1,0 +1,103 @@
+"""The part of a step that no gate or estimator changes: when a generation starts, what is forced, what is recorded.
+
+Plain torch functions over the control slots, traced into the probe's piece. Every value is a tensor on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_ROWS = 1024  # steps that a stream remembers
+LOG_COLUMNS = ("index", "timestep", "deep", "forced", "error", "accumulated", "gamma")
+NO_LIMIT = 2**62
+
+_Updates = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ControlSlot:
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    initial: float = 0
+
+
+def control_slots(conditions: int) -> tuple[ControlSlot, ...]:
+    """What every stream keeps besides the gate's and the estimator's slots, for that many condition inputs."""
+    return (
+        ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
+        ControlSlot("schedule", (2,), torch.int64),  # host: steps of warm-up; index from which all steps are forced
+        ControlSlot("index", (), torch.int64),  # steps done in this generation
+        ControlSlot("anchors", (), torch.int64),  # deep steps done in this generation, up to 2
+        ControlSlot("skipped", (), torch.int64),  # reused steps since the last deep one
+        ControlSlot("time", (), torch.float32),  # the last step's timestep
+        ControlSlot("direction", (), torch.float32),  # the way the timestep moves: -1, 1; 0 unknown
+        ControlSlot("checksums", (conditions,), torch.float32),
+        ControlSlot("stable", (conditions,), torch.bool),  # whether a checksum was the same twice
+        ControlSlot("log", (LOG_ROWS, len(LOG_COLUMNS)), torch.float32),
+        ControlSlot("logged", (), torch.int64),  # rows ever written
+    )
+
+
+def checksum(condition: Tensor) -> Tensor:
+    """A number that tells two prompts apart: float32, shape (). Depends on the order of the elements."""
+    flat = condition.reshape(-1).float()
+    position = torch.arange(condition.numel(), device=condition.device)
+    return (flat * ((position * 7919 + 12345) % 65521 / 65521 + 0.5)).sum()
+
+
+def begin(timestep: Tensor, checksums: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, _Updates]:
+    """(whether a generation starts with this step: bool, shape (); the slots after that is known).
+
+    It does where the host asks, where the timestep moves against its direction, where a generation's first timestep
+    comes again, and where a condition changes that had stayed the same.
+    """
+    # Of a vector or a per-token tensor the largest: tokens given as clean context have 0.
+    time = timestep.float().amax()
+    move = torch.sign(time - state["time"])
+    direction, index = state["direction"], state["index"]
+    changed = checksums != state["checksums"]
+    against = move * direction < 0
+    # Only at the start: second-order samplers visit later timesteps twice.
+    again = (index == 1) & (move == 0)
+    fresh = state["restart"] | against | again | (changed & state["stable"]).any()
+    # A direction that the second step already contradicts was learned from an abandoned run.
+    unlearned = torch.where(against & (index <= 1), torch.zeros_like(direction), direction)
+    learned = torch.where(direction == 0, move, direction)
+    none = torch.zeros_like(index)
+    return fresh, {
+        "restart": torch.zeros_like(state["restart"]),
+        "index": torch.where(fresh, none, index),
+        "anchors": torch.where(fresh, none, state["anchors"]),
+        "skipped": torch.where(fresh, none, state["skipped"]),
+        "time": time,
+        "direction": torch.where(fresh, unlearned, learned),
+        "checksums": checksums,
+        "stable": ~changed,
+    }
+
+
+def forced(now: Mapping[str, Tensor], schedule: Tensor) -> Tensor:
+    """Whether this step runs deep whatever the gate says: bool, shape ()."""
+    index = now["index"]
+    return (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0)
+
+
+def finish(now: Mapping[str, Tensor], reuse: Tensor) -> _Updates:
+    """The counters after the decision."""
+    skipped = now["skipped"]
+    return {"index": now["index"] + 1, "skipped": torch.where(reuse, skipped + 1, torch.zeros_like(skipped))}
+
+
+def record(columns: tuple[Tensor, ...], state: Mapping[str, Tensor]) -> _Updates:
+    """The log with one more row, in the order of LOG_COLUMNS; the oldest row is overwritten when it is full."""
+    row = torch.stack([column.to(torch.float32) for column in columns])
+    place = state["logged"] % LOG_ROWS
+    return {
+        "log": state["log"].index_copy(0, place.reshape(1), row.reshape(1, -1)),
+        "logged": state["logged"] + 1,
+    }

@@ -1,0 +1,121 @@
+"""What a node does besides giving a value: writes in place, random numbers, modes that it switches.
+
+Dataflow alone does not order these, so the passes add the edges that `ordering` gives.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+
+import torch
+from torch import fx
+
+from . import values
+
+OUT_OF_PLACE = {
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.itruediv: operator.truediv,
+}
+_IN_PLACE_FUNCTIONS = {getattr(operator, name) for name in dir(operator) if name.startswith("i") and name[1:] in (
+    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift",
+)} | {operator.setitem, operator.delitem}  # fmt: skip
+_RANDOM_NAMES = {
+    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
+    "normal", "poisson", "rrelu", "uniform_", "normal_", "bernoulli_", "random_", "exponential_", "log_normal_",
+    "geometric_", "cauchy_",
+}  # fmt: skip
+_MODES = {"_enter_autocast", "_exit_autocast", "_set_grad_enabled"}
+
+
+def name(node: fx.Node) -> str:
+    """The short name of what a node calls: "linear", "add", "setitem"."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
+def written(node: fx.Node) -> tuple[fx.Node, ...]:
+    """The arguments that a node changes in place."""
+    if node.op == "call_function":
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None:
+            pairs = zip(schema.arguments, node.args, strict=False)
+            return tuple(a for s, a in pairs if s.alias_info is not None and s.alias_info.is_write and _is_node(a))
+        out = node.kwargs.get("out")
+        if isinstance(out, fx.Node):
+            return (out,)
+        in_place = node.target in _IN_PLACE_FUNCTIONS or node.kwargs.get("inplace") is True
+        in_place |= _ends_in_place(name(node))
+    elif node.op == "call_method":
+        in_place = _ends_in_place(name(node)) or name(node) == "__setitem__"
+    else:
+        in_place = False
+    first = node.args[0] if node.args else None
+    return (first,) if in_place and isinstance(first, fx.Node) and values.tensor(first) is not None else ()
+
+
+def is_random(node: fx.Node) -> bool:
+    """Whether a node draws random numbers; dropout counts only where it is on."""
+    called = name(node)
+    if called in ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"):
+        p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+        return bool(training) and p != 0
+    if called == "scaled_dot_product_attention":
+        return (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0
+    if isinstance(node.target, torch._ops.OpOverload):
+        return torch.Tag.nondeterministic_seeded in node.target.tags and "dropout" not in called
+    return node.op in ("call_function", "call_method") and called in _RANDOM_NAMES
+
+
+def is_mode(node: fx.Node) -> bool:
+    """Whether a node switches autocast or gradients for the nodes after it."""
+    return node.op == "call_function" and name(node) in _MODES
+
+
+def autocast_scopes(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
+    """For each node inside an autocast scope, the nodes that entered it, outermost first."""
+    scopes: dict[fx.Node, tuple[fx.Node, ...]] = {}
+    current: tuple[fx.Node, ...] = ()
+    for node in graph.nodes:
+        if name(node) == "_enter_autocast":
+            current = (*current, node)
+        elif name(node) == "_exit_autocast":
+            current = tuple(entered for entered in current if entered is not node.args[0])
+        elif current and node.op not in ("placeholder", "output"):
+            scopes[node] = current
+    return scopes
+
+
+def ordering(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
+    """Edges that in-place writes add to the dataflow: node -> the nodes that must have run before it.
+
+    A write comes after all earlier uses of that memory, and before all later ones.
+    """
+    memories = {node: values.storages(node) for node in graph.nodes}
+    touched = {memory for node in graph.nodes for target in written(node) for memory in memories[target]}
+    users: dict[int, list[fx.Node]] = defaultdict(list)
+    before: dict[fx.Node, set[fx.Node]] = defaultdict(set)
+    last_write: dict[int, fx.Node] = {}
+    for node in graph.nodes:
+        used = {m for value in (node, *node.all_input_nodes) for m in memories[value] if m in touched}
+        writes = {m for target in written(node) for m in memories[target]}
+        for memory in used:
+            if memory in last_write:
+                before[node].add(last_write[memory])
+            if memory in writes:
+                before[node].update(users[memory])
+                last_write[memory], users[memory] = node, []
+            else:
+                users[memory].append(node)
+        before[node].discard(node)
+    return before
+
+
+def _ends_in_place(called: str) -> bool:
+    return called.endswith("_") and not called.endswith("__") and not called.startswith("_") and called != "requires_grad_"
+
+
+def _is_node(argument: object) -> bool:
+    return isinstance(argument, fx.Node)

@@ -1,0 +1,108 @@
+"""Pass: inputs. Tells the timestep, the conditions and the weights among a graph's placeholders.
+
+Requires: Dynamo's sources on the placeholders. Ensures: one timestep.
+Not handled: a timestep that is a Python number (Dynamo makes a constant of it, and compiles again for each).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+from ..errors import UnsupportedGraphError
+from ..plan import Inputs, Partition, Region
+from . import effects, values
+from .dataflow import Dataflow
+
+_TIMESTEP = re.compile(r"(?:^|_)(?:time_?steps?|time|t|sigmas?|noise_levels?|tsteps?)$")
+_WAVES = {"sin", "cos"}
+
+
+def find_inputs(flow: Dataflow, partition: Partition, examples: Sequence[object], timestep_input: str | None) -> Inputs:
+    """Sorts the placeholders of a graph. `examples` are the values it was traced with, in order.
+
+    Raises UnsupportedGraphError if there is no timestep among them, or none of the name `timestep_input`.
+    """
+    placeholders = [node for node in flow.order if node.op == "placeholder"]
+    weights = tuple(n for n, example in zip(placeholders, examples, strict=True) if is_weight(n, example))
+    passed = [n for n in placeholders if n not in weights and values.tensor(n) is not None]
+    timestep = _timestep(flow, passed, timestep_input)
+    reads = flow.upstream(partition.nodes(Region.PROLOGUE, Region.PROBE))
+    others = [n for n in passed if n is not timestep and n in reads and _is_summable(n)]
+    latents = _latents(flow, partition, others)
+    conditions = tuple(n for n in others if n is not latents)
+    return Inputs(timestep, conditions, weights)
+
+
+def is_weight(node: fx.Node, example: object) -> bool:
+    """Whether a placeholder is a tensor of a module: a parameter, a buffer or a plain attribute."""
+    if isinstance(example, torch.nn.Parameter):
+        return True
+    source = getattr(node, "_dynamo_source", None)
+    kind = getattr(source, "guard_source", None)
+    return "NN_MODULE" in str(kind() if callable(kind) else kind)
+
+
+def input_name(node: fx.Node) -> str:
+    """What the caller calls an input: `L['kwargs']['timestep']` -> `timestep`, `L['ids'][0]` -> `ids.0`."""
+    source = getattr(node, "_dynamo_source", None)
+    text = getattr(source, "name", None)
+    text = text() if callable(text) else text
+    if not text:
+        return node.name
+    tokens = [token.strip("'") for token in re.findall(r"'[^']*'|\d+|(?<=\.)\w+", text)]
+    return ".".join(tokens[1:] if tokens[:1] in (["kwargs"], ["args"]) and len(tokens) > 1 else tokens) or node.name
+
+
+def _latents(flow: Dataflow, partition: Partition, passed: list[fx.Node]) -> fx.Node | None:
+    """The input that is denoised, which changes on every step: what the stream is made from."""
+    sources = [node for node in passed if node in flow.upstream([partition.streams[0].x])]
+    if len(sources) == 1:
+        return sources[0]
+    results = {values.size_text(node) for node in flow.needs(flow.order[-1])}
+    alike = [node for node in sources if values.size_text(node) in results]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _timestep(flow: Dataflow, passed: list[fx.Node], wanted: str | None) -> fx.Node:
+    names = {input_name(node): node for node in passed}
+    known = ", ".join(names) or "none"
+    if wanted is not None:
+        if wanted not in names:
+            raise UnsupportedGraphError("inputs", f"no tensor input named {wanted!r}; the tensor inputs are: {known}")
+        return names[wanted]
+    alike = [node for name, node in names.items() if _TIMESTEP.search(name.lower())]
+    if len(alike) == 1:
+        return alike[0]
+    # By what becomes of it: a timestep is a number for each sample (or token) that is turned into waves.
+    waves = {node: _steps_to_waves(flow, node) for node in (alike or passed) if _is_small(node)}
+    found = [(steps, node) for node, steps in waves.items() if steps is not None]
+    if not found:
+        raise UnsupportedGraphError(
+            "inputs", f"no timestep found among the tensor inputs ({known}); name it with timestep_input="
+        )
+    return min(found, key=lambda item: item[0])[1]
+
+
+def _steps_to_waves(flow: Dataflow, node: fx.Node) -> int | None:
+    """How many operations lie between an input and the first sine or cosine of it; None if there is none near."""
+    front, seen = {node}, {node}
+    for steps in range(12):
+        if any(effects.name(n) in _WAVES for n in front):
+            return steps
+        front = {user for n in front for user in flow.needed_by(n)} - seen
+        seen |= front
+    return None
+
+
+def _is_small(node: fx.Node) -> bool:
+    recorded = values.tensor(node)
+    return recorded is not None and recorded.dim() <= 2 and recorded.dtype is not torch.bool
+
+
+def _is_summable(node: fx.Node) -> bool:
+    recorded = values.tensor(node)
+    return recorded is not None and not recorded.is_complex() and recorded.layout == torch.strided

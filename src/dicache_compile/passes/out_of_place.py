@@ -1,0 +1,71 @@
+"""Pass: out of place. Rewrites `a += b` as `a = a + b` where nothing else can see the difference.
+
+A residual trunk that adds in place (`x += attn(x)`) keeps x, h and y in one memory; a cut needs all three.
+
+Requires: a Dynamo graph. Ensures: the same values for the output and for everything outside.
+Not handled: a value of which a view was taken before the write and is read after it; a graph input (writing to one
+is an effect on the outside); in-place operations other than the operators of `effects.OUT_OF_PLACE` and the methods
+below. They stay, and the partition refuses them where it must.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from torch import fx
+
+from . import effects, values
+from .copying import copy_module
+
+_METHODS = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div", "clamp_": "clamp", "addcmul_": "addcmul"}
+
+
+def out_of_place(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy of `gm` in which every write that can be rewritten is."""
+    copy = copy_module(gm)
+    order = {node: position for position, node in enumerate(copy.graph.nodes)}
+    sharers: dict[int, list[fx.Node]] = defaultdict(list)
+    for node in order:
+        for memory in values.storages(node):
+            sharers[memory].append(node)
+    for node in order:
+        if _is_rewritable(node) and _why_not(node, order, sharers) is None:
+            _rewrite(node, order)
+    copy.recompile()
+    return copy
+
+
+def _is_rewritable(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in _METHODS and not node.kwargs
+    return node.op == "call_function" and node.target in effects.OUT_OF_PLACE
+
+
+def _why_not(node: fx.Node, order: dict[fx.Node, int], sharers: dict[int, list[fx.Node]]) -> str | None:
+    target = node.args[0]
+    if not isinstance(target, fx.Node) or values.tensor(target) is None or values.tensor(node) is None:
+        return "it does not write to a tensor"
+    for memory in values.storages(target):
+        for other in sharers[memory]:
+            if other.op == "placeholder":
+                return "it writes to an input"
+            read_later = any(order.get(user, -1) > order[node] for user in other.users)
+            if other is not target and order[other] < order[node] and read_later:
+                return f"{other.name} shares its memory and is read later"
+    return None
+
+
+def _rewrite(node: fx.Node, order: dict[fx.Node, int]) -> None:
+    target = node.args[0]
+    assert isinstance(target, fx.Node)
+    kept = values.tensor(target)
+    assert kept is not None
+    node.target = _METHODS[str(node.target)] if node.op == "call_method" else effects.OUT_OF_PLACE[node.target]
+    result = node
+    if any((other := values.tensor(n)) is not None and other.dtype != kept.dtype for n in node.all_input_nodes):
+        # The in-place operation keeps its target's dtype, whatever the other operand's.
+        with node.graph.inserting_after(node):
+            result = node.graph.call_method("to", (node, kept.dtype))
+        result.meta = dict(node.meta)
+        node.replace_all_uses_with(result, delete_user_cb=lambda user: user is not result)
+    target.replace_all_uses_with(result, delete_user_cb=lambda user: order.get(user, -1) > order[node])

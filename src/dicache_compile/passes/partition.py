@@ -1,0 +1,235 @@
+"""Pass: partition. Gives every node its region by reachability, and finds the streams that the trunk carries.
+
+Requires: a trunk of the graph. Ensures: no region reads a value of a later one; every value that leaves the deep
+region has an x and an h of its own shape.
+Not handled: random numbers and outside effects in the deep region, deep results with no counterpart in the probe.
+Those are refused, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import fx
+
+from ..errors import UnsupportedGraphError
+from ..plan import Partition, Region, Stream, Trunk
+from . import effects, values
+from .dataflow import Dataflow
+from .residual_path import residual_path
+
+
+def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:
+    """The reason why a trunk cannot be cut after `probe_depth` blocks, or None."""
+    if probe_depth >= len(trunk.blocks):
+        return f"probe_depth={probe_depth} leaves nothing to skip ({len(trunk.blocks)} blocks found)"
+    return None
+
+
+def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int) -> Partition:
+    """Cuts `gm` after the first `probe_depth` blocks of its trunk. Raises UnsupportedGraphError where it must not."""
+    if reason := why_not_splittable(trunk, probe_depth):
+        raise UnsupportedGraphError("partition", reason)
+    regions = _regions(flow, trunk, probe_depth)
+    pulled = _with_slices_pulled(regions, flow)
+    try:
+        streams = _streams(flow, pulled)
+        regions = pulled
+    except UnsupportedGraphError:  # the slice is of a stream that is never apart from its neighbour: keep it whole
+        streams = _streams(flow, regions)
+    if reason := _why_not_skippable(flow, regions):
+        raise UnsupportedGraphError("partition", reason)
+    if reason := _why_not_kept(flow, regions, streams):
+        raise UnsupportedGraphError("partition", reason)
+    below = (Region.DEEP, Region.EPILOGUE)
+    crossing = tuple(
+        node
+        for node in flow.order
+        if regions.get(node) in (Region.PROLOGUE, Region.PROBE)
+        and (any(regions.get(user) in below or user.op == "output" for user in node.users) or _is_carried(node, streams))
+    )
+    if reason := _why_not_passable(crossing):
+        raise UnsupportedGraphError("partition", reason)
+    return Partition(gm, trunk, probe_depth, regions, streams, crossing, effects.autocast_scopes(gm.graph))
+
+
+def _regions(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, Region]:
+    probe_blocks = [node for block in trunk.blocks[:probe_depth] for node in block.nodes]
+    deep_blocks = [node for block in trunk.blocks[probe_depth:] for node in block.nodes]
+    # A block also computes things of its own that no stream enters (the modulation from the timestep, the keys of the
+    # prompt). What carries a stream is downstream of the first block's streams; the rest is free to run elsewhere.
+    entered = _entered(flow, trunk)
+    deep = flow.upstream(deep_blocks) & entered
+    probe = flow.upstream(probe_blocks) & entered
+    deep -= probe
+    regions: dict[fx.Node, Region] = {}
+    for node in flow.order:
+        if _is_anywhere(node):
+            continue
+        if node in probe:
+            regions[node] = Region.PROBE
+        elif node in deep:
+            regions[node] = Region.DEEP
+        elif node in entered:
+            regions[node] = Region.EPILOGUE
+    _place_free_nodes(flow, regions)
+    return regions
+
+
+def _is_anywhere(node: fx.Node) -> bool:
+    """Whether every region has a node without computing it."""
+    return node.op in ("placeholder", "get_attr", "output") or effects.is_mode(node)
+
+
+def _entered(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
+    """All nodes that a stream of the trunk reaches: downstream of what links the first block to the second."""
+    first, second = trunk.blocks[0], trunk.blocks[1]
+    into_second = flow.upstream(second.nodes)
+    after_first = flow.downstream(first.nodes)
+    # The first block's nodes on the way to the second, and of those the ones on the residual stream or after it.
+    results = [n for n in first.nodes if any(u in into_second and u not in first.nodes for u in flow.needed_by(n))]
+    inside = set(first.nodes)
+    entries: set[fx.Node] = set()
+    for result in results:
+        path = residual_path(result, lambda node: node not in inside)
+        if path is not None:
+            entries.add(path[-1])
+    if not entries:
+        return after_first
+    return {node for node in flow.downstream(entries) if node in after_first}
+
+
+def _place_free_nodes(flow: Dataflow, regions: dict[fx.Node, Region]) -> None:
+    """Puts the nodes that no stream enters where they are needed: a reused step must not pay for the deep blocks' part."""
+    for node in reversed(flow.order):
+        if node in regions or _is_anywhere(node):
+            continue
+        needing = {regions[user] for user in flow.needed_by(node) if user in regions}
+        if needing == {Region.DEEP}:
+            regions[node] = Region.DEEP
+        elif needing == {Region.EPILOGUE}:
+            regions[node] = Region.EPILOGUE
+        else:
+            regions[node] = Region.PROLOGUE
+    # A tuple cannot cross a cut: its parts are taken where it is made.
+    for node in flow.order:
+        source = node.args[0] if node.args else None
+        if effects.name(node) == "getitem" and isinstance(source, fx.Node) and source in regions:
+            if isinstance(values.value(source), (tuple, list)):
+                regions[node] = regions[source]
+
+
+def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[fx.Node, Region]:
+    """The regions with a slice right after the trunk in deep: text + image leave it, only the image goes on."""
+    regions = dict(regions)
+    for node in flow.order:
+        if regions.get(node) is not Region.DEEP or values.tensor(node) is None:
+            continue
+        outside = [user for user in node.users if regions.get(user) is not Region.DEEP]
+        if len(outside) == 1 and effects.name(outside[0]) in ("getitem", "narrow") and outside[0].op != "output":
+            needs = flow.needs(outside[0])
+            if all(n not in regions or regions[n].value <= Region.DEEP.value for n in needs):
+                regions[outside[0]] = Region.DEEP
+    return regions
+
+
+def _why_not_skippable(flow: Dataflow, regions: dict[fx.Node, Region]) -> str | None:
+    outside = _memories(node for node in flow.order if node.op == "placeholder")
+    earlier = _memories(n for n, region in regions.items() if region in (Region.PROLOGUE, Region.PROBE))
+    for node in flow.order:
+        if regions.get(node) is not Region.DEEP:
+            continue
+        where = f"`{effects.name(node)}` ({values.source_line(node)})"
+        if effects.is_random(node):
+            return f"the deep region draws random numbers: {where}"
+        for target in effects.written(node):
+            if values.storages(target) & outside:
+                return f"the deep region writes to an input or a buffer of the model: {where}"
+            if values.storages(target) & earlier:
+                return f"the deep region writes in place to a value from before it: {where}"
+    for node in flow.order:
+        for needed in flow.needs(node):
+            if node in regions and needed in regions and regions[needed].value > regions[node].value:
+                where = f"`{effects.name(node)}` ({values.source_line(node)})"
+                return f"{where} needs `{needed.name}`, which runs in a later region"
+    return None
+
+
+def _memories(nodes: Iterable[fx.Node]) -> set[int]:
+    return {memory for node in nodes for memory in values.storages(node)}
+
+
+def _streams(flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[Stream, ...]:
+    results = [
+        node
+        for node in flow.order
+        if regions.get(node) is Region.DEEP and any(regions.get(user) is not Region.DEEP for user in node.users)
+    ]
+    if not results:
+        raise UnsupportedGraphError("partition", "nothing after the trunk reads the deep blocks' result")
+    return tuple(_stream(result, flow, regions) for result in results)
+
+
+def _stream(y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region]) -> Stream:
+    size = values.size_text(y)
+
+    def leaves_probe(node: fx.Node) -> bool:
+        return regions.get(node) is Region.PROBE and values.size_text(node) == size
+
+    def before_trunk(node: fx.Node) -> bool:
+        above = node.op in ("placeholder", "get_attr") or regions.get(node) is Region.PROLOGUE
+        return above and values.size_text(node) == size
+
+    down = residual_path(y, leaves_probe) or _only_candidate(y, flow, regions)
+    up = residual_path(down[-1], before_trunk) if down is not None else None
+    if down is None or up is None:
+        missing = "in the probe's results" if down is None else "where the trunk starts"
+        shape = tuple(values.size_text(y) or ())
+        raise UnsupportedGraphError(
+            "partition",
+            f"the deep region's result `{y.name}` of shape ({', '.join(shape)}) has no counterpart {missing} "
+            f"({values.source_line(y)})",
+        )
+    return Stream(x=up[-1], h=down[-1], y=y)
+
+
+def _only_candidate(y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[fx.Node, ...] | None:
+    """The only value of y's shape that goes from the probe to the deep blocks: for trunks with no residual path."""
+    size = values.size_text(y)
+    found = [
+        node
+        for node in flow.order
+        if regions.get(node) is Region.PROBE
+        and values.size_text(node) == size
+        and any(regions.get(user) is Region.DEEP for user in node.users)
+    ]
+    return (y, found[0]) if len(found) == 1 else None
+
+
+def _is_carried(node: fx.Node, streams: Iterable[Stream]) -> bool:
+    return any(node in (stream.x, stream.h) for stream in streams)
+
+
+def _why_not_kept(flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple[Stream, ...]) -> str | None:
+    """x must survive the probe and h the deep blocks: the anchors are differences of the three."""
+    for node in flow.order:
+        for target in effects.written(node):
+            memory = values.storages(target)
+            for stream in streams:
+                for kept, writers in ((stream.x, (Region.PROBE, Region.DEEP)), (stream.h, (Region.DEEP,))):
+                    if regions.get(node) not in writers or not values.storages(kept) & memory:
+                        continue
+                    return (
+                        f"`{effects.name(node)}` writes in place to the stream that the trunk carries "
+                        f"({values.source_line(node)})"
+                    )
+    return None
+
+
+def _why_not_passable(crossing: tuple[fx.Node, ...]) -> str | None:
+    for node in crossing:
+        recorded = values.value(node)
+        if not isinstance(recorded, (torch.Tensor, torch.SymInt, int)):
+            return f"`{node.name}` of type {type(recorded).__name__} crosses the cut; only tensors and sizes can"
+    return None

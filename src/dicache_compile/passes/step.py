@@ -1,0 +1,186 @@
+"""Writes the parts of a step after one another: what the probe's piece, the deep piece and the estimate's compute.
+
+All functional: state is read by name and its new values are returned. `branch` makes pieces of them, `single` one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from ..plan import Inputs, Partition, Region, Slot
+from ..policy import Estimator, Gate
+from . import control, values
+from .emit import Emitter
+
+Updates = dict[str, fx.Node]  # the new value of each slot that is written
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a step decides and estimates with."""
+
+    gate: Gate
+    estimator: Estimator
+    max_consecutive_skips: int | None
+    state_dtype: torch.dtype | None  # None: each stream's own
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Everything that the parts of a step are written from."""
+
+    partition: Partition
+    inputs: Inputs
+    policy: Policy
+
+    def emitter(self) -> Emitter:
+        return Emitter(self.partition.graph_module, self.partition.autocast)
+
+    def slots(self) -> tuple[Slot, ...]:
+        """The tensors of a stream's state."""
+        device = _tensor(self.partition.streams[0].x).device
+        found = [
+            Slot(slot.name, None, slot.shape, slot.dtype, device, slot.initial)
+            for slot in control.control_slots(len(self.inputs.conditions))
+        ]
+        for spec in (*self.policy.gate.slots(), *self.policy.estimator.slots()):
+            for place, stream in enumerate(self.partition.streams if spec.per_stream else self.partition.streams[:1]):
+                name = f"{spec.name}.{place}" if spec.per_stream else spec.name
+                dtype = torch.float32 if spec.scalar else self.policy.state_dtype or _tensor(stream.x).dtype
+                found.append(Slot(name, None if spec.scalar else stream.x, (), dtype, device, 0))
+        return tuple(found)
+
+    def outputs(self) -> tuple[object, ...]:
+        """What the model's graph returns."""
+        returned = next(iter(reversed(self.partition.graph_module.graph.nodes))).args[0]
+        assert isinstance(returned, (tuple, list))
+        return tuple(returned)
+
+    def probe(self, emitter: Emitter) -> tuple[fx.Node, list[fx.Node], Updates]:
+        """Prologue, probe and decision: (reuse, gamma of each stream, updates)."""
+        gate, estimator, streams = self.policy.gate, self.policy.estimator, self.partition.streams
+        emitter.copy(self.partition.nodes(Region.PROLOGUE, Region.PROBE))
+        old = {slot.name: emitter.input(f"state.{slot.name}") for slot in self._control()}
+        checksums = [emitter.trace(control.checksum, emitter.read(node)) for node in self.inputs.conditions]
+        sums = emitter.trace(torch.stack, checksums) if checksums else old["checksums"]
+        fresh, now = emitter.trace(control.begin, emitter.read(self.inputs.timestep), sums, old)
+
+        shared = self._shared(emitter, fresh)
+        carried = [(emitter.read(stream.x), emitter.read(stream.h)) for stream in streams]
+        kept = [self._of_stream(emitter, gate, place) for place in range(len(streams))]
+        errors = [emitter.trace(gate.measure, x, h, state) for (x, h), state in zip(carried, kept, strict=True)]
+        error, first = emitter.trace(_largest_error, errors, now["index"])
+        within, compared = emitter.trace(gate.judge, error, shared)
+        limit = self.policy.max_consecutive_skips
+        forced, reuse = emitter.trace(_decide, within, now, old["schedule"], control.NO_LIMIT if limit is None else limit)
+        gammas = [
+            emitter.trace(estimator.weigh, x, h, now["anchors"], self._of_stream(emitter, estimator, place))
+            for place, (x, h) in enumerate(carried)
+        ]
+
+        updates: Updates = dict(now)
+        updates |= emitter.trace(control.finish, now, reuse)
+        row = emitter.trace(_columns, now, reuse, forced, first, error, compared, gammas[0])
+        updates |= emitter.trace(control.record, row, old)
+        updates |= emitter.trace(gate.settle, compared, reuse, shared)
+        for place, ((x, h), state) in enumerate(zip(carried, kept, strict=True)):
+            updates |= _suffixed(emitter.trace(gate.follow, x, h, state), place)
+        return reuse, gammas, updates
+
+    def deep(self, emitter: Emitter) -> tuple[list[object], Updates]:
+        """Deep blocks, new anchor and epilogue: (the model's outputs, updates)."""
+        emitter.copy(self.partition.nodes(Region.DEEP))
+        # Before the epilogue, which may write to y.
+        updates: Updates = {"anchors": emitter.trace(_one_more_anchor, emitter.input("state.anchors"))}
+        for place, stream in enumerate(self.partition.streams):
+            nodes = [emitter.read(node) for node in (stream.x, stream.h, stream.y)]
+            state = self._of_stream(emitter, self.policy.estimator, place)
+            updates |= _suffixed(emitter.trace(self.policy.estimator.anchor, *nodes, state), place)
+        return self._epilogue(emitter), updates
+
+    def estimate(self, emitter: Emitter) -> list[object]:
+        """The deep blocks' stand-in and the epilogue: the model's outputs."""
+        for place, stream in enumerate(self.partition.streams):
+            state = self._of_stream(emitter, self.policy.estimator, place)
+            gamma, anchors = emitter.input(f"gamma.{place}"), emitter.input("state.anchors")
+            y = emitter.trace(self.policy.estimator.estimate, emitter.read(stream.x), gamma, anchors, state)
+            emitter.replace(stream.y, emitter.graph.call_method("to", (y, _tensor(stream.y).dtype)))
+        return self._epilogue(emitter)
+
+    def _epilogue(self, emitter: Emitter) -> list[object]:
+        emitter.copy(self.partition.nodes(Region.EPILOGUE))
+        return [emitter.read(node) if isinstance(node, fx.Node) else node for node in self.outputs()]
+
+    def _control(self) -> tuple[control.ControlSlot, ...]:
+        return control.control_slots(len(self.inputs.conditions))
+
+    def _shared(self, emitter: Emitter, fresh: fx.Node) -> Updates:
+        """The gate's slots that are not per stream, back at 0 where a generation starts."""
+        specs = [spec for spec in self.policy.gate.slots() if not spec.per_stream]
+        return {spec.name: emitter.trace(_zero_if, fresh, emitter.input(f"state.{spec.name}")) for spec in specs}
+
+    @staticmethod
+    def _of_stream(emitter: Emitter, policy: Gate | Estimator, place: int) -> Updates:
+        specs = [spec for spec in policy.slots() if spec.per_stream]
+        return {spec.name: emitter.input(f"state.{spec.name}.{place}") for spec in specs}
+
+
+def _tensor(node: fx.Node) -> Tensor:
+    recorded = values.tensor(node)
+    assert recorded is not None
+    return recorded
+
+
+def _suffixed(updates: Updates, place: int) -> Updates:
+    return {f"{name}.{place}": node for name, node in updates.items()}
+
+
+# Traced into the graph, like the functions of `control`:
+
+
+def _zero_if(fresh: Tensor, state: Tensor) -> Tensor:
+    return torch.where(fresh, torch.zeros_like(state), state)
+
+
+def _largest_error(errors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+    """(the step's error, whether there is none because a generation starts). NaN in any stream stays NaN."""
+    largest = errors[0]
+    for error in errors[1:]:
+        largest = torch.maximum(largest, error)
+    first = index == 0
+    return torch.where(first, torch.zeros_like(largest), largest), first
+
+
+def _decide(within: Tensor, now: Mapping[str, Tensor], schedule: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    forced = control.forced(now, schedule)
+    return forced, ~forced & within & (now["skipped"] < limit)
+
+
+def _one_more_anchor(anchors: Tensor) -> Tensor:
+    return (anchors + 1).clamp(max=2)
+
+
+def _columns(
+    now: Mapping[str, Tensor],
+    reuse: Tensor,
+    forced: Tensor,
+    first: Tensor,
+    error: Tensor,
+    compared: Tensor,
+    gamma: Tensor,
+) -> tuple[Tensor, ...]:
+    """The values of `control.LOG_COLUMNS`; NaN where a step has none."""
+    nothing = torch.full_like(error, float("nan"))
+    return (
+        now["index"],
+        now["time"],
+        ~reuse,
+        forced,
+        torch.where(first, nothing, error),
+        torch.where(first, nothing, compared),
+        torch.where(reuse, gamma, nothing),
+    )

@@ -1,0 +1,122 @@
+"""What the stages hand each other, in the order in which a graph goes through them. Read this file first.
+
+    Dynamo graph -> find the trunk -> partition -> build the branch -> lower -> run
+                    Trunk             Partition    Branch
+
+Every value is frozen: a pass reads one and returns the next.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """One transformer block: the graph nodes that one entry of a ModuleList owns."""
+
+    owner: str  # "single_transformer_blocks"
+    index: int  # position inside `owner`
+    nodes: tuple[fx.Node, ...]  # in graph order
+
+    @property
+    def path(self) -> str:
+        return f"{self.owner}.{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """The chain of transformer blocks, in the order in which they run."""
+
+    blocks: tuple[Block, ...]
+
+    @property
+    def owners(self) -> tuple[str, ...]:
+        """The ModuleLists, in order: ("transformer_blocks", "single_transformer_blocks")."""
+        return tuple(dict.fromkeys(block.owner for block in self.blocks))
+
+
+class Region(enum.Enum):
+    """Where a node runs. A region reads its own values and those of the regions above it, never of one below."""
+
+    PROLOGUE = 0  # before the trunk, and whatever the probe needs that does not depend on the trunk
+    PROBE = 1  # the first blocks
+    DEEP = 2  # the other blocks, and whatever only they need
+    EPILOGUE = 3  # after the trunk, and whatever only the epilogue needs
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """One value that the trunk carries through; all three have the same shape, [B, T, C] in most models."""
+
+    x: fx.Node  # where it enters the trunk
+    h: fx.Node  # where it leaves the probe
+    y: fx.Node  # where it leaves the trunk
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A graph with each node's region and the streams that a reused step must stand in for."""
+
+    graph_module: fx.GraphModule
+    trunk: Trunk
+    probe_depth: int  # blocks
+    regions: Mapping[fx.Node, Region]  # every node but placeholders and the output
+    streams: tuple[Stream, ...]  # the denoised one first
+    crossing: tuple[fx.Node, ...]  # computed in prologue or probe, read in deep or epilogue; in graph order
+    autocast: Mapping[fx.Node, tuple[fx.Node, ...]]  # the `_enter_autocast` nodes around a node, outermost first
+
+    def nodes(self, *regions: Region) -> tuple[fx.Node, ...]:
+        """The nodes of these regions, in graph order."""
+        return tuple(n for n in self.graph_module.graph.nodes if self.regions.get(n) in regions)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the placeholders of a graph are."""
+
+    timestep: fx.Node
+    conditions: tuple[fx.Node, ...]  # what else the caller passes and the probe's part reads, but for the latents
+    weights: tuple[fx.Node, ...]  # parameters, buffers and other tensors of modules
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One tensor of a stream's state."""
+
+    name: str  # "index", or "r1.0" for the first stream's newest residual
+    like: fx.Node | None  # the node whose shape it has; None: the fixed `shape`
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    initial: float
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A graph of its own, cut out of the model's."""
+
+    graph_module: fx.GraphModule
+    inputs: tuple[str, ...]  # what each placeholder reads: a placeholder of the model, a crossing value, "state.NAME"
+    outputs: tuple[str, ...]  # what each output is: "reuse", a crossing value, "output.K", "state.NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The cut graph in its two forms; both compute the same step.
+
+    As pieces: `probe` gives "reuse" (bool, shape ()) and the crossing values, then either `deep` or `estimate` gives
+    the outputs; each writes its new state in place. As `single`: one graph with one `torch.ops.higher_order.cond`
+    that takes the state and returns the outputs and the new state.
+    """
+
+    probe: Piece  # P
+    deep: Piece  # D
+    estimate: Piece  # R
+    single: Piece
+    slots: tuple[Slot, ...]

@@ -1,0 +1,79 @@
+"""What a gate and an estimator are. A new one is a frozen dataclass in a file of its own, passed in the config.
+
+Both are written in plain torch operations on tensors, without a Python branch on a value: the same code runs eagerly
+in tests, and is traced once into the graph of the step. `x` and `h` come in the stream's dtype and state in its
+storage dtype, so each method converts to float32 before it computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+State = Mapping[str, Tensor]
+"""The tensors that `slots()` asked for, by their names."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSpec:
+    """A tensor that a gate or an estimator keeps from step to step."""
+
+    name: str
+    per_stream: bool  # True: one for each stream
+    scalar: bool  # True: float32 of shape (); False: of the stream's shape, in `state_dtype`
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Says whether this step may reuse."""
+
+    def slots(self) -> tuple[SlotSpec, ...]: ...
+
+    def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
+        """The error of one stream: float32, shape (). The step's error is the largest of all streams'.
+
+        On the first step of a generation the state is stale and the result is not used.
+        """
+        ...
+
+    def follow(self, x: Tensor, h: Tensor, state: State) -> dict[str, Tensor]:
+        """What one stream's slots become, on every step."""
+        ...
+
+    def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """(may this step reuse: bool, the error that was compared: float32), both of shape ().
+
+        A NaN must give False. `state` holds the slots that are not per stream, back at 0 on a generation's first step.
+        """
+        ...
+
+    def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
+        """What the slots that are not per stream become, once it is known whether the step reuses."""
+        ...
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """Says what stands in for the deep blocks' result."""
+
+    def slots(self) -> tuple[SlotSpec, ...]:
+        """All per stream."""
+        ...
+
+    def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
+        """What the estimate needs besides tensors at hand, computed in the probe's part; recorded as gamma, shape ().
+
+        `anchors` is how many this generation has had, int64 of shape (), counted up to 2.
+        """
+        ...
+
+    def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
+        """The stand-in for y, float32, of x's shape; called with at least one anchor."""
+        ...
+
+    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
+        """What the slots become on a step that ran the deep blocks."""
+        ...

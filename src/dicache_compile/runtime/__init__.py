@@ -1,0 +1,1 @@
+"""What runs: streams and their state, engines, and the step that the compiled model calls."""

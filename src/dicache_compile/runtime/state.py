@@ -1,0 +1,45 @@
+"""The tensors of one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..plan import Slot
+
+KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps
+
+
+@dataclass(slots=True)
+class StreamState:
+    """One stream's state for one compiled graph and one shape."""
+
+    owner: int  # which compiled graph
+    key: tuple[int, ...]  # which shape
+    tensors: Mapping[str, Tensor]  # by slot, in the slots' order
+    schedule: tuple[int, int] | None = None  # what the schedule slot holds
+
+    def restart(self) -> None:
+        """Asks for a new generation with the next step; waits for nothing."""
+        self.tensors["restart"].fill_(True)
+
+    def set_schedule(self, schedule: tuple[int, int]) -> None:
+        if self.schedule != schedule:
+            for place, value in enumerate(schedule):
+                self.tensors["schedule"][place].fill_(value)
+            self.schedule = schedule
+
+
+def allocate(slots: Sequence[Slot], shapes: Mapping[str, tuple[int, ...]], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """New tensors for these slots, but for those in `kept`."""
+    # Outside of inference mode, or a later call under plain no_grad could not write to them.
+    with torch.inference_mode(False), torch.no_grad():
+        return {
+            slot.name: kept[slot.name]
+            if slot.name in kept
+            else torch.full(shapes[slot.name], slot.initial, dtype=slot.dtype, device=slot.device)
+            for slot in slots
+        }

@@ -1,0 +1,78 @@
+"""The callable that Dynamo gets: one step of the model for the stream that the call belongs to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..config import DiCacheConfig
+from ..errors import StepError
+from ..passes.control import NO_LIMIT
+from ..plan import Slot
+from .engines import Engine
+from .session import Session
+from .sizes import Sizes
+from .streams import SINGLE, current_name
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a graph's inputs are."""
+
+    timestep: int
+    conditions: tuple[int, ...]
+    weight: int | None  # a weight by which the session knows its model
+
+
+@dataclass(slots=True)
+class CompiledStep:
+    """Runs a cut graph. Called with the graph's inputs, returns its outputs."""
+
+    config: DiCacheConfig
+    session: Session
+    engine: Engine
+    slots: tuple[Slot, ...]
+    sizes: Sizes
+    places: Places
+    number: int = field(default_factory=lambda: next(_numbers))
+
+    def __call__(self, *inputs: Any) -> Sequence[Any]:
+        session = self.session
+        if self.places.weight is not None:
+            session.watch(inputs[self.places.weight])
+        schedule = self._schedule()
+        name = current_name() or self._unnamed(inputs)
+        state = session.state(name, self.number, self.sizes.key(inputs), self.slots, lambda: self.sizes.shapes(inputs))
+        state.set_schedule(schedule)
+        session.begin_call(name)
+        try:
+            return self.engine.step(inputs, tuple(state.tensors.values()))
+        except BaseException:
+            # The step may have written half of its state.
+            session.drop(name)
+            raise
+
+    def _schedule(self) -> tuple[int, int]:
+        steps = self.config.num_steps or self.session.pipeline_steps
+        if steps is None and self.config.needs_num_steps():
+            raise StepError(
+                f"warmup_ratio={self.config.warmup_ratio} and final_steps={self.config.final_steps} need the number of "
+                "steps of a generation, which only a diffusers pipeline tells by itself: set num_steps"
+            )
+        warmup, last = self.config.forced_steps(steps)
+        return warmup, NO_LIMIT if last is None else last
+
+    def _unnamed(self, inputs: Sequence[Any]) -> str:
+        if self.config.streams == 1:
+            return SINGLE
+        time = inputs[self.places.timestep].float().amax().item()
+        prompts = tuple(inputs[place] for place in self.places.conditions)
+        return self.session.numbering.next(time, prompts, self._at_start)
+
+    def _at_start(self) -> bool:
+        first = self.session.streams.get("0")
+        return first is not None and first.tensors["index"].item() <= 1

@@ -1,0 +1,109 @@
+"""What a compiled model did, step by step: read from the records that the steps left on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from .passes.control import LOG_COLUMNS, LOG_ROWS
+from .runtime.session import History, Session, sessions_of
+
+MAX_GENERATIONS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step of one stream."""
+
+    index: int  # in its generation, from 0
+    timestep: float  # as the model got it; of several the largest
+    deep: bool  # whether the deep blocks ran
+    forced: bool  # whether they had to, whatever the error
+    error: float | None  # of this step; None on the first
+    accumulated: float | None  # what was compared with the threshold; None on the first
+    gamma: float | None  # of the estimate; None where the deep blocks ran
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One denoising run, of one stream or of several that ran side by side."""
+
+    streams: Mapping[str, list[StepRecord]]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The last generations of a model, the newest last; `str()` gives a table."""
+
+    generations: list[Generation]
+
+    def __str__(self) -> str:
+        if not self.generations:
+            return "no generation recorded"
+        lines = ["generation  stream        steps  deep  share  decisions (D deep, d deep and forced, . reused)"]
+        for number, generation in enumerate(self.generations):
+            for name, steps in generation.streams.items():
+                deep = sum(step.deep for step in steps)
+                marks = "".join(("d" if step.forced else "D") if step.deep else "." for step in steps)
+                lines.append(f"{number:>10}  {name:<12}  {len(steps):>5}  {deep:>4}  {deep / len(steps):>5.0%}  {marks}")
+        return "\n".join(lines)
+
+
+def summary(model: nn.Module) -> Summary:
+    """The steps that a compiled model (or its original) has done, up to the last 16 generations.
+
+    Reading waits for the device; recording did not. Raises TypeError if `model` is no module.
+    """
+    sessions = sessions_of(model)
+    return Summary(_generations(sessions[-1]) if sessions else [])
+
+
+def _generations(session: Session) -> list[Generation]:
+    runs = [
+        (calls[0], name, [record for record, _ in run])
+        for name, history in session.history.items()
+        for run in _runs(history)
+        if (calls := [call for _, call in run])
+    ]
+    generations: list[dict[str, list[StepRecord]]] = []
+    for _, name, steps in sorted(runs, key=lambda run: run[0]):
+        # A stream that starts again starts a generation; one that has no part in the newest joins it.
+        if not generations or name in generations[-1]:
+            generations.append({})
+        generations[-1][name] = steps
+    return [Generation(streams) for streams in generations[-MAX_GENERATIONS:]]
+
+
+def _runs(history: History) -> list[list[tuple[StepRecord, int]]]:
+    """A stream's records with the calls that they were, split where a generation starts."""
+    if not history.tensors:
+        return []
+    logged = int(history.tensors["logged"])
+    rows = history.tensors["log"].tolist()
+    numbers = range(max(0, logged - LOG_ROWS), logged)
+    records = [_record(dict(zip(LOG_COLUMNS, rows[number % LOG_ROWS], strict=True))) for number in numbers]
+    # A step that failed before it was recorded is a call without a row.
+    runs: list[list[tuple[StepRecord, int]]] = []
+    for record, call in zip(records, list(history.calls)[-len(records) :], strict=False):
+        if record.index == 0 or not runs:
+            runs.append([])
+        runs[-1].append((record, call))
+    return runs
+
+
+def _record(row: Mapping[str, float]) -> StepRecord:
+    def number(name: str) -> float | None:
+        return None if math.isnan(row[name]) else row[name]
+
+    return StepRecord(
+        index=int(row["index"]),
+        timestep=row["timestep"],
+        deep=bool(row["deep"]),
+        forced=bool(row["forced"]),
+        error=number("error"),
+        accumulated=number("accumulated"),
+        gamma=number("gamma"),
+    )
