@@ -19,6 +19,8 @@ COLOURS = {
 
 # A regular polygon or star is one straight edge, folded over `points` times: (points, inner radius / outer radius).
 _EDGES = {"square": (4, math.cos(math.pi / 4)), "triangle": (3, math.cos(math.pi / 3)), "star": (5, 0.45)}
+# Where a tip of the upright shape points: y counts downwards.
+_UPRIGHT = {"square": math.pi / 4, "triangle": -math.pi / 2, "star": -math.pi / 2}
 # Outer radii that give the shapes about the same area.
 _SCALE = {"circle": 0.80, "square": 1.0, "triangle": 1.2, "star": 1.2}
 
@@ -40,9 +42,9 @@ def render(count: int, size: int, generator: torch.Generator) -> Pictures:
 
     shape = torch.randint(len(SHAPES), (count,), generator=generator)
     colour = torch.randint(len(COLOURS), (count,), generator=generator)
-    radius = uniform(0.42, 0.62)[:, None, None]
-    centre = uniform(-0.25, 0.25, 2)
-    angle = uniform(0.0, 2 * math.pi)[:, None, None]
+    radius = uniform(0.48, 0.66)[:, None, None]
+    centre = uniform(-0.2, 0.2, 2)
+    tilt = uniform(-0.3, 0.3)[:, None, None]
     # Muted: the channels of a background differ little, so that only the shape is colourful.
     background = (uniform(0.1, 0.9, 1) + uniform(-0.08, 0.08, 3))[:, :, None, None]
     slope = uniform(-0.1, 0.1, 2)[:, :, None, None]
@@ -53,7 +55,8 @@ def render(count: int, size: int, generator: torch.Generator) -> Pictures:
     coverage = torch.zeros(count, size, size)
     for index, name in enumerate(SHAPES):
         chosen = shape == index
-        distance = _distance(name, x[chosen], y[chosen], radius[chosen] * _SCALE[name], angle[chosen])
+        angle = _UPRIGHT.get(name, 0.0) + tilt[chosen]
+        distance = _distance(name, x[chosen], y[chosen], radius[chosen] * _SCALE[name], angle)
         # One pixel of linear ramp across the outline is the anti-aliasing.
         coverage[chosen] = (0.5 - distance * size / 2).clamp(0, 1)
 

@@ -1,8 +1,8 @@
-"""Trains the shapes FLUX with flow matching: `python -m bench.shapes.train --minutes 60`.
+"""Trains the shapes FLUX with flow matching: `python -m bench.shapes.train`.
 
-Coarse to fine: the first part of the time goes to 16 x 16 pictures, a quarter of the cost, and the rest to 32 x 32.
-The loss curve goes to `weights/loss.jsonl`, the averaged weights to `weights/flux.safetensors` in float16.
-The number of steps depends on the machine, so a second run with the same seed sees the same pictures, but not as many.
+Coarse to fine: the first steps go to 16 x 16 pictures, at a quarter of the cost, the rest to 32 x 32. The loss curve
+goes to `weights/loss.jsonl`, the averaged weights to `weights/flux.safetensors` in float16, and a sheet of samples
+beside them. `--resume` goes on from those weights and adds to the curve.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 from diffusers import FluxTransformer2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .model import CONFIG, PATCH, SIZE, WEIGHTS, conditioning, generate, pack
@@ -59,25 +58,24 @@ def optimizers(model: torch.nn.Module, rate: float) -> list[torch.optim.Optimize
     ]
 
 
-def sizes(minutes: float, coarse: float, started: float) -> Iterator[tuple[int, float]]:
-    """The picture size of each step and the share of the time that has gone, until the time is up."""
-    while (share := (time.monotonic() - started) / 60 / minutes) < 1:
-        yield (SIZE // 2 if share < coarse else SIZE), share
-
-
-def train(seed: int, minutes: float, coarse: float, batch: int, rate: float) -> None:
+def train(seed: int, coarse: int, fine: int, batch: int, rate: float, resume: bool) -> None:
+    """`coarse` and `fine` are numbers of optimizer steps."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = FluxTransformer2DModel(**CONFIG)
-    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY))
+    if resume:
+        model.load_state_dict({name: weight.float() for name, weight in load_file(WEIGHTS).items()})
+    decay = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=decay)
     compiled = torch.compile(model, dynamic=False)
     optims = optimizers(model, rate)
     WEIGHTS.parent.mkdir(exist_ok=True)
-    curve = WEIGHTS.with_name("loss.jsonl").open("w")
-    started, recent, size_before = time.monotonic(), [], 0
-    for step, (size, share) in zip(itertools.count(1), sizes(minutes, coarse, started)):
-        # Warm-up, then a cosine down to a twentieth over the planned time.
-        factor = min(1.0, step / WARM_UP) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share)))
+    curve = WEIGHTS.with_name("loss.jsonl").open("a" if resume else "w")
+    started, recent = time.monotonic(), []
+    for step in range(1, coarse + fine + 1):
+        size = SIZE // 2 if step <= coarse else SIZE
+        # Warm-up, then a cosine down to a twentieth.
+        factor = min(1.0, step / WARM_UP) * (0.525 + 0.475 * math.cos(math.pi * step / (coarse + fine)))
         for optim in optims:
             for group in optim.param_groups:
                 group["lr"] = rate * factor
@@ -89,14 +87,14 @@ def train(seed: int, minutes: float, coarse: float, batch: int, rate: float) -> 
             optim.zero_grad(set_to_none=True)
         averaged.update_parameters(model)
         recent.append(loss.item())
-        if step % 100 == 0:
-            point = LossPoint(step, size, round((time.monotonic() - started) / 60, 2), sum(recent) / len(recent))
+        if step % 50 == 0 or step == coarse:
+            minutes = round((time.monotonic() - started) / 60, 2)
+            point = LossPoint(step, size, minutes, sum(recent) / len(recent))
             print(json.dumps(asdict(point)), file=curve, flush=True)
             print(point, flush=True)
             recent = []
-        if step % 500 == 0:
+        if step % 200 == 0 or step == coarse + fine:
             save(averaged.module, size)
-    save(averaged.module, SIZE)
 
 
 def save(model: FluxTransformer2DModel, size: int) -> None:
@@ -118,9 +116,12 @@ def save(model: FluxTransformer2DModel, size: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=60.0, help="wall-clock budget")
-    parser.add_argument("--coarse", type=float, default=0.4, help="share of the time on 16 x 16 pictures")
+    parser.add_argument("--coarse", type=int, default=5300, help="steps on 16 x 16 pictures")
+    parser.add_argument("--fine", type=int, default=1300, help="steps on 32 x 32 pictures")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--resume", action="store_true", help="go on from the weights that are there")
     arguments = parser.parse_args()
-    train(arguments.seed, arguments.minutes, arguments.coarse, arguments.batch, arguments.rate)
+    train(
+        arguments.seed, arguments.coarse, arguments.fine, arguments.batch, arguments.rate, arguments.resume
+    )

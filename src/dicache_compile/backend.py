@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import fx
 
 from .config import DiCacheConfig
@@ -16,8 +15,9 @@ from .errors import UncachedWarning, UnsupportedGraphError
 from .lowering import Lowering, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects
+from .plan import Region
 from .runtime.engines import Engine, calls_engine, cond_engine
-from .runtime.session import Session, session_for
+from .runtime.session import SessionFinder
 from .runtime.sizes import read_sizes
 from .runtime.step import CompiledStep, Places
 
@@ -48,11 +48,9 @@ def dicache_backend(
         found = cut(gm, example_inputs, config)
     except UnsupportedGraphError as error:
         return _uncached(gm, example_inputs, config, settings, error)
-    session = session_for([example_inputs[place] for place in _weights(found)], config)
-    session.graphs.append(found)
     return CompiledStep(
         config=config,
-        session=session,
+        find_session=SessionFinder(config, found),
         engine=_engine(gm, example_inputs, found, config, settings),
         slots=found.branch.slots,
         sizes=read_sizes(found.partition.graph_module.graph, found.branch.slots),
@@ -75,18 +73,15 @@ def _engine(
     return build(found.branch, names, lower)
 
 
-def _weights(found: Cut) -> list[int]:
-    places = {node: place for place, node in enumerate(found.placeholders)}
-    return [places[node] for node in found.inputs.weights]
-
-
 def _places(found: Cut) -> Places:
     places = {node: place for place, node in enumerate(found.placeholders)}
-    weights = _weights(found)
+    # The first weight of the deep blocks: models that share an embedder are still two.
+    deep = {needed for node in found.partition.nodes(Region.DEEP) for needed in node.all_input_nodes}
+    weights = sorted((n for n in found.inputs.weights), key=lambda n: (n not in deep, places[n]))
     return Places(
         timestep=places[found.inputs.timestep],
         conditions=tuple(places[node] for node in found.inputs.conditions),
-        weight=weights[0] if weights else None,
+        weight=places[weights[0]] if weights else None,
     )
 
 

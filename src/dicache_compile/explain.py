@@ -71,12 +71,12 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     Raises TypeError if `model` is no module, ValueError if there are neither arguments nor a compiled graph.
     """
     sessions = sessions_of(model)
-    config: Any = sessions[-1].settings if sessions else DiCacheConfig()
+    config = sessions[-1].config if sessions else DiCacheConfig()
     if args or kwargs:
         return _of_graphs(_trace(model, args, kwargs), config)
-    if not sessions or not sessions[-1].graphs:
+    if not sessions:
         raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
-    return _of_cut(sessions[-1].graphs[-1], graphs=1)
+    return _of_cut(sessions[-1].last_cut, graphs=1)
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[fx.GraphModule, Sequence[Any]]]:

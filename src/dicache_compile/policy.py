@@ -66,7 +66,7 @@ class Estimator(Protocol):
     def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
         """What the estimate needs besides tensors at hand, computed in the probe's part; recorded as gamma, shape ().
 
-        `anchors` is how many this generation has had, int64 of shape (), counted up to 2.
+        `anchors` is how many this generation has had, int64 of shape (), counted up to 2. NaN where there is no gamma.
         """
         ...
 

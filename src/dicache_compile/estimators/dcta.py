@@ -29,7 +29,7 @@ class DCTA:
         low, high = self.gamma_range
         since_older = mean_abs_difference(h.float() - x.float(), state["p2"])
         ratio = clipped_ratio(since_older, state["anchor_gap"], low, high)
-        return torch.where(anchors > 1, ratio, torch.ones_like(ratio))
+        return torch.where(anchors > 1, ratio, torch.full_like(ratio, float("nan")))
 
     def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
         return extrapolate(x, state["r1"], state["r2"], gamma, anchors > 1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._inductor.compile_fx import compile_fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..passes import values
@@ -65,6 +64,9 @@ class Lowering:
 
 def lower_graph(gm: fx.GraphModule, examples: Sequence[object], settings: Mapping[str, Any]) -> Callee:
     """Compiles a graph with Inductor under these settings."""
+    # Here, because it takes a second that a process which only reads results need not spend.
+    from torch._inductor.compile_fx import compile_fx
+
     compiled: Callee = compile_fx(gm, list(examples), config_patches=dict(settings))  # type: ignore[arg-type, assignment]
     return compiled
 

@@ -24,7 +24,8 @@ _LAYOUT = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze", "squeeze", "expand", "rearrange",
     "movedim", "swapaxes", "moveaxis", "repeat", "repeat_interleave", "roll", "pad", "index_select", "gather",
 }  # fmt: skip
-_WEAK = {"mul", "imul", "mul_", "truediv", "div", "where", "layer_norm", "rms_norm", "lerp"}
+_SCALED = {"mul", "imul", "mul_", "truediv", "div", "where", "layer_norm", "rms_norm", "lerp"}
+_MIXED = {"linear"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,13 @@ def residual_path(start: fx.Node, arrived: Callable[[fx.Node], bool]) -> tuple[f
     """The nodes from `start` back to the first one for which `arrived` holds, both included, or None.
 
     Tries plain additions first; where those lead nowhere, also scaled and normalised streams (`s * x + f(x)`,
-    `norm(x + f(x))`).
+    `norm(x + f(x))`); and last, linears that join a stream with an earlier one (`linear(cat(x, skip))`).
     """
-    return _walk(start, arrived, frozenset()) or _walk(start, arrived, frozenset(_WEAK))
+    return (
+        _walk(start, arrived, frozenset())
+        or _walk(start, arrived, frozenset(_SCALED))
+        or _walk(start, arrived, frozenset(_SCALED | _MIXED))
+    )
 
 
 def _walk(start: fx.Node, arrived: Callable[[fx.Node], bool], also: frozenset[str]) -> tuple[fx.Node, ...] | None:
@@ -75,6 +80,8 @@ def _sources(node: fx.Node, window: _Window | None, also: frozenset[str]) -> lis
         return _concatenated(node, window)
     operands = [n for n in node.all_input_nodes if values.tensor(n) is not None]
     if called in _ADDITIONS or called in also:
+        if called in _MIXED:
+            return [(operands[0], None)] if operands else []
         size = values.size_text(node)
         return [(n, window) for n in operands if values.size_text(n) == size]
     if called in _SAME:

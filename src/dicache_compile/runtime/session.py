@@ -5,53 +5,49 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..config import DiCacheConfig
 from ..passes.control import LOG_ROWS
 from ..plan import Slot
 from .state import KEPT, StreamState, allocate
 from .streams import Numbering
 
 MAX_STREAMS = 16  # with state at the same time; the longest unused gives way, and starts anew when it comes back
-MAX_HISTORY = LOG_ROWS  # calls that a stream's record goes back
+MAX_HISTORIES = 64  # streams whose record is kept
 
 _clock = itertools.count(1)  # numbers the calls of all models
 
 
 @dataclass(slots=True)
 class History:
-    """What a stream's record needs: the log on the device, and which calls of the model its rows were."""
+    """What a stream's record needs: the log on the device, and which calls its rows were."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the `KEPT` slots
-    calls: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_HISTORY))
+    calls: deque[int] = field(default_factory=lambda: deque(maxlen=LOG_ROWS))
 
 
 class Session:
     """The streams of one model under one config. Not safe for calls from several threads at once."""
 
-    def __init__(self, settings: object) -> None:
-        self.settings = settings  # the config: one model compiled under two has two sessions
+    def __init__(self, weight: Tensor | None, config: DiCacheConfig) -> None:
+        self.config = config
         self.streams: OrderedDict[str, StreamState] = OrderedDict()
-        self.history: dict[str, History] = {}
+        self.history: OrderedDict[str, History] = OrderedDict()
         self.numbering = Numbering()
         self.pipeline_steps: int | None = None  # steps of the running pipeline's generation
         self.last_call = 0
-        self.graphs: list[Any] = []  # what was cut, for `explain`
-        self._anchor: weakref.ref[Tensor] | None = None
+        self.last_cut: Any = None  # what was cut, for `explain`
+        self._weight = weakref.ref(weight) if weight is not None else None
 
-    def is_of(self, parameters: set[int]) -> bool:
-        """Whether the model of this session has one of these parameters (ids)."""
-        anchor = self._anchor() if self._anchor is not None else None
-        return anchor is not None and id(anchor) in parameters
-
-    def watch(self, weight: Tensor) -> None:
-        """Remembers by which weight the model is known; it may be another object after weights were replaced."""
-        if self._anchor is None or self._anchor() is not weight:
-            self._anchor = weakref.ref(weight)
+    def is_of(self, ids: set[int]) -> bool:
+        """Whether this session's model has one of these weights."""
+        weight = self._weight() if self._weight is not None else None
+        return weight is not None and id(weight) in ids
 
     def state(
         self,
@@ -65,19 +61,24 @@ class Session:
         found = self.streams.get(name)
         if found is None or found.owner != owner or found.key != key:
             self.streams.pop(name, None)
-            history = self.history.setdefault(name, History())
-            device = next(slot.device for slot in slots if slot.name in KEPT)
-            kept = {n: t for n, t in history.tensors.items() if t.device == device}
-            found = StreamState(owner, key, allocate(slots, shapes(), kept))
-            if not kept:
-                history.tensors, history.calls = {n: found.tensors[n] for n in KEPT}, deque(maxlen=MAX_HISTORY)
-            self.streams[name] = found
+            found = self.streams[name] = StreamState(owner, key, allocate(slots, shapes(), self._kept(name, slots)))
+            history = self.history[name]
+            history.tensors = {kept: found.tensors[kept] for kept in KEPT}
             while len(self.streams) > MAX_STREAMS:
                 self.streams.popitem(last=False)
-            while len(self.history) > 4 * MAX_STREAMS:
-                self.history.pop(next(n for n in self.history if n not in self.streams))
+            while len(self.history) > MAX_HISTORIES:
+                self.history.popitem(last=False)
         self.streams.move_to_end(name)
+        self.history.move_to_end(name)
         return found
+
+    def _kept(self, name: str, slots: Sequence[Slot]) -> dict[str, Tensor]:
+        """The record of a stream's earlier states, if it is on the device where the next one will be."""
+        device = next(slot.device for slot in slots if slot.name in KEPT)
+        history = self.history.setdefault(name, History())
+        if any(tensor.device != device for tensor in history.tensors.values()):
+            history = self.history[name] = History()
+        return history.tensors
 
     def begin_call(self, name: str) -> None:
         self.last_call = next(_clock)
@@ -104,18 +105,15 @@ class Session:
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
 
-def session_for(weights: Iterable[Tensor], settings: object) -> Session:
-    """The session of the model with these weights under this config; a new one if there is none."""
-    weights = list(weights)
-    ids = {id(weight) for weight in weights}
-    for session in _sessions:
-        if session.settings == settings and session.is_of(ids):
-            return session
-    session = Session(settings)
-    if weights:
-        session.watch(weights[0])
+def session_for(weight: Tensor | None, config: DiCacheConfig) -> Session:
+    """The session of the model with this weight under this config; a new one if there is none."""
+    if weight is not None:
+        for session in _sessions:
+            if session.config == config and session.is_of({id(weight)}):
+                return session
+    session = Session(weight, config)
     _sessions.add(session)
-    session.pipeline_steps = announced_steps(session)
+    session.pipeline_steps = next((steps for model, steps in _announced.items() if session.is_of(_ids(model))), None)
     return session
 
 
@@ -123,8 +121,37 @@ def sessions_of(model: nn.Module) -> list[Session]:
     """The sessions of a model, the compiled or the original one; the one that was called last comes last."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"expected a torch.nn.Module, compiled or not, got {type(model).__name__}")
-    ids = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    return sorted((s for s in _sessions if s.is_of(ids)), key=lambda session: session.last_call)
+    if not _sessions:
+        return []
+    ids = _ids(model)
+    return sorted((session for session in _sessions if session.is_of(ids)), key=lambda session: session.last_call)
+
+
+def _ids(model: nn.Module) -> set[int]:
+    return {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+
+class SessionFinder:
+    """Finds the session of a call by a weight among its inputs.
+
+    Dynamo takes weights as inputs and runs one compiled graph for every model of the same form, so a graph does not
+    know its model before it is called. A session lives as long as its weight.
+    """
+
+    def __init__(self, config: DiCacheConfig, cut: object) -> None:
+        self._config, self._cut = config, cut
+        self._found: dict[int, tuple[weakref.ref[Tensor] | None, Session]] = {}
+
+    def __call__(self, weight: Tensor | None) -> Session:
+        known = self._found.get(id(weight))
+        if known is not None and (known[0] is None or known[0]() is weight):
+            return known[1]
+        session = session_for(weight, self._config)
+        session.last_cut = self._cut
+        key, found = id(weight), self._found
+        alive = weakref.ref(weight, lambda _: found.pop(key, None)) if weight is not None else None
+        found[key] = (alive, session)
+        return session
 
 
 # Models whose pipeline has begun a generation, by weak reference, for sessions that begin in the middle of it.
@@ -137,11 +164,6 @@ def announce_generation(model: nn.Module, steps: int | None) -> None:
     for session in sessions_of(model):
         session.pipeline_steps = steps
         session.restart()
-
-
-def announced_steps(session: Session) -> int | None:
-    """The steps of the generation in which this session begins, if a pipeline announced one."""
-    return next((steps for model, steps in _announced.items() if session in sessions_of(model)), None)
 
 
 def end_generation(model: nn.Module) -> None:

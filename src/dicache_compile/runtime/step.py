@@ -12,7 +12,7 @@ from ..errors import StepError
 from ..passes.control import NO_LIMIT
 from ..plan import Slot
 from .engines import Engine
-from .session import Session
+from .session import Session, SessionFinder
 from .sizes import Sizes
 from .streams import SINGLE, current_name
 
@@ -25,7 +25,7 @@ class Places:
 
     timestep: int
     conditions: tuple[int, ...]
-    weight: int | None  # a weight by which the session knows its model
+    weight: int | None  # a weight of the deep blocks, by which a call's model is known
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class CompiledStep:
     """Runs a cut graph. Called with the graph's inputs, returns its outputs."""
 
     config: DiCacheConfig
-    session: Session
+    find_session: SessionFinder
     engine: Engine
     slots: tuple[Slot, ...]
     sizes: Sizes
@@ -41,11 +41,9 @@ class CompiledStep:
     number: int = field(default_factory=lambda: next(_numbers))
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
-        session = self.session
-        if self.places.weight is not None:
-            session.watch(inputs[self.places.weight])
-        schedule = self._schedule()
-        name = current_name() or self._unnamed(inputs)
+        session = self.find_session(None if self.places.weight is None else inputs[self.places.weight])
+        schedule = self._schedule(session)
+        name = current_name() or self._unnamed(session, inputs)
         state = session.state(name, self.number, self.sizes.key(inputs), self.slots, lambda: self.sizes.shapes(inputs))
         state.set_schedule(schedule)
         session.begin_call(name)
@@ -56,8 +54,8 @@ class CompiledStep:
             session.drop(name)
             raise
 
-    def _schedule(self) -> tuple[int, int]:
-        steps = self.config.num_steps or self.session.pipeline_steps
+    def _schedule(self, session: Session) -> tuple[int, int]:
+        steps = self.config.num_steps or session.pipeline_steps
         if steps is None and self.config.needs_num_steps():
             raise StepError(
                 f"warmup_ratio={self.config.warmup_ratio} and final_steps={self.config.final_steps} need the number of "
@@ -66,13 +64,14 @@ class CompiledStep:
         warmup, last = self.config.forced_steps(steps)
         return warmup, NO_LIMIT if last is None else last
 
-    def _unnamed(self, inputs: Sequence[Any]) -> str:
+    def _unnamed(self, session: Session, inputs: Sequence[Any]) -> str:
         if self.config.streams == 1:
             return SINGLE
         time = inputs[self.places.timestep].float().amax().item()
         prompts = tuple(inputs[place] for place in self.places.conditions)
-        return self.session.numbering.next(time, prompts, self._at_start)
+        return session.numbering.next(time, prompts, lambda: _at_start(session))
 
-    def _at_start(self) -> bool:
-        first = self.session.streams.get("0")
-        return first is not None and first.tensors["index"].item() <= 1
+
+def _at_start(session: Session) -> bool:
+    first = session.streams.get("0")
+    return first is not None and first.tensors["index"].item() <= 1

@@ -1,0 +1,28 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Compiled code stays in the checkout, where a second run finds it.
+export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
+# Threads that spin while they wait slow each other down tenfold as soon as a core is shared.
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test lint venv
+
+demo: venv
+	$(BIN)/python -m bench.demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+venv: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" # the first that knows --group
+	$(BIN)/python -m pip install -c constraints.txt -e . --group test --group lint --group bench
+	touch $@

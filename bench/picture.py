@@ -1,0 +1,93 @@
+"""The demo's picture: the generated shapes above, the cache's error and decision on every step below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from dicache_compile.summary import StepRecord
+
+from .results import Result, qualities
+from .systems import CACHED, PLAIN, STEPS, Run
+
+SHOWN = 2  # rounds whose pictures are drawn
+# Of Okabe and Ito's palette, which colour-blind people can tell apart.
+KINDS = {"deep": "#0072B2", "deep, forced": "#56B4E9", "reused": "#E69F00"}
+INK = "#333333"
+
+
+def draw(rows: Sequence[Result], runs: Mapping[str, Sequence[Run]], path: Path) -> None:
+    """Writes the picture, a PNG by `path`'s name."""
+    # A figure of its own and no pyplot: nothing global changes, and no display is needed.
+    with matplotlib.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK}):
+        figure = Figure(figsize=(11, 10.5), dpi=130, layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(5.6, 4.9), hspace=0.03)
+        _draw_pictures(above, rows, runs)
+        _draw_timelines(below, runs)
+        figure.savefig(path)
+
+
+def _draw_pictures(figure: SubFigure, rows: Sequence[Result], runs: Mapping[str, Sequence[Run]]) -> None:
+    figure.suptitle("The same prompts and noise: uncached above, cached below", fontsize=12, weight="bold")
+    columns = sum(len(run.pixels) for run in runs[PLAIN][:SHOWN])
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for row, line in zip(rows, grid, strict=True):
+        pixels = [picture for run in runs[row.name][:SHOWN] for picture in run.pixels]
+        pairs = zip(runs[row.name][:SHOWN], runs[PLAIN][:SHOWN], strict=True)
+        notes = [f"{q.psnr:.1f} dB" for pair in pairs for q in qualities(*pair)] if row.quality else [""] * columns
+        for axes, picture, note in zip(line, pixels, notes, strict=True):
+            axes.imshow(((picture + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.set_xlabel(note, fontsize=8, labelpad=2)
+            axes.spines[:].set_visible(False)
+        line[0].set_ylabel(
+            f"{row.name}\n{row.deep:.0f} of {STEPS} steps deep\n{row.speed_up:.2f}x as fast",
+            rotation="horizontal", ha="right", va="center", labelpad=8,
+        )  # fmt: skip
+
+
+def _draw_timelines(figure: SubFigure, runs: Mapping[str, Sequence[Run]]) -> None:
+    figure.suptitle("What the cache saw and decided on each step of the last generation", fontsize=12, weight="bold")
+    panels = figure.subplots(len(CACHED), 1, sharex=True)
+    for axes, (name, config) in zip(panels, CACHED.items(), strict=True):
+        _draw_timeline(axes, runs[name][-1].steps, config.threshold)
+        axes.set_title(name, loc="left", fontsize=9, weight="bold")
+    panels[-1].set_xlabel("step")
+    figure.supylabel("error of the probe", fontsize=9)
+    figure.legend(
+        handles=[
+            *(Patch(color=colour, label=f"accumulated; {kind}") for kind, colour in KINDS.items()),
+            Line2D([], [], color=INK, marker="o", markersize=3, linewidth=0.8, label="of this step alone"),
+            Line2D([], [], color=INK, linestyle="--", linewidth=1, label="threshold"),
+        ],
+        loc="outside lower center", ncols=5, frameon=False,
+    )  # fmt: skip
+
+
+def _draw_timeline(axes: Axes, steps: Sequence[StepRecord], threshold: float) -> None:
+    """A bar of the accumulated error for each step, in the colour of its decision, on a tile of the same colour."""
+    places = [step.index for step in steps]
+    colours = [KINDS[_kind(step)] for step in steps]
+    # The first step has no error yet, but a decision all the same: so the tiles.
+    top = 1.1 * max(threshold, *(step.accumulated or 0.0 for step in steps))
+    axes.bar(places, -0.09 * top, width=1.0, color=colours, edgecolor="white", linewidth=0.8)
+    axes.bar(places, [step.accumulated or 0.0 for step in steps], width=0.7, color=colours, alpha=0.75)
+    measured = [step for step in steps if step.error is not None]
+    axes.plot([s.index for s in measured], [s.error for s in measured], color=INK, marker="o", ms=3, lw=0.8)
+    axes.axhline(threshold, color=INK, linestyle="--", linewidth=1)
+    axes.axhline(0, color=INK, linewidth=0.5)
+    axes.set(xlim=(-0.6, len(steps) - 0.4), ylim=(-0.09 * top, top), xticks=range(0, len(steps), 5))
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.tick_params(length=2, color=INK, labelcolor=INK)
+
+
+def _kind(step: StepRecord) -> str:
+    if not step.deep:
+        return "reused"
+    return "deep, forced" if step.forced else "deep"

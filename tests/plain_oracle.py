@@ -1,0 +1,89 @@
+"""DiCache in plain PyTorch and plain Python, written from the paper's rules and from nothing of the package."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .models import Model
+
+
+@dataclass
+class PlainDiCache:
+    """One stream of one model; call it once for each step of a generation."""
+
+    model: Model
+    threshold: float
+    probe_depth: int = 1
+    gamma_range: tuple[float, float] = (1.0, 1.5)
+    warmup: int = 3
+    last_forced: int | None = None
+    max_skips: int | None = None
+    error: str = "probe"
+    inclusive: bool = False
+    h_prev: Tensor | None = None
+    x_prev: Tensor | None = None
+    accumulated: float = 0.0
+    skipped: int = 0
+    index: int = 0
+    anchors: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (residual, probe residual), newest last
+    deep: list[bool] = field(default_factory=list)
+    errors: list[float | None] = field(default_factory=list)
+    gammas: list[float | None] = field(default_factory=list)
+
+    @torch.no_grad()
+    def __call__(self, *args: Any) -> Tensor:
+        carried = self.model.enter(*args)
+        x = carried["x"].clone()
+        carried = self.model.run(carried, 0, self.probe_depth)
+        h = carried["x"].clone()
+        reuse = self._reuses(x, h)
+        self.h_prev, self.x_prev = h, x
+        self.index += 1
+        self.deep.append(not reuse)
+        if not reuse:
+            carried = self.model.run(carried, self.probe_depth, self.model.depth)
+            y = carried["x"].clone()
+            self.anchors.append((y.float() - x.float(), h.float() - x.float()))
+            self.gammas.append(None)
+        else:
+            carried = {**carried, "x": self._estimate(x, h).to(x.dtype)}
+        return self.model.leave(carried)
+
+    def _reuses(self, x: Tensor, h: Tensor) -> bool:
+        error = None
+        if self.h_prev is not None:
+            assert self.x_prev is not None
+            error = self._relative(h, self.h_prev)
+            if self.error == "probe_minus_input":
+                error = abs(error - self._relative(x, self.x_prev))
+        self.errors.append(error)
+        forced = self.index < self.warmup or not self.anchors
+        forced |= self.last_forced is not None and self.index >= self.last_forced
+        total = self.accumulated + (error or 0.0)
+        within = total <= self.threshold if self.inclusive else total < self.threshold
+        reuse = not forced and within and (self.max_skips is None or self.skipped < self.max_skips)
+        self.accumulated, self.skipped = (total, self.skipped + 1) if reuse else (0.0, 0)
+        return reuse
+
+    def _estimate(self, x: Tensor, h: Tensor) -> Tensor:
+        dtype = x.dtype  # residuals are stored as the stream is
+        newest, probe_newest = (part.to(dtype).float() for part in self.anchors[-1])
+        if len(self.anchors) < 2:
+            self.gammas.append(None)
+            return x.float() + newest
+        older, probe_older = (part.to(dtype).float() for part in self.anchors[-2])
+        gap = (probe_newest - probe_older).abs().mean().item()
+        moved = (h.float() - x.float() - probe_older).abs().mean().item()
+        low, high = self.gamma_range
+        gamma = min(max(moved / gap, low), high) if gap > 0 and math.isfinite(moved) else 1.0
+        self.gammas.append(gamma)
+        return x.float() + older + gamma * (newest - older)
+
+    @staticmethod
+    def _relative(a: Tensor, b: Tensor) -> float:
+        return ((a.float() - b.float()).abs().mean() / b.float().abs().mean()).item()
