@@ -41,7 +41,7 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig) -> C
     flow = Dataflow(functional.graph)
     trunk = find_trunk(functional, flow, config.trunk_owners())
     parts = partition(functional, flow, trunk, config.probe_depth)
-    inputs = find_inputs(flow, parts, examples, config.timestep_input)
+    inputs = find_inputs(flow, parts, config.timestep_input)
     policy = Policy(config.make_gate(), config.make_estimator(), config.max_consecutive_skips, config.state_dtype)
     return Cut(parts, inputs, build_branch(parts, inputs, policy))
 

@@ -62,14 +62,11 @@ def _single(step: Step) -> Piece:
     reuse, gammas, updates = step.probe(outer)
 
     # Once to see what the branches read, once more with all of it as the operands of both.
-    trials = (step.emitter(), step.emitter())
-    written = tuple(step.deep(trials[0])[1])
-    step.estimate(trials[1])
-    names = tuple(dict.fromkeys([*trials[0].inputs, *trials[1].inputs, *(f"state.{name}" for name in written)]))
-    deep, estimate = step.emitter(), step.emitter()
-    for emitter in (deep, estimate):
-        for name in names:
-            emitter.input(name)
+    trial, other = step.emitter(), step.emitter()
+    written = tuple(step.deep(trial)[1])
+    step.estimate(other)
+    names = tuple(dict.fromkeys([*trial.inputs, *other.inputs, *(f"state.{name}" for name in written)]))
+    deep, estimate = step.emitter(names), step.emitter(names)
 
     # What does not depend on the branch stays outside of it: a branch must not return an operand.
     chosen = [i for i, node in enumerate(step.outputs()) if step.partition.regions.get(node) in _BELOW]  # type: ignore[arg-type]
@@ -82,24 +79,20 @@ def _single(step: Step) -> Piece:
         ),
     }
 
-    crossing = {node.name: node for node in step.partition.graph_module.graph.nodes}
-    computed = {f"gamma.{i}": gamma for i, gamma in enumerate(gammas)}
-    computed |= {f"state.{name}": node for name, node in updates.items()}
-    operands = [
-        computed[name]
-        if name in computed
-        else outer.input(name)
-        if name.startswith("state.")
-        else outer.read(crossing[name])
-        for name in names
-    ]
+    nodes = {node.name: node for node in step.partition.graph_module.graph.nodes}
+    known = {f"gamma.{i}": gamma for i, gamma in enumerate(gammas)}
+    known |= {f"state.{name}": node for name, node in updates.items()}
+    known |= {name: outer.read(nodes[name]) for name in names if name in nodes}
+    operands = [known[name] if name in known else outer.input(name) for name in names]
     modules = [outer.graph.get_attr(name) for name in ("estimate_branch", "deep_branch")]
     result = outer.graph.call_function(torch.ops.higher_order.cond, (reuse, *modules, tuple(operands)))
     parts = [outer.graph.call_function(operator.getitem, (result, i)) for i in range(len(chosen) + len(written))]
 
-    outputs = [outer.read(node) if isinstance(node, fx.Node) and i not in chosen else node for i, node in enumerate(step.outputs())]
-    for i, part in zip(chosen, parts, strict=False):
-        outputs[i] = part
+    of_branch = dict(zip(chosen, parts, strict=False))
+    outputs = [
+        of_branch[i] if i in of_branch else outer.read(node) if isinstance(node, fx.Node) else node
+        for i, node in enumerate(step.outputs())
+    ]
     state = _functional(step, outer, {name: node for name, node in updates.items() if name not in written})
     state |= dict(zip(written, parts[len(chosen) :], strict=True))
     module = outer.module((*outputs, *state.values()), attributes=branches)

@@ -13,7 +13,13 @@ from torch import fx
 class Emitter:
     """A graph that is being written. Whatever it reads and does not hold becomes a placeholder."""
 
-    def __init__(self, source: fx.GraphModule, autocast: Mapping[fx.Node, tuple[fx.Node, ...]]) -> None:
+    def __init__(
+        self,
+        source: fx.GraphModule,
+        autocast: Mapping[fx.Node, tuple[fx.Node, ...]],
+        inputs: Sequence[str] | None = None,
+    ) -> None:
+        """`inputs`: the placeholders, if they are to be just these and in this order, read or not."""
         self.graph = fx.Graph()
         self._source = source
         self._autocast = autocast
@@ -22,6 +28,9 @@ class Emitter:
         self._named: dict[str, fx.Node] = {}
         self._last_input: fx.Node | None = None
         self.inputs: list[str] = []
+        self._keep_inputs = inputs is not None
+        for name in inputs or ():
+            self.input(name)
 
     def copy(self, nodes: Iterable[fx.Node]) -> None:
         """Copies nodes, in graph order, inside the autocast scopes that they had."""
@@ -65,6 +74,11 @@ class Emitter:
             self.inputs.append(name)
         return self._named[name]
 
+    def _drop_unread(self) -> None:
+        for name in [name for name in self.inputs if not self._named[name].users]:
+            self.graph.erase_node(self._named.pop(name))
+            self.inputs.remove(name)
+
     def put_first(self, names: Sequence[str]) -> None:
         """Moves the placeholders of these names before all others, in this order."""
         for name in reversed(names):
@@ -89,6 +103,8 @@ class Emitter:
     ) -> fx.GraphModule:
         """Ends the graph with these outputs; `attributes` are modules that it reads besides the source's own."""
         self.graph.output(tuple(outputs))
+        if not self._keep_inputs:
+            self._drop_unread()
         own = dict(attributes or {})
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"} - set(own)
         module = fx.GraphModule({**{name: attrgetter(name)(self._source) for name in read}, **own}, self.graph)

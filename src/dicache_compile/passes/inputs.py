@@ -7,8 +7,6 @@ Not handled: a timestep that is a Python number (Dynamo makes a constant of it, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-
 import torch
 from torch import fx
 
@@ -21,13 +19,13 @@ _TIMESTEP = re.compile(r"(?:^|_)(?:time_?steps?|time|t|sigmas?|noise_levels?|tst
 _WAVES = {"sin", "cos"}
 
 
-def find_inputs(flow: Dataflow, partition: Partition, examples: Sequence[object], timestep_input: str | None) -> Inputs:
-    """Sorts the placeholders of a graph. `examples` are the values it was traced with, in order.
+def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None) -> Inputs:
+    """Sorts the placeholders of a graph.
 
     Raises UnsupportedGraphError if there is no timestep among them, or none of the name `timestep_input`.
     """
     placeholders = [node for node in flow.order if node.op == "placeholder"]
-    weights = tuple(n for n, example in zip(placeholders, examples, strict=True) if is_weight(n, example))
+    weights = tuple(n for n in placeholders if values.is_weight(n))
     passed = [n for n in placeholders if n not in weights and values.tensor(n) is not None]
     timestep = _timestep(flow, passed, timestep_input)
     reads = flow.upstream(partition.nodes(Region.PROLOGUE, Region.PROBE))
@@ -35,15 +33,6 @@ def find_inputs(flow: Dataflow, partition: Partition, examples: Sequence[object]
     latents = _latents(flow, partition, others)
     conditions = tuple(n for n in others if n is not latents)
     return Inputs(timestep, conditions, weights)
-
-
-def is_weight(node: fx.Node, example: object) -> bool:
-    """Whether a placeholder is a tensor of a module: a parameter, a buffer or a plain attribute."""
-    if isinstance(example, torch.nn.Parameter):
-        return True
-    source = getattr(node, "_dynamo_source", None)
-    kind = getattr(source, "guard_source", None)
-    return "NN_MODULE" in str(kind() if callable(kind) else kind)
 
 
 def input_name(node: fx.Node) -> str:

@@ -5,7 +5,7 @@ All functional: state is read by name and its new values are returned. `branch` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,8 +37,8 @@ class Step:
     inputs: Inputs
     policy: Policy
 
-    def emitter(self) -> Emitter:
-        return Emitter(self.partition.graph_module, self.partition.autocast)
+    def emitter(self, inputs: Sequence[str] | None = None) -> Emitter:
+        return Emitter(self.partition.graph_module, self.partition.autocast, inputs)
 
     def slots(self) -> tuple[Slot, ...]:
         """The tensors of a stream's state."""

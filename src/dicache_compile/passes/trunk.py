@@ -70,7 +70,7 @@ def _stacks(flow: Dataflow) -> list[_Stack]:
     """Every ModuleList of the graph, cut down to its longest run of chained entries."""
     owned: dict[str, dict[tuple[int, str], list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
     for node in flow.order:
-        for entry in entries(node):
+        for entry in entries(node) if node.op in ("call_function", "call_method", "call_module") else ():
             owned[entry.owner][entry.index, entry.call].append(node)
     all_blocks = [
         Block(owner, index, tuple(nodes)) for owner, parts in owned.items() for (index, _), nodes in parts.items()
@@ -113,7 +113,7 @@ def _mixes_tokens(block: Block) -> bool:
             return True
         if called in _CONTRACTIONS:
             tensors = [n for n in node.all_input_nodes if values.tensor(n) is not None]
-            if sum(n.op != "placeholder" for n in tensors) >= 2:
+            if sum(n.op != "placeholder" or not values.is_weight(n) for n in tensors) >= 2:
                 return True
     return False
 

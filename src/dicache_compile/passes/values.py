@@ -43,6 +43,14 @@ def storages(node: fx.Node) -> set[int]:
     return {part.untyped_storage()._cdata for part in parts if isinstance(part, torch.Tensor) and _is_strided(part)}
 
 
+def is_weight(node: fx.Node) -> bool:
+    """Whether a placeholder is a tensor of a module: a parameter, a buffer or a plain attribute."""
+    if isinstance(value(node), torch.nn.Parameter):
+        return True
+    kind = getattr(getattr(node, "_dynamo_source", None), "guard_source", None)
+    return "NN_MODULE" in str(kind() if callable(kind) else kind)
+
+
 def _is_strided(recorded: torch.Tensor) -> bool:
     try:
         recorded.untyped_storage()

@@ -1,0 +1,70 @@
+"""A layer imports only downwards, and the passes know nothing of what lies above them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import dicache_compile
+
+ROOT = Path(dicache_compile.__file__).parent
+# From the bottom up; a module imports from its own layer and those before it.
+LAYERS = (
+    ("errors", "plan", "kernels", "policy"),
+    ("gates", "estimators", "passes"),
+    ("config", "lowering"),
+    ("options", "cut", "cost"),
+    ("runtime",),
+    ("integrations", "summary", "reset", "explain", "backend"),
+    ("__init__",),
+)
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def layer(module: str) -> int:
+    return next(height for height, names in enumerate(LAYERS) if module in names)
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names of this package that a file imports."""
+    package = path.relative_to(ROOT).parts[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = package[: len(package) - node.level + 1]
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {(*above, *name.split("."))[0] for name in names}
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_layer_imports_only_downwards(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for name in imported(path):
+        assert layer(name) <= layer(own), f"{own} imports {name}"
+
+
+def test_the_passes_know_no_config_no_runtime_and_no_model() -> None:
+    for path in (ROOT / "passes").glob("*.py"):
+        assert imported(path) <= {"passes", "plan", "policy", "errors", "kernels"}
+        assert "diffusers" not in path.read_text()
+
+
+def test_every_file_is_small() -> None:
+    assert max(len(path.read_text().splitlines()) for path in MODULES) <= 260
+
+
+def test_the_package_imports_nothing_but_torch() -> None:
+    """torch is the only hard dependency (and sympy, which torch cannot do without)."""
+    allowed = {"torch", "sympy"}
+    import sys
+
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level and node.module else []
+            for name in names:
+                top = name.split(".")[0]
+                assert top in sys.stdlib_module_names or top in allowed, f"{path.name} imports {name}"

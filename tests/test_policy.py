@@ -1,0 +1,144 @@
+"""Gates and estimators by themselves, against float64 and against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dicache_compile.estimators import DCTA
+from dicache_compile.gates import ProbeError
+from dicache_compile.kernels import clipped_ratio, extrapolate, mean_abs_difference, relative_l1
+
+SHAPE = (2, 5, 7)
+
+
+def tensors(seed: int, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(SHAPE, generator=generator).to(dtype) for _ in range(count)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@given(seed=st.integers(0, 1000))
+def test_relative_l1_errs_by_no_more_than_a_float32_sum(dtype: torch.dtype, seed: int) -> None:
+    a, b = tensors(seed, 2, dtype)
+    exact = (a.double() - b.double()).abs().mean() / b.double().abs().mean()
+    # A sum of n terms errs by at most n eps, each of two sums and the division once.
+    bound = (2 * a.numel() + 2) * torch.finfo(torch.float32).eps * exact
+    assert (relative_l1(a, b).double() - exact).abs() <= bound
+
+
+@given(seed=st.integers(0, 1000), scale=st.floats(0.01, 100))
+def test_relative_l1_is_a_scale_free_distance(seed: int, scale: float) -> None:
+    a, b = tensors(seed, 2)
+    assert relative_l1(a, a) == 0
+    assert relative_l1(a, b) > 0
+    torch.testing.assert_close(relative_l1(scale * a, scale * b), relative_l1(a, b))
+
+
+@pytest.mark.parametrize(
+    ("numerator", "denominator", "expected"),
+    [(0.0, 0.0, 1.0), (1.0, 0.0, 1.0), (1.2, 1.0, 1.2), (9.0, 1.0, 1.5), (0.1, 1.0, 1.0), (math.inf, 1.0, 1.5)]
+    + [(math.nan, 1.0, 1.0), (1.0, math.nan, 1.0), (math.nan, math.nan, 1.0), (1.0, math.inf, 1.0)],
+)
+def test_clipped_ratio_is_always_a_number_in_the_range(numerator: float, denominator: float, expected: float) -> None:
+    result = clipped_ratio(torch.tensor(numerator), torch.tensor(denominator), 1.0, 1.5)
+    assert result.item() == pytest.approx(expected)
+
+
+def test_extrapolate_masks_an_older_anchor_that_does_not_exist() -> None:
+    base, newest = tensors(0, 2)
+    unused = torch.full(SHAPE, float("nan"))
+    result = extrapolate(base, newest, unused, torch.tensor(float("nan")), torch.tensor(False))
+    assert torch.equal(result, base + newest)
+
+
+def dcta_state(seed: int = 0) -> dict[str, Tensor]:
+    r1, r2, p1, p2 = tensors(seed, 4)
+    return {"r1": r1, "r2": r2, "p1": p1, "p2": p2, "anchor_gap": mean_abs_difference(p1, p2)}
+
+
+def weigh(p: Tensor, state: dict[str, Tensor], low: float = 0.0, high: float = 10.0, anchors: int = 2) -> float:
+    x = torch.zeros(SHAPE)
+    return DCTA((low, high)).weigh(x, p, torch.tensor(anchors), state).item()
+
+
+def test_dcta_gamma_is_one_at_the_newest_anchor_and_low_at_the_older() -> None:
+    state = dcta_state()
+    assert weigh(state["p1"], state) == pytest.approx(1)
+    assert weigh(state["p2"], state, low=0.25) == 0.25
+
+
+@given(share=st.floats(0, 4), seed=st.integers(0, 100))
+def test_dcta_is_exact_where_probe_and_residual_move_along_one_line(share: float, seed: int) -> None:
+    state = dcta_state(seed)
+    state["r1"], state["r2"] = 2 * state["p1"] + 1, 2 * state["p2"] + 1
+    p = state["p2"] + share * (state["p1"] - state["p2"])
+    gamma = DCTA((0.0, 10.0)).weigh(torch.zeros(SHAPE), p, torch.tensor(2), state)
+    assert gamma.item() == pytest.approx(share, rel=1e-4, abs=1e-4)
+    estimate = DCTA((0.0, 10.0)).estimate(torch.zeros(SHAPE), gamma, torch.tensor(2), state)
+    torch.testing.assert_close(estimate, 2 * p + 1, rtol=1e-4, atol=1e-3)
+
+
+def test_dcta_gamma_does_not_see_the_direction() -> None:
+    """Pinned: the norm ratio of the paper gives 0.6 for a step of -0.6 (methods, test 32h)."""
+    state = dcta_state()
+    backwards = state["p2"] - 0.6 * (state["p1"] - state["p2"])
+    assert weigh(backwards, state) == pytest.approx(0.6, rel=1e-5)
+
+
+def test_dcta_with_one_anchor_has_no_gamma_and_reuses_it() -> None:
+    state = dcta_state()
+    gamma = DCTA((1.0, 1.5)).weigh(torch.zeros(SHAPE), state["p1"], torch.tensor(1), state)
+    assert gamma.isnan()
+    estimate = DCTA((1.0, 1.5)).estimate(torch.ones(SHAPE), gamma, torch.tensor(1), state)
+    assert torch.equal(estimate, 1 + state["r1"])
+
+
+def test_dcta_anchors_move_up_one_place() -> None:
+    state = dcta_state()
+    x, h, y = tensors(9, 3)
+    new = DCTA((1.0, 1.5)).anchor(x, h, y, state)
+    assert new["r2"] is state["r1"]
+    assert new["p2"] is state["p1"]
+    assert torch.equal(new["r1"], y - x)
+    assert torch.equal(new["p1"], h - x)
+    torch.testing.assert_close(new["anchor_gap"], ((h - x) - state["p1"]).abs().mean())
+
+
+@given(
+    errors=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30),
+    small=st.floats(0, 2),
+    more=st.floats(0, 2),
+    limit=st.integers(0, 5),
+)
+def test_a_higher_threshold_never_runs_more_steps_deep_on_a_fixed_trajectory(
+    errors: list[float], small: float, more: float, limit: int
+) -> None:
+    def deep_steps(threshold: float) -> int:
+        gate, state, skipped, deep = ProbeError(threshold), {"accumulated": torch.zeros(())}, 0, 0
+        for error in errors:
+            within, compared = gate.judge(torch.tensor(error), state)
+            reuse = within & torch.tensor(skipped < limit)
+            state = gate.settle(compared, reuse, state)
+            skipped = skipped + 1 if reuse else 0
+            deep += not reuse
+        return deep
+
+    assert deep_steps(small + more) <= deep_steps(small)
+
+
+@pytest.mark.parametrize(("comparison", "at_threshold"), [("<", False), ("<=", True)])
+def test_the_comparison_decides_at_the_threshold_itself(comparison: str, at_threshold: bool) -> None:
+    gate = ProbeError(0.5, comparison=comparison)  # type: ignore[arg-type]
+    assert gate.judge(torch.tensor(0.5), {"accumulated": torch.zeros(())})[0].item() is at_threshold
+
+
+def test_nan_and_infinity_are_never_within() -> None:
+    gate = ProbeError(math.inf)
+    assert not gate.judge(torch.tensor(math.nan), {"accumulated": torch.zeros(())})[0]
+    assert not gate.judge(torch.tensor(math.inf), {"accumulated": torch.zeros(())})[0]
