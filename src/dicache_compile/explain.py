@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,6 +90,8 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
 
     original = getattr(model, "_orig_mod", model)
 
+    args, kwargs = _by_name(original, args, kwargs)
+
     def call(*args: Any, **kwargs: Any) -> Any:
         return original(*args, **kwargs)
 
@@ -96,6 +100,18 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
     with torch.no_grad():
         torch.compile(fresh, backend=capture)(*args, **kwargs)
     return found
+
+
+def _by_name(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call by the names that `forward` gives them, which is how inputs are told apart."""
+    parameters = inspect.signature(model.forward).parameters
+    by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = list(itertools.takewhile(lambda name: parameters[name].kind is by_name, parameters))
+    if len(args) > len(names):
+        return args, kwargs
+    return (), {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _of_graphs(traced: list[tuple[fx.GraphModule, Sequence[Any]]], config: DiCacheConfig) -> Explanation:

@@ -1,0 +1,127 @@
+"""What cannot be cut runs as it would without us, and says why."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
+from dicache_compile.errors import UncachedWarning, UnsupportedGraphError
+
+from . import models
+from .test_contract import STEPS, compiled, generate
+
+
+class Perceptron(nn.Module):
+    """No transformer at all, and not small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(16)))
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.layers(hidden_states) + timestep.sin()
+
+
+def eager(**config: Any) -> dict[str, Any]:
+    return DiCacheConfig(lowering="eager", **config).options()
+
+
+def test_a_graph_without_a_trunk_runs_uncached_with_one_warning() -> None:
+    model = Perceptron().eval().requires_grad_(False)
+    call = torch.compile(model, backend=dicache_backend, options=eager())
+    arguments = (torch.randn(2, 8), torch.ones(()))
+    with pytest.warns(UncachedWarning, match="runs uncached: no repeated transformer block found") as caught:
+        for _ in range(3):
+            assert torch.equal(call(*arguments), model(*arguments))
+    assert len(caught) == 1
+    assert summary(model).generations == []
+    assert str(summary(model)) == "no generation recorded"
+
+
+def test_strict_raises_instead() -> None:
+    model = Perceptron().eval().requires_grad_(False)
+    call = torch.compile(model, backend=dicache_backend, options=eager(strict=True))
+    with pytest.raises(Exception, match="no repeated transformer block found") as caught:
+        call(torch.randn(2, 8), torch.ones(()))
+    cause: BaseException | None = caught.value
+    while cause is not None and not isinstance(cause, UnsupportedGraphError):
+        cause = cause.__cause__ or getattr(cause, "inner_exception", None)
+    assert isinstance(cause, UnsupportedGraphError)
+
+
+def test_training_runs_uncached_with_its_gradients() -> None:
+    model = models.make(models.SingleStream).requires_grad_(True)
+    call = torch.compile(model, backend=dicache_backend, options=eager())
+    arguments = models.inputs(model, 0, STEPS)
+    with pytest.warns(UncachedWarning, match="gradients are enabled .*; run the model under torch.no_grad"):
+        call(*arguments).sum().backward()
+    ours = model.embed.weight.grad
+    model.zero_grad()
+    model(*arguments).sum().backward()
+    assert torch.equal(ours, model.embed.weight.grad)
+
+
+def test_a_model_without_gradients_is_cached_outside_of_no_grad_too() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model)
+    call(*models.inputs(model, 0, STEPS))
+    assert len(summary(model).generations) == 1
+
+
+def test_inference_mode_and_no_grad_may_alternate() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=0.3)
+    expected = generate(call, model)
+    with torch.inference_mode():
+        ours = [call(*models.inputs(model, step, STEPS)) for step in range(STEPS)]
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(generate(call, model), expected, strict=True))
+
+
+class Broken(models.SingleStream):
+    """A graph break on each side of the trunk."""
+
+    def enter(self, *args: Any) -> models.Carried:
+        carried = super().enter(*args)
+        torch._dynamo.graph_break()
+        return carried
+
+    def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+        carried = self.enter(hidden_states, timestep, prompt)
+        x = carried["x"] + sum(wave.mean() for wave in (timestep.sin(), timestep.cos()))
+        for block in self.blocks:
+            x = block(x, carried["time"])
+        torch._dynamo.graph_break()
+        return self.leave({**carried, "x": x})
+
+
+def test_small_fragments_around_a_graph_break_stay_silent_and_the_trunk_is_cached() -> None:
+    model = models.make(Broken)
+    call = torch.compile(model, backend=dicache_backend, options=eager(threshold=10.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UncachedWarning)
+        generate(call, model)
+    steps = summary(model).generations[-1].streams["0"]
+    assert [step.deep for step in steps].count(False) == 6
+    assert explain(model, *models.inputs(model, 0, STEPS)).graphs == 3
+
+
+def test_the_graph_of_a_refused_model_is_what_torch_compile_would_run() -> None:
+    class Refused(models.SingleStream):
+        def run(self, carried: models.Carried, first: int, last: int) -> models.Carried:
+            return super().run({**carried, "x": nn.functional.dropout(carried["x"], 0.0)}, 0, 1)
+
+    model = models.make(Refused, depth=1)
+    call = torch.compile(model, backend=dicache_backend, options=eager())
+    with pytest.warns(UncachedWarning, match="only one transformer block"):
+        ours = generate(call, model)
+    assert all(torch.equal(a, b) for a, b in zip(ours, generate(model, model), strict=True))
+    told = explain(model, *models.inputs(model, 0, STEPS))
+    assert not told.cached
+    assert told.reason == "only one transformer block found (blocks.0): nothing to skip"
+    assert str(told) == f"not cached: {told.reason}"
