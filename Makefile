@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+CODE := src tests bench
 
 # Compiled code stays in the checkout, where a second run finds it.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
@@ -15,8 +16,8 @@ test: venv
 	$(BIN)/python -m pytest
 
 lint: venv
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
 
 venv: .venv/installed

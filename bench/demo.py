@@ -17,7 +17,8 @@ from .systems import CACHED, STEPS, Run
 
 LEGEND = f"""
 deep steps  of {STEPS}, how many ran the deep blocks, on average; on the others the cache stood in for them
-speed-up    over torch.compile(model), median of the rounds
+speed-up    over torch.compile(model) in the same round, median of the rounds: on a machine with other work to do it
+            is steadier than the first column, the median of each system's seconds by itself
 ideal       the speed-up if a deep step cost what a plain one costs, and a reused one what the model costs when it is
             cut to its first block, which is the probe: so the difference is the price of deciding and estimating
 PSNR, SSIM  of the pictures against those of torch.compile(model), which starts from the same noise
@@ -51,10 +52,8 @@ def sample(rounds: int) -> dict[str, list[Run]]:
 
 def report(rows: Sequence[Result], runs: Mapping[str, Sequence[Run]]) -> None:
     batches = [run.pixels for run in runs[rows[0].name]]
-    print(
-        f"\n{len(batches)} generations of {len(batches[0])} pictures by each system, {STEPS} steps of Euler's method;"
-        f" PyTorch {torch.__version__}, {platform.machine()} CPU, {torch.get_num_threads()} threads\n"
-    )
+    print(f"\nEach system: {len(batches)} generations, after one to compile; {len(batches[0])} pictures, {STEPS} steps")
+    print(f"PyTorch {torch.__version__} on {platform.machine()}, {torch.get_num_threads()} threads\n")
     width = max(len(row.name) for row in rows)
     print(f"{'':{width}}  seconds a                             PSNR in dB          SSIM")
     print(f"{'':{width}}  generation  deep steps  speed-up  ideal   mean  worst    mean  worst")
@@ -62,7 +61,7 @@ def report(rows: Sequence[Result], runs: Mapping[str, Sequence[Run]]) -> None:
         print(f"{row.name:{width}}  {row.seconds:>10.2f}  {row.deep:>10.1f}", end="")
         print(f"  {row.speed_up:>7.2f}x  {row.ideal:>4.2f}x  {_quality(row)}")
     print(LEGEND)
-    print("Decisions in the last generation (D deep, d deep because a rule says so, . reused)")
+    print("Decisions in the last generation (D deep, d deep by rule, . reused)")
     for name in CACHED:
         marks = "".join(("d" if step.forced else "D") if step.deep else "." for step in runs[name][-1].steps)
         print(f"{name:{width}}  {marks}")

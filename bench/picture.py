@@ -14,12 +14,13 @@ from matplotlib.patches import Patch
 from dicache_compile.summary import StepRecord
 
 from .results import Result, qualities
-from .systems import CACHED, PLAIN, STEPS, Run
+from .systems import CACHED, PLAIN, STEPS, Run, prompts
 
 SHOWN = 2  # rounds whose pictures are drawn
 # Of Okabe and Ito's palette, which colour-blind people can tell apart.
-KINDS = {"deep": "#0072B2", "deep, forced": "#56B4E9", "reused": "#E69F00"}
+KINDS = {"deep": "#0072B2", "deep by rule": "#56B4E9", "reused": "#E69F00"}
 INK = "#333333"
+ALONE = {"color": INK, "marker": "o", "markersize": 4.5, "markeredgecolor": "white", "linewidth": 0.8}
 
 
 def draw(rows: Sequence[Result], runs: Mapping[str, Sequence[Run]], path: Path) -> None:
@@ -37,6 +38,9 @@ def _draw_pictures(figure: SubFigure, rows: Sequence[Result], runs: Mapping[str,
     figure.suptitle("The same prompts and noise: uncached above, cached below", fontsize=12, weight="bold")
     columns = sum(len(run.pixels) for run in runs[PLAIN][:SHOWN])
     grid = figure.subplots(len(rows), columns, squeeze=False)
+    names = [f"{colour} {shape}" for seed in range(SHOWN) for shape, colour in prompts(seed)]
+    for axes, name in zip(grid[0], names, strict=False):  # fewer where only one round was run
+        axes.set_title(name, fontsize=9)
     for row, line in zip(rows, grid, strict=True):
         pixels = [picture for run in runs[row.name][:SHOWN] for picture in run.pixels]
         pairs = zip(runs[row.name][:SHOWN], runs[PLAIN][:SHOWN], strict=True)
@@ -47,7 +51,7 @@ def _draw_pictures(figure: SubFigure, rows: Sequence[Result], runs: Mapping[str,
             axes.set_xlabel(note, fontsize=8, labelpad=2)
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(
-            f"{row.name}\n{row.deep:.0f} of {STEPS} steps deep\n{row.speed_up:.2f}x as fast",
+            f"{row.name}\n{row.deep:.0f} of {STEPS} steps deep\n{row.seconds:.1f} s, {row.speed_up:.2f}x",
             rotation="horizontal", ha="right", va="center", labelpad=8,
         )  # fmt: skip
 
@@ -58,12 +62,12 @@ def _draw_timelines(figure: SubFigure, runs: Mapping[str, Sequence[Run]]) -> Non
     for axes, (name, config) in zip(panels, CACHED.items(), strict=True):
         _draw_timeline(axes, runs[name][-1].steps, config.threshold)
         axes.set_title(name, loc="left", fontsize=9, weight="bold")
+        axes.set_ylabel("error")
     panels[-1].set_xlabel("step")
-    figure.supylabel("error of the probe", fontsize=9)
     figure.legend(
         handles=[
-            *(Patch(color=colour, label=f"accumulated; {kind}") for kind, colour in KINDS.items()),
-            Line2D([], [], color=INK, marker="o", markersize=3, linewidth=0.8, label="of this step alone"),
+            *(Patch(color=colour, label=f"accumulated error, step {kind}") for kind, colour in KINDS.items()),
+            Line2D([], [], **ALONE, label="error of the step"),
             Line2D([], [], color=INK, linestyle="--", linewidth=1, label="threshold"),
         ],
         loc="outside lower center", ncols=5, frameon=False,
@@ -77,9 +81,9 @@ def _draw_timeline(axes: Axes, steps: Sequence[StepRecord], threshold: float) ->
     # The first step has no error yet, but a decision all the same: so the tiles.
     top = 1.1 * max(threshold, *(step.accumulated or 0.0 for step in steps))
     axes.bar(places, -0.09 * top, width=1.0, color=colours, edgecolor="white", linewidth=0.8)
-    axes.bar(places, [step.accumulated or 0.0 for step in steps], width=0.7, color=colours, alpha=0.75)
+    axes.bar(places, [step.accumulated or 0.0 for step in steps], width=0.7, color=colours)
     measured = [step for step in steps if step.error is not None]
-    axes.plot([s.index for s in measured], [s.error for s in measured], color=INK, marker="o", ms=3, lw=0.8)
+    axes.plot([s.index for s in measured], [s.error for s in measured], **ALONE)
     axes.axhline(threshold, color=INK, linestyle="--", linewidth=1)
     axes.axhline(0, color=INK, linewidth=0.5)
     axes.set(xlim=(-0.6, len(steps) - 0.4), ylim=(-0.09 * top, top), xticks=range(0, len(steps), 5))
@@ -90,4 +94,4 @@ def _draw_timeline(axes: Axes, steps: Sequence[StepRecord], threshold: float) ->
 def _kind(step: StepRecord) -> str:
     if not step.deep:
         return "reused"
-    return "deep, forced" if step.forced else "deep"
+    return "deep by rule" if step.forced else "deep"

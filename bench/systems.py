@@ -1,4 +1,4 @@
-"""What the demo compares: the shapes model, compiled plain and compiled with a cache, and one generation with either."""
+"""What the demo compares: the shapes model compiled plain, and compiled with a cache."""
 
 from __future__ import annotations
 

@@ -170,8 +170,8 @@ class Skips(Model):
     def __init__(self, depth: int = 4, **sizes: int) -> None:
         super().__init__(**sizes)
         self.depth = depth
-        self.down = nn.ModuleList(Block(self.width, 2) for _ in range(depth // 2))
-        self.up = nn.ModuleList(SkipBlock(self.width, 2) for _ in range(depth - depth // 2))
+        self.down = nn.ModuleList(Block(self.width, 2) for _ in range(depth - depth // 2))
+        self.up = nn.ModuleList(SkipBlock(self.width, 2) for _ in range(depth // 2))
 
     def run(self, carried: Carried, first: int, last: int) -> Carried:
         x, skips = carried["x"], list(carried["skips"])

@@ -1,0 +1,117 @@
+"""What only compiled pieces can get wrong. Few and small: each compiles with Inductor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dicache_compile import DiCacheConfig, dicache_backend, summary
+from dicache_compile.errors import UncachedWarning
+
+from . import models
+from .plain_oracle import PlainDiCache
+from .test_contract import generate
+
+STEPS = 9
+
+
+def compiled(model: models.Model, **config: Any) -> Any:
+    settings = {"lowering": "inductor", "strict": True, **config}
+    return torch.compile(model, backend=dicache_backend, fullgraph=True, options=DiCacheConfig(**settings).options())
+
+
+def worst(ours: list[Tensor], exact: list[Tensor]) -> float:
+    return max((a.double() - b).abs().max().item() for a, b in zip(ours, exact, strict=True))
+
+
+def in_float64(model: models.Model) -> list[Tensor]:
+    double = models.make(type(model)).double()
+    double.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        return [
+            double(*(a.double() if torch.is_tensor(a) else [c.double() for c in a] for a in arguments))
+            for arguments in (models.inputs(model, step, STEPS) for step in range(STEPS))
+        ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("engine", ["calls", "cond"])
+def test_threshold_zero_is_as_near_to_float64_as_plain_torch_compile(engine: str, dtype: torch.dtype) -> None:
+    model = models.make(models.Mixed, dtype)
+    exact = in_float64(model)
+    plain = worst(generate(torch.compile(model), model, steps=STEPS), exact)
+    ours = worst(generate(compiled(model, threshold=0.0, engine=engine), model, steps=STEPS), exact)
+    # Both round at other places: twice the error, or that of the last rounding alone.
+    last_rounding = torch.finfo(dtype).eps * max(e.abs().max().item() for e in exact)
+    assert ours <= max(2 * plain, 2 * last_rounding)
+
+
+@pytest.mark.parametrize("kind", [models.Mixed, models.Skips, models.Controlled])
+@pytest.mark.parametrize("engine", ["calls", "cond"])
+def test_compiled_pieces_decide_and_estimate_as_the_oracle(kind: type[models.Model], engine: str) -> None:
+    model = models.make(kind)
+    config = {"threshold": math.inf, "max_consecutive_skips": 2, "warmup_steps": 2}
+    ours = generate(compiled(model, **config, engine=engine), model, steps=STEPS)
+    oracle = PlainDiCache(model, math.inf, warmup=2, max_skips=2)
+    theirs = generate(oracle, model, steps=STEPS)
+    (steps,) = summary(model).generations[-1].streams.values()
+    assert [step.deep for step in steps] == oracle.deep
+    assert oracle.deep.count(False) >= 4
+    # Compiled matmuls round elsewhere than eager ones; errors of that size stay of that size.
+    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=f"step {step}")
+    for step, gamma in zip(steps, oracle.gammas, strict=True):
+        assert step.gamma == (pytest.approx(gamma, rel=1e-3) if gamma is not None else None)
+
+
+def test_anchors_shift_right_in_a_compiled_deep_piece() -> None:
+    """AOTAutograd writes inputs back in the order of the placeholders: R2 = R1, then R1 = new, must stay so."""
+    from dicache_compile.runtime.session import sessions_of
+
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=0.0)
+    previous: Tensor | None = None
+    with torch.no_grad():
+        for step in range(4):
+            call(*models.inputs(model, step, STEPS))
+            state = sessions_of(model)[-1].streams["0"].tensors
+            if previous is not None:
+                assert torch.equal(state["r2.0"], previous)
+                assert not torch.equal(state["r1.0"], previous)
+            previous = state["r1.0"].clone()
+
+
+def test_modes_and_inductor_options_are_passed_on() -> None:
+    model = models.make(models.SingleStream)
+    expected = generate(compiled(model), model, steps=3)
+    call = torch.compile(model, backend=dicache_backend, mode="reduce-overhead")
+    ours = generate(call, model, steps=3)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    torch._dynamo.reset()
+    options = {**DiCacheConfig().options(), "epilogue_fusion": False}
+    generate(torch.compile(model, backend="dicache", options=options), model, steps=3)
+
+
+def test_a_second_resolution_compiles_once_more_and_follows_it() -> None:
+    model = models.make(models.SingleStream)
+    config = {"threshold": math.inf, "max_consecutive_skips": 2}
+    call = compiled(model, **config)
+    for tokens in (6, 8, 10, 6):
+        ours = generate(call, model, steps=STEPS, tokens=tokens)
+        theirs = generate(PlainDiCache(model, math.inf, max_skips=2), model, steps=STEPS, tokens=tokens)
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_uncached_graphs_go_through_inductor() -> None:
+    model = models.make(models.SingleStream, depth=1)
+    call = torch.compile(model, backend=dicache_backend)
+    with pytest.warns(UncachedWarning, match="only one transformer block"):
+        ours = generate(call, model, steps=2)
+    for a, b in zip(ours, generate(model, model, steps=2), strict=True):
+        torch.testing.assert_close(a, b)
