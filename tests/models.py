@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 Carried = dict[str, Any]
 
@@ -31,7 +31,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):
@@ -45,7 +45,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(F.silu(time))[:, None].chunk(3, dim=-1)
+        shift, scale, gate = self.modulation(functional.silu(time))[:, None].chunk(3, dim=-1)
         x = x + gate * self.attention(self.norm(x) * (1 + scale) + shift)
         return x + self.mlp(self.norm(x))
 
@@ -73,7 +73,7 @@ class DoubleBlock(nn.Module):
         self.text_mlp = nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        shift, scale, gate, text_gate = self.modulation(F.silu(time))[:, None].chunk(4, dim=-1)
+        shift, scale, gate, text_gate = self.modulation(functional.silu(time))[:, None].chunk(4, dim=-1)
         joint = torch.cat((self.norm(text), self.norm(x) * (1 + scale) + shift), dim=1)
         mixed = self.attention(joint)
         text_mixed, mixed = mixed[:, : text.shape[1]], mixed[:, text.shape[1] :]

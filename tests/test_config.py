@@ -111,5 +111,5 @@ def test_an_unknown_option_is_an_error_that_names_the_nearest(key: str, nearest:
 
 
 def test_an_unknown_mode_is_an_error_that_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="unknown mode 'fast': expected one of .*'reduce-overhead'"):
+    with pytest.raises(ValueError, match=r"unknown mode 'fast': expected one of .*'reduce-overhead'"):
         split_options(None, "fast")

@@ -36,8 +36,8 @@ def test_a_graph_without_a_trunk_runs_uncached_with_one_warning() -> None:
     call = torch.compile(model, backend=dicache_backend, options=eager())
     arguments = (torch.randn(2, 8), torch.ones(()))
     with pytest.warns(UncachedWarning, match="runs uncached: no repeated transformer block found") as caught:
-        for _ in range(3):
-            assert torch.equal(call(*arguments), model(*arguments))
+        ours = [call(*arguments) for _ in range(3)]
+    assert all(torch.equal(result, model(*arguments)) for result in ours)
     assert len(caught) == 1
     assert summary(model).generations == []
     assert str(summary(model)) == "no generation recorded"

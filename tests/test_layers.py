@@ -57,7 +57,7 @@ def test_every_file_is_small() -> None:
 
 
 def test_the_package_imports_nothing_but_torch() -> None:
-    """torch is the only hard dependency (and sympy, which torch cannot do without)."""
+    """Torch is the only hard dependency (and sympy, which torch cannot do without)."""
     allowed = {"torch", "sympy"}
     import sys
 

@@ -176,7 +176,9 @@ def test_partition_refuses_deep_blocks_that_write_to_a_buffer() -> None:
 
     model = Tiny(2)
     model.blocks[1] = Watching()
-    with pytest.raises(UnsupportedGraphError, match=r"writes to an input or a buffer of the model: `copy_` \(test_pass"):
+    with pytest.raises(
+        UnsupportedGraphError, match=r"writes to an input or a buffer of the model: `copy_` \(test_pass"
+    ):
         cut_of(model, *tiny_inputs())
 
 
@@ -215,7 +217,9 @@ def test_partition_keeps_a_write_with_what_reads_it_later() -> None:
     model.blocks = nn.ModuleList(Rotary() for _ in range(2))
     found = cut_of(model, *tiny_inputs())
     regions = {node.name: region.name for node, region in found.partition.regions.items()}
-    assert [regions[name] for name in ("setitem", "setitem_1", "setitem_2", "setitem_3")] == ["PROBE"] * 2 + ["DEEP"] * 2
+    assert [regions[name] for name in ("setitem", "setitem_1", "setitem_2", "setitem_3")] == ["PROBE"] * 2 + [
+        "DEEP"
+    ] * 2
 
 
 def test_autocast_stands_around_the_same_nodes_in_every_piece() -> None:
@@ -338,7 +342,9 @@ def test_inputs_refuses_a_graph_without_a_timestep_and_names_what_there_is() -> 
 
     with pytest.raises(UnsupportedGraphError, match=r"no timestep found among the tensor inputs \(hidden_states\)"):
         cut_of(Timeless(2), tiny_inputs()[0])
-    with pytest.raises(UnsupportedGraphError, match=r"no tensor input named 'clock'; the tensor inputs are: .*timestep"):
+    with pytest.raises(
+        UnsupportedGraphError, match=r"no tensor input named 'clock'; the tensor inputs are: .*timestep"
+    ):
         cut_of(Tiny(2), *tiny_inputs(), timestep_input="clock")
 
 

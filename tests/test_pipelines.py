@@ -94,9 +94,7 @@ def compiled(build: Any, **config: Any) -> tuple[Any, dict[str, Any]]:
     pipeline.set_progress_bar_config(disable=True)
     settings = {"lowering": "eager", "threshold": 10.0, "strict": True, **config}
     pipeline.transformer.requires_grad_(False)
-    pipeline.transformer.compile(
-        backend=dicache_backend, fullgraph=True, options=DiCacheConfig(**settings).options()
-    )
+    pipeline.transformer.compile(backend=dicache_backend, fullgraph=True, options=DiCacheConfig(**settings).options())
     return pipeline, arguments
 
 

@@ -42,8 +42,18 @@ def test_relative_l1_is_a_scale_free_distance(seed: int, scale: float) -> None:
 
 @pytest.mark.parametrize(
     ("numerator", "denominator", "expected"),
-    [(0.0, 0.0, 1.0), (1.0, 0.0, 1.0), (1.2, 1.0, 1.2), (9.0, 1.0, 1.5), (0.1, 1.0, 1.0), (math.inf, 1.0, 1.5)]
-    + [(math.nan, 1.0, 1.0), (1.0, math.nan, 1.0), (math.nan, math.nan, 1.0), (1.0, math.inf, 1.0)],
+    [
+        (0.0, 0.0, 1.0),
+        (1.0, 0.0, 1.0),
+        (1.2, 1.0, 1.2),
+        (9.0, 1.0, 1.5),
+        (0.1, 1.0, 1.0),
+        (math.inf, 1.0, 1.5),
+        (math.nan, 1.0, 1.0),
+        (1.0, math.nan, 1.0),
+        (math.nan, math.nan, 1.0),
+        (1.0, math.inf, 1.0),
+    ],
 )
 def test_clipped_ratio_is_always_a_number_in_the_range(numerator: float, denominator: float, expected: float) -> None:
     result = clipped_ratio(torch.tensor(numerator), torch.tensor(denominator), 1.0, 1.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -73,7 +75,7 @@ def test_summary_tells_every_step() -> None:
     assert [step.forced for step in steps] == [True] * 3 + [False] * 7
     assert [step.error is None for step in steps] == [True] + [False] * 9
     assert [step.gamma is None for step in steps] == [step.deep for step in steps]
-    for before, step in zip(steps, steps[1:], strict=False):
+    for before, step in itertools.pairwise(steps):
         carried = before.accumulated or 0.0 if not before.deep else 0.0
         assert step.accumulated == pytest.approx(carried + (step.error or 0.0))
     assert str(summary(model)).splitlines() == [

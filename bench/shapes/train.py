@@ -19,7 +19,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .model import CONFIG, PATCH, SIZE, WEIGHTS, conditioning, generate, pack
+from .model import CONFIG, SIZE, WEIGHTS, conditioning, generate, pack
 from .pictures import COLOURS, SHAPES, render
 
 EMA_DECAY = 0.998
@@ -122,6 +122,4 @@ if __name__ == "__main__":
     parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
     parser.add_argument("--resume", action="store_true", help="go on from the weights that are there")
     arguments = parser.parse_args()
-    train(
-        arguments.seed, arguments.coarse, arguments.fine, arguments.batch, arguments.rate, arguments.resume
-    )
+    train(arguments.seed, arguments.coarse, arguments.fine, arguments.batch, arguments.rate, arguments.resume)

@@ -14,7 +14,10 @@ from .plan import Inputs, Partition, Region
 
 
 def skippable_share(partition: Partition, inputs: Inputs) -> float:
-    """The share of floating-point operations that a reused step skips, from 0 to 1; of parameters if those are uncountable."""
+    """The share of floating-point operations that a reused step skips, from 0 to 1.
+
+    The share of parameters where operations cannot be counted.
+    """
     try:
         work = _flops(partition.graph_module)
     except Exception:  # an operator that fake tensors or the counter cannot run: the share is a courtesy, not a result

@@ -81,7 +81,9 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     return _of_cut(sessions[-1].last_cut, graphs=1)
 
 
-def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[fx.GraphModule, Sequence[Any]]]:
+def _trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[tuple[fx.GraphModule, Sequence[Any]]]:
     found: list[tuple[fx.GraphModule, Sequence[Any]]] = []
 
     def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
@@ -96,15 +98,15 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
         return original(*args, **kwargs)
 
     # A code object of its own, so that Dynamo's cache of the model's stays as it is.
-    fresh = types.FunctionType(call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__)
+    fresh = types.FunctionType(
+        call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__
+    )
     with torch.no_grad():
         torch.compile(fresh, backend=capture)(*args, **kwargs)
     return found
 
 
-def _by_name(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a call by the names that `forward` gives them, which is how inputs are told apart."""
     parameters = inspect.signature(model.forward).parameters
     by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD

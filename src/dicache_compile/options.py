@@ -18,7 +18,8 @@ _NO_CUDA_GRAPHS = {"triton.cudagraphs": False}
 def split_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[DiCacheConfig, dict[str, Any]]:
     """(the config, Inductor's settings for a piece).
 
-    Raises ValueError for a key that is neither ours nor Inductor's, naming the nearest that is, and for an unknown mode.
+    Raises ValueError for a key that is neither ours nor Inductor's, naming the nearest that is, and for an unknown
+    mode.
     """
     options = dict(options or {})
     ours = {field.name for field in dataclasses.fields(DiCacheConfig)}

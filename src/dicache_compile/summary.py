@@ -48,7 +48,9 @@ class Summary:
             for name, steps in generation.streams.items():
                 deep = sum(step.deep for step in steps)
                 marks = "".join(("d" if step.forced else "D") if step.deep else "." for step in steps)
-                lines.append(f"{number:>10}  {name:<12}  {len(steps):>5}  {deep:>4}  {deep / len(steps):>5.0%}  {marks}")
+                lines.append(
+                    f"{number:>10}  {name:<12}  {len(steps):>5}  {deep:>4}  {deep / len(steps):>5.0%}  {marks}"
+                )
         return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ def relative_l1(current: Tensor, previous: Tensor) -> Tensor:
 
 
 def clipped_ratio(numerator: Tensor, denominator: Tensor, low: float, high: float) -> Tensor:
-    """numerator / denominator clipped to [low, high], and 1 where that is not a number or the denominator vanishes.
+    """Numerator / denominator clipped to [low, high], and 1 where that is not a number or the denominator vanishes.
 
     The published scripts let 0/0 through `clip` as NaN (methods: DiCache, bug 1).
     """
@@ -27,7 +27,7 @@ def clipped_ratio(numerator: Tensor, denominator: Tensor, low: float, high: floa
 
 
 def extrapolate(base: Tensor, newest: Tensor, older: Tensor, gamma: Tensor, has_older: Tensor) -> Tensor:
-    """base + older + gamma (newest - older), or base + newest where there is no older; float32, of base's shape.
+    """Base + older + gamma (newest - older), or base + newest where there is no older; float32, of base's shape.
 
     `gamma` and `has_older` have shape (). An older that does not exist is masked, not multiplied by zero: it may hold
     anything, NaN included.

@@ -75,4 +75,4 @@ def _carry_metadata(source: fx.GraphModule, piece: Piece) -> None:
     """Gives a piece what AOTAutograd reads of Dynamo's graphs; without it every weight counts as a changing input."""
     sources = {n.name: getattr(n, "_dynamo_source", None) for n in source.graph.find_nodes(op="placeholder")}
     for placeholder, name in zip(piece.graph_module.graph.find_nodes(op="placeholder"), piece.inputs, strict=True):
-        placeholder._dynamo_source = sources.get(name)  # type: ignore[attr-defined]
+        placeholder._dynamo_source = sources.get(name)

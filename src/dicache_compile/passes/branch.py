@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -69,14 +70,13 @@ def _single(step: Step) -> Piece:
     deep, estimate = step.emitter(names), step.emitter(names)
 
     # What does not depend on the branch stays outside of it: a branch must not return an operand.
-    chosen = [i for i, node in enumerate(step.outputs()) if step.partition.regions.get(node) in _BELOW]  # type: ignore[arg-type]
+    chosen = [i for i, node in enumerate(step.outputs()) if _depends_on_branch(step, node)]
     deep_outputs, deep_updates = step.deep(deep)
+    estimate_outputs = step.estimate(estimate)
     kept: Updates = {name: estimate.input(f"state.{name}") for name in written}
     branches = {
         "deep_branch": _branch(deep, [deep_outputs[i] for i in chosen], _functional(step, deep, deep_updates)),
-        "estimate_branch": _branch(
-            estimate, [step.estimate(estimate)[i] for i in chosen], _functional(step, estimate, kept)
-        ),
+        "estimate_branch": _branch(estimate, [estimate_outputs[i] for i in chosen], _functional(step, estimate, kept)),
     }
 
     nodes = {node.name: node for node in step.partition.graph_module.graph.nodes}
@@ -100,12 +100,13 @@ def _single(step: Step) -> Piece:
     return Piece(module, tuple(outer.inputs), named)
 
 
-_BELOW = (Region.DEEP, Region.EPILOGUE)
+def _depends_on_branch(step: Step, node: object) -> bool:
+    return isinstance(node, fx.Node) and step.partition.regions.get(node) in (Region.DEEP, Region.EPILOGUE)
 
 
-def _branch(emitter: Emitter, outputs: Sequence[object], state: Updates) -> fx.GraphModule:
+def _branch(emitter: Emitter, outputs: Sequence[Any], state: Updates) -> fx.GraphModule:
     # Both branches must agree in strides, and an estimate is contiguous where a deep result may be a slice.
-    layout = {"memory_format": torch.contiguous_format}
+    layout: dict[str, Any] = {"memory_format": torch.contiguous_format}
     fresh = [emitter.graph.call_method("clone", (output,), layout) for output in outputs]
     return emitter.module((*fresh, *state.values()))
 

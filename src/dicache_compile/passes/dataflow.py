@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx
 
@@ -38,10 +38,10 @@ class Dataflow:
         return self._closure(nodes, self._needed_by)
 
     @staticmethod
-    def _closure(nodes: Iterable[fx.Node], edges: dict[fx.Node, object]) -> set[fx.Node]:
+    def _closure(nodes: Iterable[fx.Node], edges: Mapping[fx.Node, Sequence[fx.Node]]) -> set[fx.Node]:
         seen, pending = set(nodes), list(nodes)
         while pending:
-            for other in edges.get(pending.pop(), ()):  # type: ignore[attr-defined]
+            for other in edges.get(pending.pop(), ()):
                 if other not in seen:
                     seen.add(other)
                     pending.append(other)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
 
 from . import values
 
-OUT_OF_PLACE = {
+OUT_OF_PLACE: dict[Callable[..., Any] | str, Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.isub: operator.sub,
     operator.imul: operator.mul,
@@ -41,7 +43,7 @@ def written(node: fx.Node) -> tuple[fx.Node, ...]:
         schema = getattr(node.target, "_schema", None)
         if schema is not None:
             pairs = zip(schema.arguments, node.args, strict=False)
-            return tuple(a for s, a in pairs if s.alias_info is not None and s.alias_info.is_write and _is_node(a))
+            return tuple(a for s, a in pairs if isinstance(a, fx.Node) and s.alias_info and s.alias_info.is_write)
         out = node.kwargs.get("out")
         if isinstance(out, fx.Node):
             return (out,)
@@ -61,11 +63,12 @@ def is_random(node: fx.Node) -> bool:
     if called in ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"):
         p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
         training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-        return bool(training) and p != 0
+        return bool(training) and bool(p)
     if called == "scaled_dot_product_attention":
-        return (node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0
+        p = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+        return isinstance(p, fx.Node) or bool(p)
     if isinstance(node.target, torch._ops.OpOverload):
-        return torch.Tag.nondeterministic_seeded in node.target.tags and "dropout" not in called
+        return torch.Tag.nondeterministic_seeded in node.target.tags
     return node.op in ("call_function", "call_method") and called in _RANDOM_NAMES
 
 
@@ -114,8 +117,6 @@ def ordering(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
 
 
 def _ends_in_place(called: str) -> bool:
-    return called.endswith("_") and not called.endswith("__") and not called.startswith("_") and called != "requires_grad_"
-
-
-def _is_node(argument: object) -> bool:
-    return isinstance(argument, fx.Node)
+    return (
+        called.endswith("_") and not called.endswith("__") and not called.startswith("_") and called != "requires_grad_"
+    )

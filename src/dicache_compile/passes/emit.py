@@ -102,7 +102,7 @@ class Emitter:
         self, outputs: Sequence[object], attributes: Mapping[str, torch.nn.Module] | None = None
     ) -> fx.GraphModule:
         """Ends the graph with these outputs; `attributes` are modules that it reads besides the source's own."""
-        self.graph.output(tuple(outputs))
+        self.graph.output(tuple(outputs))  # type: ignore[arg-type]
         if not self._keep_inputs:
             self._drop_unread()
         own = dict(attributes or {})

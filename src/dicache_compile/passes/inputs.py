@@ -7,6 +7,7 @@ Not handled: a timestep that is a Python number (Dynamo makes a constant of it, 
 from __future__ import annotations
 
 import re
+
 import torch
 from torch import fx
 

@@ -47,7 +47,9 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
         node
         for node in flow.order
         if regions.get(node) in (Region.PROLOGUE, Region.PROBE)
-        and (any(regions.get(user) in below or user.op == "output" for user in node.users) or _is_carried(node, streams))
+        and (
+            any(regions.get(user) in below or user.op == "output" for user in node.users) or _is_carried(node, streams)
+        )
     )
     if reason := _why_not_passable(crossing):
         raise UnsupportedGraphError("partition", reason)
@@ -101,7 +103,10 @@ def _entered(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
 
 
 def _place_free_nodes(flow: Dataflow, regions: dict[fx.Node, Region]) -> None:
-    """Puts the nodes that no stream enters where they are needed: a reused step must not pay for the deep blocks' part."""
+    """Puts the nodes that no stream enters where they are needed.
+
+    A reused step must not pay for what only the deep blocks read.
+    """
     for node in reversed(flow.order):
         if node in regions or _is_anywhere(node):
             continue
@@ -115,9 +120,10 @@ def _place_free_nodes(flow: Dataflow, regions: dict[fx.Node, Region]) -> None:
     # A tuple cannot cross a cut: its parts are taken where it is made.
     for node in flow.order:
         source = node.args[0] if node.args else None
-        if effects.name(node) == "getitem" and isinstance(source, fx.Node) and source in regions:
-            if isinstance(values.value(source), (tuple, list)):
-                regions[node] = regions[source]
+        if effects.name(node) != "getitem" or not isinstance(source, fx.Node) or source not in regions:
+            continue
+        if isinstance(values.value(source), (tuple, list)):
+            regions[node] = regions[source]
 
 
 def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[fx.Node, Region]:
@@ -212,7 +218,7 @@ def _is_carried(node: fx.Node, streams: Iterable[Stream]) -> bool:
 
 
 def _why_not_kept(flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple[Stream, ...]) -> str | None:
-    """x must survive the probe and h the deep blocks: the anchors are differences of the three."""
+    """X must survive the probe and h the deep blocks: the anchors are differences of the three."""
     for node in flow.order:
         for target in effects.written(node):
             memory = values.storages(target)

@@ -1,4 +1,4 @@
-"""Writes the parts of a step after one another: what the probe's piece, the deep piece and the estimate's compute.
+"""Writes the parts of a step: what the probe's piece, the deep piece and the estimate's compute.
 
 All functional: state is read by name and its new values are returned. `branch` makes pieces of them, `single` one graph.
 """
@@ -76,7 +76,9 @@ class Step:
         error, first = emitter.trace(_largest_error, errors, now["index"])
         within, compared = emitter.trace(gate.judge, error, shared)
         limit = self.policy.max_consecutive_skips
-        forced, reuse = emitter.trace(_decide, within, now, old["schedule"], control.NO_LIMIT if limit is None else limit)
+        forced, reuse = emitter.trace(
+            _decide, within, now, old["schedule"], control.NO_LIMIT if limit is None else limit
+        )
         gammas = [
             emitter.trace(estimator.weigh, x, h, now["anchors"], self._of_stream(emitter, estimator, place))
             for place, (x, h) in enumerate(carried)

@@ -6,6 +6,7 @@ Not handled: blocks outside of ModuleLists; graphs that lost their module stacks
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -58,7 +59,9 @@ def _named(stacks: list[_Stack], owners: tuple[str, ...]) -> Trunk:
     known = {stack.owner: stack for stack in stacks}
     for owner in owners:
         if owner not in known:
-            options = ", ".join(f"{s.owner!r} ({len(s.blocks)} blocks)" for s in sorted(stacks, key=lambda s: -s.weight)[:8])
+            options = ", ".join(
+                f"{s.owner!r} ({len(s.blocks)} blocks)" for s in sorted(stacks, key=lambda s: -s.weight)[:8]
+            )
             raise UnsupportedGraphError("trunk", f"no blocks in {owner!r}; found: {options or 'none'}")
     blocks = tuple(block for owner in owners for block in known[owner].blocks)
     if len(blocks) < 2:
@@ -82,9 +85,11 @@ def _stacks(flow: Dataflow) -> list[_Stack]:
     stacks = []
     for owner, positions in by_owner.items():
         runs: list[list[int]] = [[positions[0]]]
-        for before, here in zip(positions, positions[1:], strict=False):
+        for before, here in itertools.pairwise(positions):
             chained = any(reached[node] >> before & 1 for node in all_blocks[here].nodes)
-            runs.append([here]) if not chained else runs[-1].append(here)
+            if not chained:
+                runs.append([])
+            runs[-1].append(here)
         longest = max(runs, key=len)
         stacks.append(_Stack(owner, tuple(all_blocks[position] for position in longest)))
     return stacks
@@ -148,7 +153,9 @@ def _carries_on(before: _Stack, after: _Stack, flow: Dataflow) -> bool:
     """
     first, last = set(after.blocks[0].nodes), set(before.blocks[-1].nodes)
     later = flow.downstream(last)
-    streams = [node for node in first if any(user not in first for user in node.users) and values.tensor(node) is not None]
+    streams = [
+        node for node in first if any(user not in first for user in node.users) and values.tensor(node) is not None
+    ]
     found = False
     for stream in streams:
         path = residual_path(stream, lambda node: node not in first)

@@ -33,7 +33,9 @@ class StreamState:
             self.schedule = schedule
 
 
-def allocate(slots: Sequence[Slot], shapes: Mapping[str, tuple[int, ...]], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def allocate(
+    slots: Sequence[Slot], shapes: Mapping[str, tuple[int, ...]], kept: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """New tensors for these slots, but for those in `kept`."""
     # Outside of inference mode, or a later call under plain no_grad could not write to them.
     with torch.inference_mode(False), torch.no_grad():

@@ -18,10 +18,10 @@ _pipeline: ContextVar[str | None] = ContextVar("dicache_pipeline_stream", defaul
 
 @contextmanager
 def stream(name: str) -> Iterator[None]:
-    """Names the stream of the calls inside: `with stream("cond"): model(...)`.
+    """Names the stream of the calls made inside it.
 
-    A stream is one independent sequence of calls with its own state, such as the conditional calls of one request.
-    Raises TypeError or ValueError for a name that is no text or empty.
+    Used as `with stream("cond"): model(...)`. A stream is one independent sequence of calls with its own state, such
+    as the conditional calls of one request. Raises TypeError or ValueError for a name that is no text or empty.
     """
     with _named(_explicit, name):
         yield
@@ -57,7 +57,9 @@ class Numbering:
     """Numbers the unnamed calls that share a timestep: "0", "1", ..."""
 
     time: float | None = None
-    calls: list[tuple[Tensor, ...]] = field(default_factory=list)  # the prompts of the calls since this timestep came up
+    calls: list[tuple[Tensor, ...]] = field(
+        default_factory=list
+    )  # the prompts of the calls since this timestep came up
 
     def next(self, time: float, prompts: tuple[Tensor, ...], at_start: Callable[[], bool]) -> str:
         """The stream of a call at this timestep with these prompts.
