@@ -1,6 +1,6 @@
 """Writes the parts of a step: what the probe's piece, the deep piece and the estimate's compute.
 
-All functional: state is read by name and its new values are returned. `branch` makes pieces of them, `single` one graph.
+All functional: state is read by name and its new values are returned. `branch` makes graphs of them.
 """
 
 from __future__ import annotations
