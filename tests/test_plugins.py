@@ -27,7 +27,7 @@ class Interval:
     def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
         return torch.ones_like(h.float().mean())
 
-    def follow(self, x: Tensor, h: Tensor, state: State) -> dict[str, Tensor]:
+    def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
         return {}
 
     def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:

@@ -109,14 +109,12 @@ def test_dcta_with_one_anchor_has_no_gamma_and_reuses_it() -> None:
     assert torch.equal(estimate, 1 + state["r1"])
 
 
-def test_dcta_anchors_move_up_one_place() -> None:
+def test_dcta_anchors_hold_both_residuals_and_the_gap_to_the_one_before() -> None:
     state = dcta_state()
     x, h, y = tensors(9, 3)
     new = DCTA((1.0, 1.5)).anchor(x, h, y, state)
-    assert new["r2"] is state["r1"]
-    assert new["p2"] is state["p1"]
-    assert torch.equal(new["r1"], y - x)
-    assert torch.equal(new["p1"], h - x)
+    assert torch.equal(new["r"], y - x)
+    assert torch.equal(new["p"], h - x)
     torch.testing.assert_close(new["anchor_gap"], ((h - x) - state["p1"]).abs().mean())
 
 
@@ -149,6 +147,6 @@ def test_the_comparison_decides_at_the_threshold_itself(comparison: str, at_thre
 
 
 def test_nan_and_infinity_are_never_within() -> None:
-    gate = ProbeError(math.inf)
+    gate = ProbeError(math.inf, comparison="<=")
     assert not gate.judge(torch.tensor(math.nan), {"accumulated": torch.zeros(())})[0]
     assert not gate.judge(torch.tensor(math.inf), {"accumulated": torch.zeros(())})[0]

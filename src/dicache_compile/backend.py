@@ -38,7 +38,8 @@ def dicache_backend(
 
     Use it as `torch.compile(model, backend=dicache_backend, fullgraph=True)`, or by the name "dicache". `options`
     takes the fields of DiCacheConfig (`options=DiCacheConfig(...).options()`) and Inductor's options, which are
-    passed on with `mode`. Run the model under `torch.no_grad()` or `torch.inference_mode()`.
+    passed on, as is `mode`; torch.compile itself takes only one of the two. Run the model under `torch.no_grad()` or
+    `torch.inference_mode()`.
 
     A graph that cannot be cut runs as `torch.compile(model)` would run it, with one UncachedWarning that says why, or
     raises UnsupportedGraphError if `strict`. An unknown option is a ValueError, a bad value a ValueError or TypeError.

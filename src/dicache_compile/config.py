@@ -83,7 +83,8 @@ class DiCacheConfig:
     `torch.cond`. "auto" takes the first."""
 
     strict: bool = False
-    """Raise where a graph cannot be cut, instead of running it uncached with a warning."""
+    """Raise where a graph cannot be cut, instead of running it uncached with a warning. Small fragments around a graph
+    break run uncached in silence all the same."""
 
     gate: Gate | None = None
     """Another gate than the probe's error. `threshold`, `error` and `comparison` are then its own affair."""

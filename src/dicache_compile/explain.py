@@ -69,7 +69,7 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     """What is cut of a model, or would be, without compiling it.
 
     With the arguments of one call, traces that call and runs it once, uncompiled. Without, tells of the last graph
-    that was compiled. The config is that with which the model was compiled, else the default one.
+    that was compiled. The config is that of the model's last compiled call, else the default one.
     Raises TypeError if `model` is no module, ValueError if there are neither arguments nor a compiled graph.
     """
     sessions = sessions_of(model)
@@ -102,7 +102,7 @@ def _trace(
         call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__
     )
     with torch.no_grad():
-        torch.compile(fresh, backend=capture)(*args, **kwargs)
+        torch.compile(fresh, backend=capture, dynamic=False)(*args, **kwargs)
     return found
 
 

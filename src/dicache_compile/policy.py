@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 State = Mapping[str, Tensor]
-"""The tensors that `slots()` asked for, by their names."""
+"""The tensors that `slots()` asked for, by the names in `SlotSpec.reads`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,14 @@ class SlotSpec:
     name: str
     per_stream: bool  # True: one for each stream
     scalar: bool  # True: float32 of shape (); False: of the stream's shape, in `state_dtype`
+    history: int = (
+        0  # how many anchors back it is kept, if it is written on deep steps only; 0: one value, kept as it is
+    )
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The names under which it is read: "r" with a history of 2 is "r1", the newest, and "r2"."""
+        return tuple(f"{self.name}{age + 1}" for age in range(self.history)) or (self.name,)
 
 
 @runtime_checkable
@@ -39,8 +47,8 @@ class Gate(Protocol):
         """
         ...
 
-    def follow(self, x: Tensor, h: Tensor, state: State) -> dict[str, Tensor]:
-        """What one stream's slots become, on every step."""
+    def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
+        """What one stream's slots become, on every step; `reuse` (bool, shape ()) says what was decided."""
         ...
 
     def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
@@ -66,7 +74,7 @@ class Estimator(Protocol):
     def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
         """What the estimate needs besides tensors at hand, computed in the probe's part; recorded as gamma, shape ().
 
-        `anchors` is how many this generation has had, int64 of shape (), counted up to 2. NaN where there is no gamma.
+        `anchors` is how many this generation has had, int64 of shape (). NaN where there is no gamma.
         """
         ...
 
@@ -75,5 +83,5 @@ class Estimator(Protocol):
         ...
 
     def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-        """What the slots become on a step that ran the deep blocks."""
+        """What the slots become on a step that ran the deep blocks; one with a history gets a new newest."""
         ...

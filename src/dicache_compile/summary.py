@@ -24,12 +24,12 @@ class StepRecord:
     forced: bool  # whether they had to, whatever the error
     error: float | None  # of this step; None on the first
     accumulated: float | None  # what was compared with the threshold; None on the first
-    gamma: float | None  # of the estimate; None where the deep blocks ran
+    gamma: float | None  # of the estimate; None where the deep blocks ran, or there was one anchor only
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One denoising run, of one stream or of several that ran side by side."""
+    """One denoising run of a stream, with the runs of other streams that began before the next one of any of them."""
 
     streams: Mapping[str, list[StepRecord]]
 

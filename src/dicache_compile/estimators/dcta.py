@@ -21,7 +21,7 @@ class DCTA:
     gamma_range: tuple[float, float]
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        tensors = tuple(SlotSpec(name, per_stream=True, scalar=False) for name in ("r1", "r2", "p1", "p2"))
+        tensors = tuple(SlotSpec(name, per_stream=True, scalar=False, history=2) for name in ("r", "p"))
         # mean|P1 - P2| changes on deep steps only, so it is kept and not computed on every step.
         return (*tensors, SlotSpec("anchor_gap", per_stream=True, scalar=True))
 
@@ -35,13 +35,6 @@ class DCTA:
         return extrapolate(x, state["r1"], state["r2"], gamma, anchors > 1)
 
     def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-        older = state["p1"]
         # Rounded as it is stored, so that the gap is the distance of the anchors that later steps will see.
-        newest = (h.float() - x.float()).type_as(older)
-        return {
-            "r2": state["r1"],
-            "r1": y.float() - x.float(),
-            "p2": older,
-            "p1": newest,
-            "anchor_gap": mean_abs_difference(newest, older),
-        }
+        p = (h.float() - x.float()).type_as(state["p1"])
+        return {"r": y.float() - x.float(), "p": p, "anchor_gap": mean_abs_difference(p, state["p1"])}

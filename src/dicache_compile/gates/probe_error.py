@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,13 +36,14 @@ class ProbeError:
             return moved
         return (moved - relative_l1(x, state["x_prev"])).abs()
 
-    def follow(self, x: Tensor, h: Tensor, state: State) -> dict[str, Tensor]:
+    def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
         return {"h_prev": h} if self.error == "probe" else {"h_prev": h, "x_prev": x}
 
     def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
         accumulated = state["accumulated"] + error
         within = accumulated < self.threshold if self.comparison == "<" else accumulated <= self.threshold
-        return within, accumulated
+        # An infinite error is as little a measure as NaN, whatever the threshold.
+        return within & (accumulated < math.inf), accumulated
 
     def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
         return {"accumulated": torch.where(reuse, compared, torch.zeros_like(compared))}

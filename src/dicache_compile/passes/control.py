@@ -32,7 +32,7 @@ def control_slots(conditions: int) -> tuple[ControlSlot, ...]:
         ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
         ControlSlot("schedule", (2,), torch.int64),  # host: steps of warm-up; index from which all steps are forced
         ControlSlot("index", (), torch.int64),  # steps done in this generation
-        ControlSlot("anchors", (), torch.int64),  # deep steps done in this generation, up to 2
+        ControlSlot("anchors", (), torch.int64),  # deep steps done in this generation
         ControlSlot("skipped", (), torch.int64),  # reused steps since the last deep one
         ControlSlot("time", (), torch.float32),  # the last step's timestep
         ControlSlot("direction", (), torch.float32),  # the way the timestep moves: -1, 1; 0 unknown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -28,6 +29,7 @@ class Emitter:
         self._named: dict[str, fx.Node] = {}
         self._last_input: fx.Node | None = None
         self.inputs: list[str] = []
+        self._traced: list[fx.Node] = []
         self._keep_inputs = inputs is not None
         for name in inputs or ():
             self.input(name)
@@ -75,19 +77,21 @@ class Emitter:
         return self._named[name]
 
     def _drop_unread(self) -> None:
-        for name in [name for name in self.inputs if not self._named[name].users]:
+        for node in sorted(self._traced, reverse=True):
+            if not node.users:
+                self.graph.erase_node(node)
+        for name in [] if self._keep_inputs else [name for name in self.inputs if not self._named[name].users]:
             self.graph.erase_node(self._named.pop(name))
             self.inputs.remove(name)
 
-    def put_first(self, names: Sequence[str]) -> None:
-        """Moves the placeholders of these names before all others, in this order."""
-        for name in reversed(names):
-            next(iter(self.graph.nodes)).prepend(self._named[name])
-        self.inputs = [*names, *(name for name in self.inputs if name not in names)]
-
     def trace(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs a plain torch function on nodes, records it, and gives nodes back. Containers pass through."""
+        """Runs a plain torch function on nodes, records it, and gives nodes back. Containers pass through.
+
+        What the function computes and nobody reads is left out in the end, so it must not write in place.
+        """
+        before = len(self.graph.nodes)
         result = function(*(_map(argument, self._wrap) for argument in arguments))
+        self._traced += itertools.islice(reversed(self.graph.nodes), len(self.graph.nodes) - before)
         return _map(result, _unwrap)
 
     def _wrap(self, node: object) -> object:
@@ -103,8 +107,7 @@ class Emitter:
     ) -> fx.GraphModule:
         """Ends the graph with these outputs; `attributes` are modules that it reads besides the source's own."""
         self.graph.output(tuple(outputs))  # type: ignore[arg-type]
-        if not self._keep_inputs:
-            self._drop_unread()
+        self._drop_unread()
         own = dict(attributes or {})
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"} - set(own)
         module = fx.GraphModule({**{name: attrgetter(name)(self._source) for name in read}, **own}, self.graph)
@@ -127,21 +130,14 @@ def _unwrap(value: object) -> object:
 def write_back(emitter: Emitter, updates: Mapping[str, fx.Node]) -> None:
     """Ends a piece with in-place writes of `updates` (names of slots) to the state.
 
-    A slot that takes another slot's old value is written before that other one is. AOTAutograd moves the writes to the
-    end of its graph in the order of the placeholders, whatever the order here (seen in torch 2.13), so the
-    placeholders are put into the order of the writes.
+    No slot may take another's old value as it is: AOTAutograd moves such writes to the end of its graph in the order of
+    the placeholders (seen in torch 2.13), and Inductor may run them after the other slot was written (2.11). That is
+    why a history is a ring in which every place keeps itself or takes what is new.
     """
     targets = {name: emitter.input(f"state.{name}") for name in updates}
-    waiting = dict(updates)
-    written: list[str] = []
-    while waiting:
-        # A slot may be written once no other slot that waits still wants its old value.
-        free = [n for n in waiting if all(v is not targets[n] for other, v in waiting.items() if other != n)]
-        if not free:
-            raise AssertionError(f"slots take each other's values in a circle: {', '.join(waiting)}")
-        for name in free:
-            value = waiting.pop(name)
-            if value is not targets[name]:
-                emitter.graph.call_method("copy_", (targets[name], value))
-                written.append(f"state.{name}")
-    emitter.put_first(written)
+    for name, value in updates.items():
+        if value in targets.values() and value is not targets[name]:
+            raise ValueError(f"the slot {name!r} takes another slot's old value as it is: give that one a history")
+    for name, value in updates.items():
+        if value is not targets[name]:
+            emitter.graph.call_method("copy_", (targets[name], value))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ..plan import Inputs, Partition, Region, Slot
-from ..policy import Estimator, Gate
+from ..policy import Estimator, Gate, SlotSpec
 from . import control, values
 from .emit import Emitter
 
@@ -47,11 +47,17 @@ class Step:
             Slot(slot.name, None, slot.shape, slot.dtype, device, slot.initial)
             for slot in control.control_slots(len(self.inputs.conditions))
         ]
+        if any(spec.history for spec in self.policy.gate.slots()):
+            raise ValueError("a gate's slot cannot have a history: `follow` writes it on every step")
         for spec in (*self.policy.gate.slots(), *self.policy.estimator.slots()):
             for place, stream in enumerate(self.partition.streams if spec.per_stream else self.partition.streams[:1]):
-                name = f"{spec.name}.{place}" if spec.per_stream else spec.name
                 dtype = torch.float32 if spec.scalar else self.policy.state_dtype or _tensor(stream.x).dtype
-                found.append(Slot(name, None if spec.scalar else stream.x, (), dtype, device, 0))
+                like = None if spec.scalar else stream.x
+                found += [Slot(name, like, (), dtype, device, 0) for name in _places(spec, place)]
+        names = [slot.name for slot in found]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two slots are named {name!r}: the gate and the estimator need names of their own")
         return tuple(found)
 
     def outputs(self) -> tuple[object, ...]:
@@ -71,7 +77,8 @@ class Step:
 
         shared = self._shared(emitter, fresh)
         carried = [(emitter.read(stream.x), emitter.read(stream.h)) for stream in streams]
-        kept = [self._of_stream(emitter, gate, place) for place in range(len(streams))]
+        anchors = now["anchors"]
+        kept = [self._of_stream(emitter, gate, place, anchors) for place in range(len(streams))]
         errors = [emitter.trace(gate.measure, x, h, state) for (x, h), state in zip(carried, kept, strict=True)]
         error, first = emitter.trace(_largest_error, errors, now["index"])
         within, compared = emitter.trace(gate.judge, error, shared)
@@ -80,7 +87,7 @@ class Step:
             _decide, within, now, old["schedule"], control.NO_LIMIT if limit is None else limit
         )
         gammas = [
-            emitter.trace(estimator.weigh, x, h, now["anchors"], self._of_stream(emitter, estimator, place))
+            emitter.trace(estimator.weigh, x, h, anchors, self._of_stream(emitter, estimator, place, anchors))
             for place, (x, h) in enumerate(carried)
         ]
 
@@ -90,25 +97,30 @@ class Step:
         updates |= emitter.trace(control.record, row, old)
         updates |= emitter.trace(gate.settle, compared, reuse, shared)
         for place, ((x, h), state) in enumerate(zip(carried, kept, strict=True)):
-            updates |= _suffixed(emitter.trace(gate.follow, x, h, state), place)
+            updates |= {
+                f"{name}.{place}": node for name, node in emitter.trace(gate.follow, x, h, reuse, state).items()
+            }
         return reuse, gammas, updates
 
     def deep(self, emitter: Emitter) -> tuple[list[object], Updates]:
         """Deep blocks, new anchor and epilogue: (the model's outputs, updates)."""
         emitter.copy(self.partition.nodes(Region.DEEP))
         # Before the epilogue, which may write to y.
-        updates: Updates = {"anchors": emitter.trace(_one_more_anchor, emitter.input("state.anchors"))}
+        estimator, anchors = self.policy.estimator, emitter.input("state.anchors")
+        updates: Updates = {"anchors": emitter.trace(_one_more, anchors)}
         for place, stream in enumerate(self.partition.streams):
             nodes = [emitter.read(node) for node in (stream.x, stream.h, stream.y)]
-            state = self._of_stream(emitter, self.policy.estimator, place)
-            updates |= _suffixed(emitter.trace(self.policy.estimator.anchor, *nodes, state), place)
+            state = self._of_stream(emitter, estimator, place, anchors)
+            new = emitter.trace(estimator.anchor, *nodes, state)
+            for spec in estimator.slots():
+                updates |= self._anchored(emitter, spec, place, anchors, new[spec.name])
         return self._epilogue(emitter), updates
 
     def estimate(self, emitter: Emitter) -> list[object]:
         """The deep blocks' stand-in and the epilogue: the model's outputs."""
         for place, stream in enumerate(self.partition.streams):
-            state = self._of_stream(emitter, self.policy.estimator, place)
             gamma, anchors = emitter.input(f"gamma.{place}"), emitter.input("state.anchors")
+            state = self._of_stream(emitter, self.policy.estimator, place, anchors)
             y = emitter.trace(self.policy.estimator.estimate, emitter.read(stream.x), gamma, anchors, state)
             emitter.replace(stream.y, emitter.graph.call_method("to", (y, _tensor(stream.y).dtype)))
         return self._epilogue(emitter)
@@ -126,9 +138,24 @@ class Step:
         return {spec.name: emitter.trace(_zero_if, fresh, emitter.input(f"state.{spec.name}")) for spec in specs}
 
     @staticmethod
-    def _of_stream(emitter: Emitter, policy: Gate | Estimator, place: int) -> Updates:
-        specs = [spec for spec in policy.slots() if spec.per_stream]
-        return {spec.name: emitter.input(f"state.{spec.name}.{place}") for spec in specs}
+    def _of_stream(emitter: Emitter, policy: Gate | Estimator, place: int, anchors: fx.Node) -> Updates:
+        """A stream's slots as the policy reads them, after that many anchors."""
+        found: Updates = {}
+        for spec in policy.slots():
+            if spec.per_stream:
+                ring = [emitter.input(f"state.{name}") for name in _places(spec, place)]
+                for age, name in enumerate(spec.reads):
+                    found[name] = emitter.trace(_pick, anchors, age, ring)
+        return found
+
+    @staticmethod
+    def _anchored(emitter: Emitter, spec: SlotSpec, place: int, anchors: fx.Node, new: fx.Node) -> Updates:
+        """What a stream's slot becomes with a new anchor, after that many before."""
+        names = _places(spec, place)
+        if len(names) == 1:
+            return {names[0]: new}
+        ring = [emitter.input(f"state.{name}") for name in names]
+        return {name: emitter.trace(_put, anchors, turn, ring, new) for turn, name in enumerate(names)}
 
 
 def _tensor(node: fx.Node) -> Tensor:
@@ -137,8 +164,10 @@ def _tensor(node: fx.Node) -> Tensor:
     return recorded
 
 
-def _suffixed(updates: Updates, place: int) -> Updates:
-    return {f"{name}.{place}": node for name, node in updates.items()}
+def _places(spec: SlotSpec, place: int) -> tuple[str, ...]:
+    """The slots of one stream (or of all, for what is not per stream) that hold `spec`: "r.0.0" and "r.0.1"."""
+    name = f"{spec.name}.{place}" if spec.per_stream else spec.name
+    return tuple(f"{name}.{turn}" for turn in range(spec.history)) if spec.history > 1 else (name,)
 
 
 # Traced into the graph, like the functions of `control`:
@@ -162,8 +191,21 @@ def _decide(within: Tensor, now: Mapping[str, Tensor], schedule: Tensor, limit: 
     return forced, ~forced & within & (now["skipped"] < limit)
 
 
-def _one_more_anchor(anchors: Tensor) -> Tensor:
-    return (anchors + 1).clamp(max=2)
+def _one_more(anchors: Tensor) -> Tensor:
+    return anchors + 1
+
+
+def _pick(anchors: Tensor, age: int, ring: list[Tensor]) -> Tensor:
+    """The value of the `age`-th newest anchor; masked, so that a place that was never written does no harm."""
+    picked = ring[0]
+    for turn in range(1, len(ring)):
+        picked = torch.where((anchors - 1 - age) % len(ring) == turn, ring[turn], picked)
+    return picked
+
+
+def _put(anchors: Tensor, turn: int, ring: list[Tensor], new: Tensor) -> Tensor:
+    """One place of the ring with a new anchor: the new value if it is its turn, else what it holds."""
+    return torch.where(anchors % len(ring) == turn, new.type_as(ring[turn]), ring[turn])
 
 
 def _columns(
