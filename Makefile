@@ -13,7 +13,7 @@ demo: venv
 	$(BIN)/python -m bench.demo
 
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: venv
 	$(BIN)/ruff check $(CODE)

@@ -91,6 +91,19 @@ def test_a_threshold_between_decides_and_estimates_as_the_oracle(
         assert step.gamma == (pytest.approx(gamma, rel=1e-5) if gamma is not None else None)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+@each_model
+def test_a_deeper_probe_measures_what_leaves_it(kind: type[Model], depth: int) -> None:
+    model = models.make(kind, depth=6)
+    call = compiled(model, threshold=math.inf, max_consecutive_skips=2, probe_depth=depth)
+    oracle = PlainDiCache(model, math.inf, probe_depth=depth, max_skips=2)
+    assert_near(generate(call, model), generate(oracle, model))
+    steps = summary(model).generations[-1].streams["0"]
+    for step, expected, gamma in zip(steps, oracle.errors, oracle.gammas, strict=True):
+        assert step.error == (pytest.approx(expected, rel=1e-5) if expected is not None else None)
+        assert step.gamma == (pytest.approx(gamma, rel=1e-5) if gamma is not None else None)
+
+
 @each_engine
 @each_model
 def test_a_deep_step_after_probing_equals_the_uncached_step(kind: type[Model], engine: str) -> None:

@@ -57,7 +57,7 @@ def test_every_file_is_small() -> None:
 
 
 def test_the_package_imports_nothing_but_torch() -> None:
-    """Torch is the only hard dependency (and sympy, which torch cannot do without)."""
+    """The only hard dependency is torch (and sympy, which torch cannot do without)."""
     allowed = {"torch", "sympy"}
     import sys
 

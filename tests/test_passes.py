@@ -272,11 +272,28 @@ def test_branch_writes_an_estimate_of_the_two_anchors() -> None:
         "x",
         "l_timestep_",
     }
-    text = graph_text(estimate.graph_module.graph)
-    assert text.endswith(
+    assert graph_text(estimate.graph_module.graph) == (
+        # The ring: who wrote last is the newest.
+        "sub = sub(state_anchors, 1)\n"
+        "sub_1 = sub(sub, 0)\n"
+        "mod = mod(sub_1, 2)\n"
+        "eq = eq(mod, 1)\n"
+        "where = where(eq, state_r_0_1, state_r_0_0)\n"
+        "sub_2 = sub(state_anchors, 1)\n"
+        "sub_3 = sub(sub_2, 1)\n"
+        "mod_1 = mod(sub_3, 2)\n"
+        "eq_1 = eq(mod_1, 1)\n"
+        "where_1 = where(eq_1, state_r_0_1, state_r_0_0)\n"
+        # y = x + R2 + gamma (R1 - R2), or x + R1 with one anchor
+        "gt = gt(state_anchors, 1)\n"
+        "float_1 = float(where)\n"
+        "float_2 = float(where_1)\n"
+        "float_3 = float(x)\n"
+        "sub_8 = sub(float_1, float_2)\n"
+        "mul = mul(gamma_0, sub_8)\n"
         "add = add(float_2, mul)\n"
-        "where_2 = where(gt, add, float_1)\n"
-        "add_1 = add(float_3, where_2)\n"
+        "where_4 = where(gt, add, float_1)\n"
+        "add_1 = add(float_3, where_4)\n"
         "to = to(add_1, torch.float32)\n"
         "tanh = tanh(to)\n"
         "exp = exp(l_timestep_)\n"
@@ -349,3 +366,29 @@ def test_a_pass_keeps_the_metadata_of_every_placeholder() -> None:
     found = cut_of(Tiny(2), *tiny_inputs())
     nodes: list[fx.Node] = list(found.placeholders)
     assert all(hasattr(node, "_dynamo_source") for node in nodes)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: nn.functional.leaky_relu(x, 0.01, True),
+        lambda x: nn.functional.relu(x, inplace=True),
+        lambda x: x.clamp_(min=-1).exp_(),
+    ],
+)
+def test_partition_refuses_deep_blocks_that_write_to_the_stream(write: Any) -> None:
+    class Writing(Mixer):
+        def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+            write(x)
+            return super().forward(x, time)
+
+    model = Tiny(3)
+    model.blocks[1] = Writing()
+    with pytest.raises(UnsupportedGraphError, match="writes in place"):
+        cut_of(model, *tiny_inputs())
+
+
+def test_trunk_refuses_lists_in_the_wrong_order() -> None:
+    model = models.make(models.Mixed)
+    with pytest.raises(UnsupportedGraphError, match="are the lists in order"):
+        trunk_of(model, *models.inputs(model, 0, 10), owners=("single_blocks", "double_blocks"))

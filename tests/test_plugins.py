@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -81,3 +82,27 @@ def test_a_gate_and_an_estimator_of_ones_own(kind: type[models.Model], engine: s
     steps = summary(model).generations[-1].streams["0"]
     assert [step.deep for step in steps] == deep
     assert all(step.gamma is None for step in steps)
+
+
+@pytest.mark.parametrize("convert", [lambda old: old, lambda old: old.float()])
+def test_a_slot_that_takes_anothers_old_value_is_refused(convert: Any) -> None:
+    class Shifting(Reuse):
+        def slots(self) -> tuple[SlotSpec, ...]:
+            return (*Reuse.slots(self), SlotSpec("before", per_stream=True, scalar=False))
+
+        def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
+            return {"last": y.float() - x.float(), "before": convert(state["last"])}
+
+    model = models.make(models.SingleStream)
+    with pytest.raises(Exception, match="takes another slot's old value as it is: give that one a history"):
+        generate(compiled(model, estimator=Shifting()), model)
+
+
+def test_slots_of_one_name_are_refused() -> None:
+    class Clashing(Reuse):
+        def slots(self) -> tuple[SlotSpec, ...]:
+            return (SlotSpec("index", per_stream=False, scalar=True), *Reuse.slots(self))
+
+    model = models.make(models.SingleStream)
+    with pytest.raises(Exception, match="two slots are named 'index'"):
+        generate(compiled(model, estimator=Clashing()), model)

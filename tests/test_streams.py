@@ -230,3 +230,49 @@ def test_a_model_that_is_gone_leaves_no_session() -> None:
     torch._dynamo.reset()
     gc.collect()
     assert not session._sessions
+
+
+def test_models_that_share_a_table_never_meet() -> None:
+    class Rotary(models.SingleStream):
+        def __init__(self, table: Tensor) -> None:
+            super().__init__()
+            for block in self.blocks:
+                block.table = table
+                block.register_forward_pre_hook(lambda module, args: (args[0] * module.table, *args[1:]))
+
+    table = torch.linspace(0.9, 1.1, 16)
+    pair = [Rotary(table).eval().requires_grad_(False) for _ in range(2)]
+    calls = [compiled(model, threshold=0.3) for model in pair]
+    expected = []
+    for call, model in zip(calls, pair, strict=True):
+        expected.append(generate(call, model))
+        reset(model)
+    for step in range(STEPS):
+        for call, model, alone in zip(calls, pair, expected, strict=True):
+            with torch.no_grad():
+                assert torch.equal(call(*models.inputs(model, step, STEPS)), alone[step])
+    assert all(len(sessions_of(model)) == 1 for model in pair)
+
+
+def test_a_pipelines_names_stand_below_an_explicit_one() -> None:
+    from dicache_compile.runtime.streams import pipeline_stream
+
+    model = models.make(models.SingleStream)
+    call = compiled(model)
+    for name in ("cond", "uncond"):
+        with torch.no_grad(), stream("request"), pipeline_stream(name):
+            call(*models.inputs(model, 0, STEPS))
+    assert set(summary(model).generations[-1].streams) == {"request/cond", "request/uncond"}
+
+
+def test_unnamed_requests_with_one_prompt_do_not_reuse_each_others_anchors() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=10.0, warmup_steps=1)
+    with torch.no_grad():
+        for step in range(5):
+            latents, timestep, prompt = models.inputs(model, step, STEPS)
+            for sign in (1, -1):  # two requests side by side
+                call(sign * latents, timestep, prompt)
+    # Stream "0" looked like one that was given up after its first step, by the second request: it runs deep until its
+    # anchors are its own.
+    assert decisions(model, "0") == "DDD.."

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from .config import DiCacheConfig
@@ -14,7 +15,7 @@ from .cut import Cut, cut
 from .errors import UncachedWarning, UnsupportedGraphError
 from .lowering import Lowering, lower_graph
 from .options import split_options, without_cuda_graphs
-from .passes import effects
+from .passes import effects, values
 from .plan import Region
 from .runtime.engines import Engine, calls_engine, cond_engine
 from .runtime.session import SessionFinder
@@ -22,7 +23,10 @@ from .runtime.sizes import read_sizes
 from .runtime.step import CompiledStep, Places
 
 _log = logging.getLogger("dicache_compile")
-_HEAVY = {"linear", "conv1d", "conv2d", "conv3d", "matmul", "bmm", "scaled_dot_product_attention"}
+_HEAVY = {
+    "linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
+    "scaled_dot_product_attention",
+}  # fmt: skip
 _SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word
 
 
@@ -32,7 +36,7 @@ def dicache_backend(
     *,
     mode: str | None = None,
     options: Mapping[str, Any] | None = None,
-    **_: Any,
+    name: str | None = None,
 ) -> Any:
     """Compiles a diffusion transformer into a step that decides by itself whether to run its deep blocks.
 
@@ -43,6 +47,7 @@ def dicache_backend(
 
     A graph that cannot be cut runs as `torch.compile(model)` would run it, with one UncachedWarning that says why, or
     raises UnsupportedGraphError if `strict`. An unknown option is a ValueError, a bad value a ValueError or TypeError.
+    `name` is what newer releases of torch.compile pass; it is not used.
     """
     config, settings = split_options(options, mode)
     try:
@@ -76,14 +81,23 @@ def _engine(
 
 def _places(found: Cut) -> Places:
     places = {node: place for place, node in enumerate(found.placeholders)}
-    # The first weight of the deep blocks: models that share an embedder are still two.
-    deep = {needed for node in found.partition.nodes(Region.DEEP) for needed in node.all_input_nodes}
-    weights = sorted((n for n in found.inputs.weights), key=lambda n: (n not in deep, places[n]))
+    weights = _model_weights(found)
     return Places(
         timestep=places[found.inputs.timestep],
         conditions=tuple(places[node] for node in found.inputs.conditions),
         weight=places[weights[0]] if weights else None,
     )
+
+
+def _model_weights(found: Cut) -> list[fx.Node]:
+    """The weights by which a call's model is known, the best first.
+
+    A parameter of the deep blocks: models that share an embedder or a table of positions are still two.
+    """
+    deep = {needed for node in found.partition.nodes(Region.DEEP) for needed in node.all_input_nodes}
+    owned = [node for node in found.inputs.weights if values.is_of_module(node)]
+    parameters = [node for node in owned if isinstance(values.value(node), torch.nn.Parameter)]
+    return sorted(parameters or owned, key=lambda node: node not in deep)
 
 
 def _uncached(

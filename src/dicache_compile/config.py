@@ -129,10 +129,10 @@ class DiCacheConfig:
         return warmup, last
 
     def make_gate(self) -> Gate:
-        return self.gate or ProbeError(self.threshold, self.error, self.comparison)
+        return ProbeError(self.threshold, self.error, self.comparison) if self.gate is None else self.gate
 
     def make_estimator(self) -> Estimator:
-        return self.estimator or DCTA(self.gamma_range)
+        return DCTA(self.gamma_range) if self.estimator is None else self.estimator
 
     def trunk_owners(self) -> tuple[str, ...]:
         if self.trunk is None:
@@ -206,6 +206,8 @@ def _check_types(config: DiCacheConfig) -> None:
     owners = config.trunk_owners()
     if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
         raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
+    if len(set(owners)) < len(owners):
+        raise ValueError(f"trunk: expected each list once, got {config.trunk!r}")
     dtype = config.state_dtype
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"state_dtype: expected a floating torch.dtype, got {dtype!r}")

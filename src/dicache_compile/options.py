@@ -21,11 +21,11 @@ def split_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[
     Raises ValueError for a key that is neither ours nor Inductor's, naming the nearest that is, and for an unknown
     mode.
     """
-    options = dict(options or {})
+    options = {str(key).replace("-", "_"): value for key, value in (options or {}).items()}  # as torch.compile does
     ours = {field.name for field in dataclasses.fields(DiCacheConfig)}
     theirs = set(torch._inductor.list_options())
     for key in options:
-        if key not in ours and key.replace("-", "_") not in theirs:
+        if key not in ours and key not in theirs:
             near = difflib.get_close_matches(str(key), sorted(ours | theirs), n=1, cutoff=0.0)
             raise ValueError(
                 f"unknown option {key!r}; the nearest is {near[0]!r}. Valid are the fields of DiCacheConfig "

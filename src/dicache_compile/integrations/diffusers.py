@@ -57,7 +57,9 @@ def _wrap_pipelines(module: ModuleType) -> None:
     @functools.wraps(progress_bar)
     def begun(self: Any, iterable: Any = None, total: int | None = None) -> Any:
         # The length of the scheduler's own list, which counts the extra calls of second-order samplers.
-        steps = getattr(self, "_num_timesteps", None) or total
+        steps = (
+            getattr(self, "_num_timesteps", None) or total or (len(iterable) if hasattr(iterable, "__len__") else None)
+        )
         for component in self.components.values():
             if isinstance(component, nn.Module):
                 announce_generation(getattr(component, "_orig_mod", component), steps)

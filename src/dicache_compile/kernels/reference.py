@@ -27,8 +27,9 @@ def clipped_ratio(numerator: Tensor, denominator: Tensor, low: float, high: floa
 
 
 def extrapolate(base: Tensor, newest: Tensor, older: Tensor, gamma: Tensor, has_older: Tensor) -> Tensor:
-    """Base + older + gamma (newest - older), or base + newest where there is no older; float32, of base's shape.
+    """A linear extrapolation: base + older + gamma (newest - older), or base + newest where there is no older.
 
+    float32, of base's shape.
     `gamma` and `has_older` have shape (). An older that does not exist is masked, not multiplied by zero: it may hold
     anything, NaN included.
     """

@@ -29,7 +29,8 @@ __all__ = ["Policy", "build_branch"]
 def build_branch(partition: Partition, inputs: Inputs, policy: Policy) -> Branch:
     """The branch of a partition, in both forms."""
     step = Step(partition, inputs, policy)
-    return Branch(_probe(step), _deep(step), _estimate(step), _single(step), step.slots())
+    slots = step.slots()  # first, because it refuses slots that clash
+    return Branch(_probe(step), _deep(step), _estimate(step), _single(step), slots)
 
 
 def _probe(step: Step) -> Piece:

@@ -5,6 +5,7 @@ Dataflow alone does not order these, so the passes add the edges that `ordering`
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections import defaultdict
 from collections.abc import Callable
@@ -42,12 +43,13 @@ def written(node: fx.Node) -> tuple[fx.Node, ...]:
     if node.op == "call_function":
         schema = getattr(node.target, "_schema", None)
         if schema is not None:
-            pairs = zip(schema.arguments, node.args, strict=False)
-            return tuple(a for s, a in pairs if isinstance(a, fx.Node) and s.alias_info and s.alias_info.is_write)
+            passed = {s.name: a for s, a in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
+            changed = [passed.get(s.name) for s in schema.arguments if s.alias_info and s.alias_info.is_write]
+            return tuple(argument for argument in changed if isinstance(argument, fx.Node))
         out = node.kwargs.get("out")
         if isinstance(out, fx.Node):
             return (out,)
-        in_place = node.target in _IN_PLACE_FUNCTIONS or node.kwargs.get("inplace") is True
+        in_place = node.target in _IN_PLACE_FUNCTIONS or _is_told_to_write(node)
         in_place |= _ends_in_place(name(node))
     elif node.op == "call_method":
         in_place = _ends_in_place(name(node)) or name(node) == "__setitem__"
@@ -114,6 +116,17 @@ def ordering(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
                 users[memory].append(node)
         before[node].discard(node)
     return before
+
+
+def _is_told_to_write(node: fx.Node) -> bool:
+    """Whether `inplace=True` is among the arguments, by name or by place: functional.leaky_relu(x, 0.1, True)."""
+    if "inplace" in node.kwargs:
+        return node.kwargs["inplace"] is True
+    if not getattr(node.target, "__module__", "").startswith("torch.nn.functional"):
+        return False
+    names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
+    place = names.index("inplace") if "inplace" in names else len(node.args)
+    return place < len(node.args) and node.args[place] is True
 
 
 def _ends_in_place(called: str) -> bool:

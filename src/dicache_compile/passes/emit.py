@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from . import effects
+
 
 class Emitter:
     """A graph that is being written. Whatever it reads and does not hold becomes a placeholder."""
@@ -115,6 +117,19 @@ class Emitter:
         return module
 
 
+_SAME_MEMORY = {
+    "float", "to", "type_as", "double", "half", "bfloat16", "contiguous", "detach", "view", "reshape", "flatten",
+    "unflatten", "view_as", "expand", "squeeze", "unsqueeze", "transpose", "permute", "getitem", "narrow", "select",
+}  # fmt: skip
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """The node whose memory a traced value may share: `state.float()` is `state` itself where that is float32."""
+    while effects.name(node) in _SAME_MEMORY and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+    return node
+
+
 def _map(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: _map(item, change) for key, item in value.items()}
@@ -136,7 +151,8 @@ def write_back(emitter: Emitter, updates: Mapping[str, fx.Node]) -> None:
     """
     targets = {name: emitter.input(f"state.{name}") for name in updates}
     for name, value in updates.items():
-        if value in targets.values() and value is not targets[name]:
+        source = memory_of(value)
+        if source in targets.values() and source is not targets[name]:
             raise ValueError(f"the slot {name!r} takes another slot's old value as it is: give that one a history")
     for name, value in updates.items():
         if value is not targets[name]:

@@ -37,9 +37,3 @@ def entries(node: fx.Node) -> tuple[Entry, ...]:
         if last.isdigit():
             found.append(Entry(owner, int(last), key[key.find("@") :] if "@" in key else ""))
     return tuple(found)
-
-
-def owning_module(node: fx.Node) -> str:
-    """The path of the innermost module that a node runs in, or ``."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return module_path(next(reversed(stack.values()))[0]) if stack else ""

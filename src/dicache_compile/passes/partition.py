@@ -18,6 +18,7 @@ from ..plan import Partition, Region, Stream, Trunk
 from . import effects, values
 from .dataflow import Dataflow
 from .residual_path import residual_path
+from .streams import find_streams
 
 
 def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:
@@ -34,10 +35,10 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
     regions = _regions(flow, trunk, probe_depth)
     pulled = _with_slices_pulled(regions, flow)
     try:
-        streams = _streams(flow, pulled)
+        streams = find_streams(flow, pulled)
         regions = pulled
     except UnsupportedGraphError:  # the slice is of a stream that is never apart from its neighbour: keep it whole
-        streams = _streams(flow, regions)
+        streams = find_streams(flow, regions)
     if reason := _why_not_skippable(flow, regions):
         raise UnsupportedGraphError("partition", reason)
     if reason := _why_not_kept(flow, regions, streams):
@@ -45,7 +46,7 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
     below = (Region.DEEP, Region.EPILOGUE)
     crossing = tuple(
         node
-        for node in flow.order
+        for node in gm.graph.nodes
         if regions.get(node) in (Region.PROLOGUE, Region.PROBE)
         and (
             any(regions.get(user) in below or user.op == "output" for user in node.users) or _is_carried(node, streams)
@@ -166,59 +167,12 @@ def _memories(nodes: Iterable[fx.Node]) -> set[int]:
     return {memory for node in nodes for memory in values.storages(node)}
 
 
-def _streams(flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[Stream, ...]:
-    results = [
-        node
-        for node in flow.order
-        if regions.get(node) is Region.DEEP and any(regions.get(user) is not Region.DEEP for user in node.users)
-    ]
-    if not results:
-        raise UnsupportedGraphError("partition", "nothing after the trunk reads the deep blocks' result")
-    return tuple(_stream(result, flow, regions) for result in results)
-
-
-def _stream(y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region]) -> Stream:
-    size = values.size_text(y)
-
-    def leaves_probe(node: fx.Node) -> bool:
-        return regions.get(node) is Region.PROBE and values.size_text(node) == size
-
-    def before_trunk(node: fx.Node) -> bool:
-        above = node.op in ("placeholder", "get_attr") or regions.get(node) is Region.PROLOGUE
-        return above and values.size_text(node) == size
-
-    down = residual_path(y, leaves_probe) or _only_candidate(y, flow, regions)
-    up = residual_path(down[-1], before_trunk) if down is not None else None
-    if down is None or up is None:
-        missing = "in the probe's results" if down is None else "where the trunk starts"
-        shape = tuple(values.size_text(y) or ())
-        raise UnsupportedGraphError(
-            "partition",
-            f"the deep region's result `{y.name}` of shape ({', '.join(shape)}) has no counterpart {missing} "
-            f"({values.source_line(y)})",
-        )
-    return Stream(x=up[-1], h=down[-1], y=y)
-
-
-def _only_candidate(y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[fx.Node, ...] | None:
-    """The only value of y's shape that goes from the probe to the deep blocks: for trunks with no residual path."""
-    size = values.size_text(y)
-    found = [
-        node
-        for node in flow.order
-        if regions.get(node) is Region.PROBE
-        and values.size_text(node) == size
-        and any(regions.get(user) is Region.DEEP for user in node.users)
-    ]
-    return (y, found[0]) if len(found) == 1 else None
-
-
 def _is_carried(node: fx.Node, streams: Iterable[Stream]) -> bool:
     return any(node in (stream.x, stream.h) for stream in streams)
 
 
 def _why_not_kept(flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple[Stream, ...]) -> str | None:
-    """X must survive the probe and h the deep blocks: the anchors are differences of the three."""
+    """The probe must leave x as it is and the deep blocks h: the anchors are differences of the three."""
     for node in flow.order:
         for target in effects.written(node):
             memory = values.storages(target)

@@ -29,7 +29,7 @@ _MIXED = {"linear"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class Window:
     """The part of a tensor that is being followed, along one dimension."""
 
     dim: int
@@ -37,8 +37,17 @@ class _Window:
     length: int
 
 
+Step = tuple[fx.Node, Window | None]
+
+
 def residual_path(start: fx.Node, arrived: Callable[[fx.Node], bool]) -> tuple[fx.Node, ...] | None:
-    """The nodes from `start` back to the first one for which `arrived` holds, both included, or None.
+    """The nodes from `start` back to the first one for which `arrived` holds, both included, or None."""
+    steps = residual_steps(start, arrived)
+    return None if steps is None else tuple(node for node, _ in steps)
+
+
+def residual_steps(start: fx.Node, arrived: Callable[[fx.Node], bool]) -> tuple[Step, ...] | None:
+    """The same with the part of each node that is followed; None where that is the whole or unknown.
 
     Tries plain additions first; where those lead nowhere, also scaled and normalised streams (`s * x + f(x)`,
     `norm(x + f(x))`); and last, linears that join a stream with an earlier one (`linear(cat(x, skip))`).
@@ -50,17 +59,18 @@ def residual_path(start: fx.Node, arrived: Callable[[fx.Node], bool]) -> tuple[f
     )
 
 
-def _walk(start: fx.Node, arrived: Callable[[fx.Node], bool], also: frozenset[str]) -> tuple[fx.Node, ...] | None:
+def _walk(start: fx.Node, arrived: Callable[[fx.Node], bool], also: frozenset[str]) -> tuple[Step, ...] | None:
     # Depth first with an explicit stack: trunks are deeper than Python's recursion limit.
-    came_from: dict[tuple[fx.Node, _Window | None], tuple[fx.Node, _Window | None] | None] = {(start, None): None}
-    stack: list[tuple[fx.Node, _Window | None]] = [(start, None)]
+    came_from: dict[Step, Step | None] = {(start, None): None}
+    stack: list[Step] = [(start, None)]
     while stack:
         here = stack.pop()
         if arrived(here[0]):
-            path, step = [], here
+            path: list[Step] = []
+            step: Step | None = here
             while step is not None:
-                path.append(step[0])
-                step = came_from[step]  # type: ignore[assignment]
+                path.append(step)
+                step = came_from[step]
             return tuple(reversed(path))
         for after in reversed(_sources(*here, also)):
             if after not in came_from:
@@ -69,7 +79,7 @@ def _walk(start: fx.Node, arrived: Callable[[fx.Node], bool], also: frozenset[st
     return None
 
 
-def _sources(node: fx.Node, window: _Window | None, also: frozenset[str]) -> list[tuple[fx.Node, _Window | None]]:
+def _sources(node: fx.Node, window: Window | None, also: frozenset[str]) -> list[Step]:
     """The operands that `node` passes through, likeliest first."""
     called = effects.name(node)
     if node.op not in ("call_function", "call_method"):
@@ -83,7 +93,8 @@ def _sources(node: fx.Node, window: _Window | None, also: frozenset[str]) -> lis
         if called in _MIXED:
             return [(operands[0], None)] if operands else []
         size = values.size_text(node)
-        return [(n, window) for n in operands if values.size_text(n) == size]
+        # The latest first: of a stream and a skip connection, the stream.
+        return [(n, window) for n in sorted(operands, reverse=True) if values.size_text(n) == size]
     if called in _SAME:
         return [(n, window) for n in operands[:1]]
     if called in _LAYOUT:
@@ -92,7 +103,7 @@ def _sources(node: fx.Node, window: _Window | None, also: frozenset[str]) -> lis
     return []
 
 
-def _sliced(node: fx.Node, window: _Window | None) -> list[tuple[fx.Node, _Window | None]]:
+def _sliced(node: fx.Node, window: Window | None) -> list[Step]:
     source, recorded = node.all_input_nodes[0], values.tensor(node)
     whole = values.value(source)
     if recorded is None:  # a split gives a tuple; the getitem after it knows which part
@@ -106,13 +117,13 @@ def _sliced(node: fx.Node, window: _Window | None) -> list[tuple[fx.Node, _Windo
             return [(base, None)]
         shapes = [values.shape_hint(part) for part in parts]
         dim = next((d for d, size in enumerate(values.shape_hint(full)) if size != shapes[index][d]), 0)
-        return [(base, _within(window, _Window(dim, sum(s[dim] for s in shapes[:index]), shapes[index][dim])))]
+        return [(base, _within(window, Window(dim, sum(s[dim] for s in shapes[:index]), shapes[index][dim])))]
     if not isinstance(whole, torch.Tensor) or whole.dim() != recorded.dim():
         return [(source, None)]
     return [(source, _within(window, _slice_window(node, whole, recorded)))]
 
 
-def _slice_window(node: fx.Node, whole: torch.Tensor, part: torch.Tensor) -> _Window | None:
+def _slice_window(node: fx.Node, whole: torch.Tensor, part: torch.Tensor) -> Window | None:
     """Where `whole[:, a:b]` lies in `whole`; None where it is not one window along one dimension."""
     before, after = values.shape_hint(whole), values.shape_hint(part)
     changed = [d for d, (b, a) in enumerate(zip(before, after, strict=True)) if b != a]
@@ -139,26 +150,26 @@ def _slice_window(node: fx.Node, whole: torch.Tensor, part: torch.Tensor) -> _Wi
         start = 0
     if not isinstance(start, int):
         return None
-    return _Window(dim, start if start >= 0 else before[dim] + start, after[dim])
+    return Window(dim, start if start >= 0 else before[dim] + start, after[dim])
 
 
-def _within(inner: _Window | None, outer: _Window | None) -> _Window | None:
+def _within(inner: Window | None, outer: Window | None) -> Window | None:
     """`inner`, a window of a slice, as a window of what was sliced."""
     if outer is None or inner is None:
         return outer
     if inner.dim != outer.dim:
         return outer
-    return _Window(outer.dim, outer.start + inner.start, inner.length)
+    return Window(outer.dim, outer.start + inner.start, inner.length)
 
 
-def _concatenated(node: fx.Node, window: _Window | None) -> list[tuple[fx.Node, _Window | None]]:
+def _concatenated(node: fx.Node, window: Window | None) -> list[Step]:
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     parts = node.args[0] if node.args else node.kwargs.get("tensors", ())
     result = values.tensor(node)
     if not isinstance(parts, (tuple, list)) or not isinstance(dim, int) or result is None:
         return []
     dim %= result.dim()
-    found: list[tuple[fx.Node, _Window | None]] = []
+    found: list[Step] = []
     start = 0
     for part in parts:
         if not isinstance(part, fx.Node) or (recorded := values.tensor(part)) is None:
@@ -168,7 +179,8 @@ def _concatenated(node: fx.Node, window: _Window | None) -> list[tuple[fx.Node, 
             found.append((part, window))
         elif start <= window.start and window.start + window.length <= start + length:
             whole = window.start == start and window.length == length
-            return [(part, None if whole else _Window(dim, window.start - start, window.length))]
+            return [(part, None if whole else Window(dim, window.start - start, window.length))]
         start += length
-    # Nothing says which part: the longest first, images being longer than their texts.
+    # Nothing says which part: the longest first, images being longer than their texts; of equals the latest.
+    found.sort(key=lambda item: item[0], reverse=True)
     return sorted(found, key=lambda item: -values.shape_hint(values.tensor(item[0]))[dim])  # type: ignore[arg-type]

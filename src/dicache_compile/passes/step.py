@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from ..plan import Inputs, Partition, Region, Slot
 from ..policy import Estimator, Gate, SlotSpec
 from . import control, values
-from .emit import Emitter
+from .emit import Emitter, memory_of
 
 Updates = dict[str, fx.Node]  # the new value of each slot that is written
 
@@ -112,6 +112,9 @@ class Step:
             nodes = [emitter.read(node) for node in (stream.x, stream.h, stream.y)]
             state = self._of_stream(emitter, estimator, place, anchors)
             new = emitter.trace(estimator.anchor, *nodes, state)
+            for name, value in new.items():
+                if memory_of(value) in nodes:  # the epilogue may write to it
+                    new[name] = emitter.graph.call_method("clone", (value,))
             for spec in estimator.slots():
                 updates |= self._anchored(emitter, spec, place, anchors, new[spec.name])
         return self._epilogue(emitter), updates
@@ -122,6 +125,8 @@ class Step:
             gamma, anchors = emitter.input(f"gamma.{place}"), emitter.input("state.anchors")
             state = self._of_stream(emitter, self.policy.estimator, place, anchors)
             y = emitter.trace(self.policy.estimator.estimate, emitter.read(stream.x), gamma, anchors, state)
+            if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
+                y = emitter.graph.call_method("clone", (y,))
             emitter.replace(stream.y, emitter.graph.call_method("to", (y, _tensor(stream.y).dtype)))
         return self._epilogue(emitter)
 

@@ -43,7 +43,7 @@ def find_trunk(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ())
     """
     stacks = _stacks(flow)
     if owners:
-        return _named(stacks, owners)
+        return _named(stacks, owners, flow)
     mixing = [stack for stack in stacks if all(_mixes_tokens(block) for block in stack.blocks)]
     outer = [stack for stack in mixing if not any(_is_inside(stack, other) for other in mixing)]
     if not outer:
@@ -55,7 +55,7 @@ def find_trunk(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ())
     return Trunk(blocks)
 
 
-def _named(stacks: list[_Stack], owners: tuple[str, ...]) -> Trunk:
+def _named(stacks: list[_Stack], owners: tuple[str, ...], flow: Dataflow) -> Trunk:
     known = {stack.owner: stack for stack in stacks}
     for owner in owners:
         if owner not in known:
@@ -66,6 +66,12 @@ def _named(stacks: list[_Stack], owners: tuple[str, ...]) -> Trunk:
     blocks = tuple(block for owner in owners for block in known[owner].blocks)
     if len(blocks) < 2:
         raise UnsupportedGraphError("trunk", f"only one block in {', '.join(owners)}: nothing to skip")
+    reached = _reached_blocks(flow, list(blocks))
+    for position, (before, block) in enumerate(itertools.pairwise(blocks)):
+        if not any(reached[node] >> position & 1 for node in block.nodes):
+            raise UnsupportedGraphError(
+                "trunk", f"{block.path} reads nothing of {before.path}: are the lists in order?"
+            )
     return Trunk(blocks)
 
 

@@ -45,8 +45,11 @@ def storages(node: fx.Node) -> set[int]:
 
 def is_weight(node: fx.Node) -> bool:
     """Whether a placeholder is a tensor of a module: a parameter, a buffer or a plain attribute."""
-    if isinstance(value(node), torch.nn.Parameter):
-        return True
+    return isinstance(value(node), torch.nn.Parameter) or is_of_module(node)
+
+
+def is_of_module(node: fx.Node) -> bool:
+    """Whether a placeholder was read off a module, by the source that Dynamo gave it."""
     kind = getattr(getattr(node, "_dynamo_source", None), "guard_source", None)
     return "NN_MODULE" in str(kind() if callable(kind) else kind)
 

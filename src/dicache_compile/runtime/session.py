@@ -99,7 +99,6 @@ class Session:
         """Forgets the state of every stream, and frees it."""
         self.streams.clear()
         self.numbering.reset()
-        self.pipeline_steps = None
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()

@@ -17,6 +17,7 @@ from .sizes import Sizes
 from .streams import SINGLE, current_name
 
 _numbers = itertools.count()
+ANCHORS_OF_ITS_OWN = 3  # deep steps after which a stream in doubt holds nothing but its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +43,9 @@ class CompiledStep:
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         session = self.find_session(None if self.places.weight is None else inputs[self.places.weight])
-        schedule = self._schedule(session)
+        warmup, last = self._schedule(session)
         name = current_name() or self._unnamed(session, inputs)
+        schedule = (max(warmup, ANCHORS_OF_ITS_OWN) if session.numbering.doubt else warmup, last)
         state = session.state(name, self.number, self.sizes.key(inputs), self.slots, lambda: self.sizes.shapes(inputs))
         state.set_schedule(schedule)
         session.begin_call(name)

@@ -29,14 +29,14 @@ def stream(name: str) -> Iterator[None]:
 
 @contextmanager
 def pipeline_stream(name: str) -> Iterator[None]:
-    """The same for a name that a pipeline gives; an explicit one goes first."""
+    """The same for a name that a pipeline gives; inside an explicit one it is "request/cond"."""
     with _named(_pipeline, name):
         yield
 
 
 def current_name() -> str | None:
     """The name in force here, if there is one."""
-    return _explicit.get() or _pipeline.get()
+    return "/".join(filter(None, (_explicit.get(), _pipeline.get()))) or None
 
 
 @contextmanager
@@ -57,9 +57,10 @@ class Numbering:
     """Numbers the unnamed calls that share a timestep: "0", "1", ..."""
 
     time: float | None = None
-    calls: list[tuple[Tensor, ...]] = field(
-        default_factory=list
-    )  # the prompts of the calls since this timestep came up
+    calls: list[tuple[Tensor, ...]] = field(default_factory=list)  # the prompts of this timestep's calls so far
+    # Timesteps for which stream "0" may still hold another request's anchors: what looked like a generation given up
+    # may have been a second request with the same prompt. Its steps run deep until both anchors are its own.
+    doubt: int = 0
 
     def next(self, time: float, prompts: tuple[Tensor, ...], at_start: Callable[[], bool]) -> str:
         """The stream of a call at this timestep with these prompts.
@@ -69,13 +70,14 @@ class Numbering:
         """
         if self.time != time:
             self.time, self.calls = time, []
+            self.doubt = max(0, self.doubt - 1)
         elif prompts and any(_equal(prompts, earlier) for earlier in self.calls) and at_start():
-            self.calls = []
+            self.calls, self.doubt = [], 3
         self.calls.append(prompts)
         return str(len(self.calls) - 1)
 
     def reset(self) -> None:
-        self.time, self.calls = None, []
+        self.time, self.calls, self.doubt = None, [], 0
 
 
 def _equal(prompts: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
