@@ -44,13 +44,12 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
     if reason := _why_not_kept(flow, regions, streams):
         raise UnsupportedGraphError("partition", reason)
     below = (Region.DEEP, Region.EPILOGUE)
+    carried = {node for stream in streams for node in (stream.x, stream.h)}
     crossing = tuple(
         node
         for node in gm.graph.nodes
         if regions.get(node) in (Region.PROLOGUE, Region.PROBE)
-        and (
-            any(regions.get(user) in below or user.op == "output" for user in node.users) or _is_carried(node, streams)
-        )
+        and (any(regions.get(user) in below or user.op == "output" for user in node.users) or node in carried)
     )
     if reason := _why_not_passable(crossing):
         raise UnsupportedGraphError("partition", reason)
@@ -165,10 +164,6 @@ def _why_not_skippable(flow: Dataflow, regions: dict[fx.Node, Region]) -> str | 
 
 def _memories(nodes: Iterable[fx.Node]) -> set[int]:
     return {memory for node in nodes for memory in values.storages(node)}
-
-
-def _is_carried(node: fx.Node, streams: Iterable[Stream]) -> bool:
-    return any(node in (stream.x, stream.h) for stream in streams)
 
 
 def _why_not_kept(flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple[Stream, ...]) -> str | None:

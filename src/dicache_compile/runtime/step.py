@@ -44,10 +44,13 @@ class CompiledStep:
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         session = self.find_session(None if self.places.weight is None else inputs[self.places.weight])
         warmup, last = self._schedule(session)
-        name = current_name() or self._unnamed(session, inputs)
-        schedule = (max(warmup, ANCHORS_OF_ITS_OWN) if session.numbering.doubt else warmup, last)
+        name = current_name()
+        if name is None:
+            name = self._unnamed(session, inputs)
+            if session.numbering.doubt:
+                warmup = max(warmup, ANCHORS_OF_ITS_OWN)
         state = session.state(name, self.number, self.sizes.key(inputs), self.slots, lambda: self.sizes.shapes(inputs))
-        state.set_schedule(schedule)
+        state.set_schedule((warmup, last))
         session.begin_call(name)
         try:
             return self.engine.step(inputs, tuple(state.tensors.values()))
