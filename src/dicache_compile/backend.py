@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +17,13 @@ from .errors import UncachedWarning, UnsupportedGraphError
 from .lowering import Lowering, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
+from .passes.dataflow import Dataflow
+from .passes.fragment import Function, about_break, broken_function, resumed_function
+from .passes.inputs import find_timestep
 from .plan import Region
+from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
 from .runtime.engines import Engine, calls_engine, cond_engine
+from .runtime.fragments import Fragment
 from .runtime.session import SessionFinder
 from .runtime.sizes import read_sizes
 from .runtime.step import CompiledStep, Places
@@ -50,18 +56,72 @@ def dicache_backend(
     `name` is what newer releases of torch.compile pass; it is not used.
     """
     config, settings = split_options(options, mode)
+    return _telling(gm, config, _compiled(gm, example_inputs, config, settings))
+
+
+def _compiled(
+    gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, settings: Mapping[str, Any]
+) -> Callable[..., Any]:
+    function, broken = resumed_function(gm), broken_function(gm) is not None
     try:
-        found = cut(gm, example_inputs, config)
+        found = cut(gm, examples, config, told=function is not None and has_seen(function))
     except UnsupportedGraphError as error:
-        return _uncached(gm, example_inputs, config, settings, error)
+        complain = partial(_complain, gm, config, error)
+        if broken:
+            return Fragment(_plain(gm, examples, config, settings), None, 0, complain)
+        complain()
+        return _plain(gm, examples, config, settings)
+    step = _step(gm, examples, found, config, settings, function)
+    if broken:
+        return Fragment(_plain(gm, examples, config, settings), step, step.weight, lambda: None)
+    return step
+
+
+def _plain(
+    gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, settings: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """What plain torch.compile would make of a graph."""
+    return gm.forward if config.lowering == "eager" else lower_graph(gm, examples, settings)
+
+
+def _step(
+    gm: fx.GraphModule,
+    examples: Sequence[Any],
+    found: Cut,
+    config: DiCacheConfig,
+    settings: Mapping[str, Any],
+    function: Function | None,
+) -> CompiledStep:
     return CompiledStep(
         config=config,
         find_session=SessionFinder(config, found),
-        engine=_engine(gm, example_inputs, found, config, settings),
+        engine=_engine(gm, examples, found, config, settings),
         slots=found.branch.slots,
         sizes=read_sizes(found.partition.graph_module.graph, found.branch.slots),
         places=_places(found),
+        clock=_clock(found, config, function),
+        weight=found.partition.trunk.weight,
     )
+
+
+def _clock(found: Cut, config: DiCacheConfig, function: Function | None) -> Clock:
+    if found.inputs.timestep is not None:
+        return InputClock(found.placeholders.index(found.inputs.timestep))
+    if function is not None and has_seen(function):
+        return EarlierClock(function)
+    assert config.num_steps is not None
+    return CountingClock(config.num_steps)
+
+
+def _telling(gm: fx.GraphModule, config: DiCacheConfig, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The graph; where it ends at a graph break and has the timestep, one that tells it to the graphs that follow."""
+    function = broken_function(gm)
+    placeholders = gm.graph.find_nodes(op="placeholder")
+    try:
+        timestep = find_timestep(Dataflow(gm.graph), config.timestep_input) if function is not None else None
+    except UnsupportedGraphError:  # the name is that of another graph's input
+        timestep = None
+    return run if function is None or timestep is None else telling(run, function, placeholders.index(timestep))
 
 
 def _engine(
@@ -83,7 +143,6 @@ def _places(found: Cut) -> Places:
     places = {node: place for place, node in enumerate(found.placeholders)}
     weights = _model_weights(found)
     return Places(
-        timestep=places[found.inputs.timestep],
         conditions=tuple(places[node] for node in found.inputs.conditions),
         weight=places[weights[0]] if weights else None,
     )
@@ -100,20 +159,13 @@ def _model_weights(found: Cut) -> list[fx.Node]:
     return sorted(parameters or owned, key=lambda node: node not in deep)
 
 
-def _uncached(
-    gm: fx.GraphModule,
-    examples: Sequence[Any],
-    config: DiCacheConfig,
-    settings: Mapping[str, Any],
-    error: UnsupportedGraphError,
-) -> Any:
-    """What plain torch.compile would make of the graph, after saying why it is not more."""
-    if sum(effects.name(node) in _HEAVY for node in gm.graph.nodes) < _SMALL:
-        _log.debug("a fragment of %d nodes stays as it is: %s", len(gm.graph.nodes), error)
+def _complain(gm: fx.GraphModule, config: DiCacheConfig, refusal: UnsupportedGraphError) -> None:
+    """Says why a graph runs as plain torch.compile would run it, or raises the reason if `strict`."""
+    about = about_break(gm)
+    if about is None and sum(effects.name(node) in _HEAVY for node in gm.graph.nodes) < _SMALL:
+        _log.debug("a fragment of %d nodes stays as it is: %s", len(gm.graph.nodes), refusal)
     elif config.strict:
-        raise error
+        raise refusal
     else:
-        warnings.warn(f"this graph runs uncached: {error.reason}", UncachedWarning, stacklevel=2)
-    if config.lowering == "eager":
-        return gm.forward
-    return lower_graph(gm, examples, settings)
+        reason = "; ".join(filter(None, (refusal.reason, about)))
+        warnings.warn(f"this graph runs uncached: {reason}", UncachedWarning, stacklevel=2)

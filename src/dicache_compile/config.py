@@ -118,6 +118,10 @@ class DiCacheConfig:
     def needs_num_steps(self) -> bool:
         return self.warmup_ratio is not None or self.final_steps > 0
 
+    def counts_steps(self) -> bool:
+        """Whether generations can be told apart without a timestep: all calls are of one stream, of known length."""
+        return self.streams == 1 and self.num_steps is not None
+
     def forced_steps(self, num_steps: int | None) -> tuple[int, int | None]:
         """(steps of warm-up, index from which every step is forced or None) for a generation of that many steps."""
         warmup, last = self.warmup_steps, None

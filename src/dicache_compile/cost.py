@@ -22,6 +22,8 @@ def skippable_share(partition: Partition, inputs: Inputs) -> float:
         work = _flops(partition.graph_module)
     except Exception:  # an operator that fake tensors or the counter cannot run: the share is a courtesy, not a result
         work = {}
+    if any(not isinstance(flops, int) for flops in work.values()):  # sizes that depend on data
+        work = {}
     if not sum(work.values()):
         work = _parameters(partition, inputs)
     total = sum(work.values())

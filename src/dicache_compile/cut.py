@@ -13,7 +13,7 @@ from .config import DiCacheConfig
 from .errors import UnsupportedGraphError
 from .passes.branch import Policy, build_branch
 from .passes.dataflow import Dataflow
-from .passes.inputs import find_inputs
+from .passes.inputs import find_inputs, tensor_inputs
 from .passes.out_of_place import out_of_place
 from .passes.partition import partition
 from .passes.trunk import find_trunk
@@ -33,8 +33,11 @@ class Cut:
         return tuple(self.partition.graph_module.graph.find_nodes(op="placeholder"))
 
 
-def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig) -> Cut:
-    """Cuts a Dynamo graph; `gm` stays as it is. Raises UnsupportedGraphError with the reason where that cannot be."""
+def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told: bool = False) -> Cut:
+    """Cuts a Dynamo graph; `gm` stays as it is. Raises UnsupportedGraphError with the reason where that cannot be.
+
+    `told`: whether an earlier graph of the same call tells the timestep, should this one not have it.
+    """
     if reason := why_not_inference(examples):
         raise UnsupportedGraphError("backend", reason)
     functional = out_of_place(gm)
@@ -42,6 +45,12 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig) -> C
     trunk = find_trunk(functional, flow, config.trunk_owners())
     parts = partition(functional, flow, trunk, config.probe_depth)
     inputs = find_inputs(flow, parts, config.timestep_input)
+    if inputs.timestep is None and not told and not config.counts_steps():
+        raise UnsupportedGraphError(
+            "inputs",
+            f"no timestep found among the tensor inputs ({tensor_inputs(flow)}); name it with timestep_input=, or, for "
+            "a model that has none, set streams=1 and num_steps= so that its steps are counted",
+        )
     policy = Policy(config.make_gate(), config.make_estimator(), config.max_consecutive_skips, config.state_dtype)
     return Cut(parts, inputs, build_branch(parts, inputs, policy))
 

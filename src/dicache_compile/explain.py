@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import logging
 import types
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +19,13 @@ from .cost import skippable_share
 from .cut import Cut, cut
 from .errors import UnsupportedGraphError
 from .passes import values
-from .passes.inputs import input_name
+from .passes.dataflow import Dataflow
+from .passes.fragment import Function, about_break, broken_function, resumed_function
+from .passes.inputs import find_timestep, input_name
 from .plan import Slot
 from .runtime.session import sessions_of
+
+_Traced = tuple[fx.GraphModule, Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +48,15 @@ class Explanation:
     probe: tuple[str, ...]  # those that run on every step
     deep: tuple[str, ...]  # those that a reused step skips
     streams: tuple[StreamShape, ...]  # the denoised one first
-    timestep: str | None  # the input that tells generations apart
+    timestep: str | None  # the input that tells generations apart; None: it is that of an earlier graph, or steps count
     skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
     state_bytes: int  # that one stream keeps
 
     def __str__(self) -> str:
         if not self.cached:
             return f"not cached: {self.reason}"
-        lists = ", ".join(f"{o} ({sum(b.rpartition('.')[0] == o for b in self.blocks)} blocks)" for o in self.trunk)
+        owners = Counter(block.rpartition(".")[0] for block in self.blocks)
+        lists = ", ".join(f"{owner} ({blocks} blocks)" for owner, blocks in owners.items())
         streams = ", ".join(f"{list(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in self.streams)
         return "\n".join(
             (
@@ -58,7 +65,7 @@ class Explanation:
                 f"  probe      {_span(self.probe)}",
                 f"  deep       {_span(self.deep)}",
                 f"  streams    {streams}",
-                f"  timestep   {self.timestep}",
+                f"  timestep   {self.timestep or 'not an input of this graph'}",
                 f"  skippable  {self.skippable:.1%} of the floating-point operations",
                 f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
             )
@@ -81,10 +88,20 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     return _of_cut(sessions[-1].last_cut, graphs=1)
 
 
-def _trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> list[tuple[fx.GraphModule, Sequence[Any]]]:
-    found: list[tuple[fx.GraphModule, Sequence[Any]]] = []
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_Traced]:
+    """The graphs of one call: one full graph if Dynamo can make it, else what it makes of the call."""
+    noisy = logging.getLogger("torch._subclasses.fake_tensor")  # logs the traceback of what a full graph fails at
+    disabled, noisy.disabled = noisy.disabled, True
+    try:
+        return _graphs(model, args, kwargs, fullgraph=True)
+    except torch._dynamo.exc.TorchDynamoException:
+        return _graphs(model, args, kwargs, fullgraph=False)
+    finally:
+        noisy.disabled = disabled
+
+
+def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fullgraph: bool) -> list[_Traced]:
+    found: list[_Traced] = []
 
     def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
         found.append((gm, examples))
@@ -102,7 +119,7 @@ def _trace(
         call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__
     )
     with torch.no_grad():
-        torch.compile(fresh, backend=capture, dynamic=False)(*args, **kwargs)
+        torch.compile(fresh, backend=capture, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
     return found
 
 
@@ -116,16 +133,24 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return (), {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _of_graphs(traced: list[tuple[fx.GraphModule, Sequence[Any]]], config: DiCacheConfig) -> Explanation:
+def _of_graphs(traced: list[_Traced], config: DiCacheConfig) -> Explanation:
+    cuts: list[Cut] = []
     reasons: list[tuple[int, str]] = []
+    telling: set[Function | None] = set()
     with torch.no_grad():
         for gm, examples in traced:
             try:
-                return _of_cut(cut(gm, examples, config), graphs=len(traced))
+                cuts.append(cut(gm, examples, config, told=resumed_function(gm) in telling))
             except UnsupportedGraphError as error:
                 reasons.append((len(gm.graph.nodes), error.reason))
+            if find_timestep(Dataflow(gm.graph), None) is not None:
+                telling.add(broken_function(gm))
+        if cuts:
+            return _of_cut(max(cuts, key=lambda found: found.partition.trunk.weight), graphs=len(traced))
     # Of several graphs the largest is the one that was worth cutting.
     reason = max(reasons)[1] if reasons else "Dynamo made no graph of this call"
+    breaks = [about for gm, _ in traced if (about := about_break(gm)) is not None]
+    reason = "; ".join((reason, *breaks[:1]))
     return Explanation(False, reason, len(traced), (), (), (), (), (), None, 0.0, 0)
 
 
@@ -142,7 +167,7 @@ def _of_cut(found: Cut, graphs: int) -> Explanation:
         probe=paths[:depth],
         deep=paths[depth:],
         streams=tuple(StreamShape(values.shape_hint(recorded), recorded.dtype) for recorded in carried),
-        timestep=input_name(found.inputs.timestep),
+        timestep=input_name(found.inputs.timestep) if found.inputs.timestep is not None else None,
         skippable=skippable_share(found.partition, found.inputs),
         state_bytes=sum(_bytes(slot) for slot in found.branch.slots),
     )

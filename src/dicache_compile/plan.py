@@ -15,12 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+PAIR = " + "  # between the owners of a block that is a pair of entries, as of a list for space and one for time
+
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One transformer block: the graph nodes that one entry of a ModuleList owns."""
+    """One transformer block: the graph nodes that an entry of a ModuleList owns, or two entries that take turns."""
 
-    owner: str  # "single_transformer_blocks"
+    owner: str  # "single_transformer_blocks"; "spatial_blocks + temporal_blocks"; "repeated0" where nothing has a name
     index: int  # position inside `owner`
     nodes: tuple[fx.Node, ...]  # in graph order
 
@@ -36,9 +38,14 @@ class Trunk:
     blocks: tuple[Block, ...]
 
     @property
+    def weight(self) -> int:
+        """How many nodes it has: of two trunks in the graphs of one model the heavier is the trunk."""
+        return sum(len(block.nodes) for block in self.blocks)
+
+    @property
     def owners(self) -> tuple[str, ...]:
         """The ModuleLists, in order: ("transformer_blocks", "single_transformer_blocks")."""
-        return tuple(dict.fromkeys(block.owner for block in self.blocks))
+        return tuple(dict.fromkeys(owner for block in self.blocks for owner in block.owner.split(PAIR)))
 
 
 class Region(enum.Enum):
@@ -80,7 +87,7 @@ class Partition:
 class Inputs:
     """What the placeholders of a graph are."""
 
-    timestep: fx.Node
+    timestep: fx.Node | None  # None: it is told from outside of the graph, by the slot "clock"
     conditions: tuple[fx.Node, ...]  # what else the caller passes and the probe's part reads, but for the latents
     weights: tuple[fx.Node, ...]  # parameters, buffers and other tensors of modules
 

@@ -30,6 +30,7 @@ def control_slots(conditions: int) -> tuple[ControlSlot, ...]:
     """What every stream keeps besides the gate's and the estimator's slots, for that many condition inputs."""
     return (
         ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
+        ControlSlot("clock", (), torch.float32),  # host: the timestep, where the graph itself does not get it
         ControlSlot("schedule", (2,), torch.int64),  # host: steps of warm-up; index from which all steps are forced
         ControlSlot("index", (), torch.int64),  # steps done in this generation
         ControlSlot("anchors", (), torch.int64),  # deep steps done in this generation

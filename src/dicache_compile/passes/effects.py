@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -93,6 +93,22 @@ def autocast_scopes(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     return scopes
 
 
+def vmap_scopes(nodes: Iterable[fx.Node]) -> list[tuple[fx.Node, ...]]:
+    """The outermost stretches that run under `torch.vmap`; values inside of one mean nothing outside of it."""
+    scopes: list[tuple[fx.Node, ...]] = []
+    inside: list[fx.Node] = []
+    depth = 0
+    for node in nodes:
+        depth += name(node) == "_vmap_increment_nesting"
+        if depth:
+            inside.append(node)
+        depth -= name(node) == "_vmap_decrement_nesting"
+        if inside and not depth:
+            scopes.append(tuple(inside))
+            inside = []
+    return scopes
+
+
 def ordering(graph: fx.Graph) -> dict[fx.Node, set[fx.Node]]:
     """Edges that in-place writes add to the dataflow: node -> the nodes that must have run before it.
 
@@ -131,5 +147,8 @@ def _is_told_to_write(node: fx.Node) -> bool:
 
 def _ends_in_place(called: str) -> bool:
     return (
-        called.endswith("_") and not called.endswith("__") and not called.startswith("_") and called != "requires_grad_"
+        called.endswith("_")
+        and not called.endswith("__")
+        and not called.startswith("_")
+        and called not in ("requires_grad_", "and_", "or_", "not_", "is_")  # operators named around Python's keywords
     )

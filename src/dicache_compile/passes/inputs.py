@@ -1,6 +1,7 @@
 """Pass: inputs. Tells the timestep, the conditions and the weights among a graph's placeholders.
 
-Requires: Dynamo's sources on the placeholders. Ensures: one timestep.
+Requires: Dynamo's sources on the placeholders. Ensures: at most one timestep. A graph that begins after a graph break
+may have none: the timestep was read before it.
 Not handled: a timestep that is a Python number (Dynamo makes a constant of it, and compiles again for each).
 """
 
@@ -23,12 +24,11 @@ _WAVES = {"sin", "cos"}
 def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None) -> Inputs:
     """Sorts the placeholders of a graph.
 
-    Raises UnsupportedGraphError if there is no timestep among them, or none of the name `timestep_input`.
+    Raises UnsupportedGraphError if there is a `timestep_input`, and no input of that name.
     """
-    placeholders = [node for node in flow.order if node.op == "placeholder"]
-    weights = tuple(n for n in placeholders if values.is_weight(n))
-    passed = [n for n in placeholders if n not in weights and values.tensor(n) is not None]
-    timestep = _timestep(flow, passed, timestep_input)
+    weights = tuple(n for n in flow.order if n.op == "placeholder" and values.is_weight(n))
+    passed = _passed(flow)
+    timestep = find_timestep(flow, timestep_input)
     reads = flow.upstream(partition.nodes(Region.PROLOGUE, Region.PROBE))
     others = [n for n in passed if n is not timestep and n in reads and _is_summable(n)]
     latents = _latents(flow, partition, others)
@@ -47,6 +47,39 @@ def input_name(node: fx.Node) -> str:
     return ".".join(tokens[1:] if tokens[:1] in (["kwargs"], ["args"]) and len(tokens) > 1 else tokens) or node.name
 
 
+def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
+    """The timestep among a graph's inputs, if it is there; `wanted` is its name.
+
+    Raises UnsupportedGraphError if there is no input of that name.
+    """
+    passed = _passed(flow)
+    if wanted is not None:
+        found = [node for node in passed if input_name(node) == wanted]
+        if not found:
+            raise UnsupportedGraphError(
+                "inputs", f"no tensor input named {wanted!r}; the tensor inputs are: {tensor_inputs(flow)}"
+            )
+        return found[0]
+    alike = [node for node in passed if _TIMESTEP.search(input_name(node).lower())]
+    if len(alike) == 1:
+        return alike[0]
+    # By what becomes of it: a timestep is a number for each sample (or token) that is turned into waves.
+    waves = {node: _steps_to_waves(flow, node) for node in (alike or passed) if _is_small(node)}
+    # Of several the one with the plainest name: "timestep" rather than "target_timestep".
+    near = [(steps, len(input_name(node)), node) for node, steps in waves.items() if steps is not None]
+    return min(near, key=lambda item: item[:2])[2] if near else None
+
+
+def tensor_inputs(flow: Dataflow) -> str:
+    """The names of the tensors that the caller passes, for messages."""
+    return ", ".join(input_name(node) for node in _passed(flow)) or "none"
+
+
+def _passed(flow: Dataflow) -> list[fx.Node]:
+    placeholders = (node for node in flow.order if node.op == "placeholder")
+    return [node for node in placeholders if not values.is_weight(node) and values.tensor(node) is not None]
+
+
 def _latents(flow: Dataflow, partition: Partition, passed: list[fx.Node]) -> fx.Node | None:
     """The input that is denoised, which changes on every step: what the stream is made from."""
     sources = [node for node in passed if node in flow.upstream([partition.streams[0].x])]
@@ -55,26 +88,6 @@ def _latents(flow: Dataflow, partition: Partition, passed: list[fx.Node]) -> fx.
     results = {values.size_text(node) for node in flow.needs(flow.order[-1])}
     alike = [node for node in sources if values.size_text(node) in results]
     return alike[0] if len(alike) == 1 else None
-
-
-def _timestep(flow: Dataflow, passed: list[fx.Node], wanted: str | None) -> fx.Node:
-    names = {input_name(node): node for node in passed}
-    known = ", ".join(names) or "none"
-    if wanted is not None:
-        if wanted not in names:
-            raise UnsupportedGraphError("inputs", f"no tensor input named {wanted!r}; the tensor inputs are: {known}")
-        return names[wanted]
-    alike = [node for name, node in names.items() if _TIMESTEP.search(name.lower())]
-    if len(alike) == 1:
-        return alike[0]
-    # By what becomes of it: a timestep is a number for each sample (or token) that is turned into waves.
-    waves = {node: _steps_to_waves(flow, node) for node in (alike or passed) if _is_small(node)}
-    found = [(steps, node) for node, steps in waves.items() if steps is not None]
-    if not found:
-        raise UnsupportedGraphError(
-            "inputs", f"no timestep found among the tensor inputs ({known}); name it with timestep_input="
-        )
-    return min(found, key=lambda item: item[0])[1]
 
 
 def _steps_to_waves(flow: Dataflow, node: fx.Node) -> int | None:

@@ -8,7 +8,7 @@ Those are refused, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import fx
@@ -43,6 +43,8 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
         raise UnsupportedGraphError("partition", reason)
     if reason := _why_not_kept(flow, regions, streams):
         raise UnsupportedGraphError("partition", reason)
+    if reason := _why_not_sized(streams):
+        raise UnsupportedGraphError("partition", reason)
     below = (Region.DEEP, Region.EPILOGUE)
     carried = {node for stream in streams for node in (stream.x, stream.h)}
     crossing = tuple(
@@ -75,7 +77,12 @@ def _regions(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, Re
             regions[node] = Region.DEEP
         elif node in entered:
             regions[node] = Region.EPILOGUE
-    _place_free_nodes(flow, regions)
+    scopes = {node: scope for scope in effects.vmap_scopes(flow.order) for node in scope}
+    for scope in set(scopes.values()):
+        of_streams = [regions[node] for node in scope if node in regions]
+        if of_streams:
+            regions.update(dict.fromkeys(scope, max(of_streams, key=lambda region: region.value)))
+    _place_free_nodes(flow, regions, scopes)
     return regions
 
 
@@ -102,21 +109,20 @@ def _entered(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
     return {node for node in flow.downstream(entries) if node in after_first}
 
 
-def _place_free_nodes(flow: Dataflow, regions: dict[fx.Node, Region]) -> None:
-    """Puts the nodes that no stream enters where they are needed.
+def _place_free_nodes(
+    flow: Dataflow, regions: dict[fx.Node, Region], scopes: Mapping[fx.Node, tuple[fx.Node, ...]]
+) -> None:
+    """Puts the nodes that no stream enters where they are needed; those of one `vmap` together.
 
     A reused step must not pay for what only the deep blocks read.
     """
     for node in reversed(flow.order):
         if node in regions or _is_anywhere(node):
             continue
-        needing = {regions[user] for user in flow.needed_by(node) if user in regions}
-        if needing == {Region.DEEP}:
-            regions[node] = Region.DEEP
-        elif needing == {Region.EPILOGUE}:
-            regions[node] = Region.EPILOGUE
-        else:
-            regions[node] = Region.PROLOGUE
+        together = scopes.get(node, (node,))
+        needing = {regions[user] for part in together for user in flow.needed_by(part) if user in regions}
+        region = needing.pop() if needing in ({Region.DEEP}, {Region.EPILOGUE}) else Region.PROLOGUE
+        regions.update(dict.fromkeys(together, region))
     # A tuple cannot cross a cut: its parts are taken where it is made.
     for node in flow.order:
         source = node.args[0] if node.args else None
@@ -179,6 +185,14 @@ def _why_not_kept(flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple
                         f"`{effects.name(node)}` writes in place to the stream that the trunk carries "
                         f"({values.source_line(node)})"
                     )
+    return None
+
+
+def _why_not_sized(streams: tuple[Stream, ...]) -> str | None:
+    for stream in streams:
+        size = values.size_text(stream.x) or ()
+        if any(map(values.is_data_dependent, size)):
+            return f"the stream `{stream.x.name}` has a size that depends on data: ({', '.join(size)})"
     return None
 
 

@@ -24,6 +24,7 @@ _LAYOUT = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze", "squeeze", "expand", "rearrange",
     "movedim", "swapaxes", "moveaxis", "repeat", "repeat_interleave", "roll", "pad", "index_select", "gather",
 }  # fmt: skip
+_ORDERED = {"view", "reshape", "expand"}  # layouts that leave a tensor as it is where they leave its size
 _SCALED = {"mul", "imul", "mul_", "truediv", "div", "where", "layer_norm", "rms_norm", "lerp"}
 _MIXED = {"linear"}
 
@@ -34,7 +35,7 @@ class Window:
 
     dim: int
     start: int
-    length: int
+    length: int | None  # None: it depends on data; then a start of 0 is the front, any other the end
 
 
 Step = tuple[fx.Node, Window | None]
@@ -42,30 +43,34 @@ Step = tuple[fx.Node, Window | None]
 
 def residual_path(start: fx.Node, arrived: Callable[[fx.Node], bool]) -> tuple[fx.Node, ...] | None:
     """The nodes from `start` back to the first one for which `arrived` holds, both included, or None."""
-    steps = residual_steps(start, arrived)
+    steps = residual_steps((start, None), lambda step: arrived(step[0]))
     return None if steps is None else tuple(node for node, _ in steps)
 
 
-def residual_steps(start: fx.Node, arrived: Callable[[fx.Node], bool]) -> tuple[Step, ...] | None:
+def residual_steps(
+    start: Step, arrived: Callable[[Step], bool], rather: Callable[[Step], bool] | None = None
+) -> tuple[Step, ...] | None:
     """The same with the part of each node that is followed; None where that is the whole or unknown.
+
+    A step for which `rather` holds is taken before one for which only `arrived` does.
 
     Tries plain additions first; where those lead nowhere, also scaled and normalised streams (`s * x + f(x)`,
     `norm(x + f(x))`); and last, linears that join a stream with an earlier one (`linear(cat(x, skip))`).
     """
-    return (
-        _walk(start, arrived, frozenset())
-        or _walk(start, arrived, frozenset(_SCALED))
-        or _walk(start, arrived, frozenset(_SCALED | _MIXED))
-    )
+    for also in (frozenset[str](), frozenset(_SCALED), frozenset(_SCALED | _MIXED)):
+        for aim in (arrived,) if rather is None else (rather, arrived):
+            if (found := _walk(start, aim, also)) is not None:
+                return found
+    return None
 
 
-def _walk(start: fx.Node, arrived: Callable[[fx.Node], bool], also: frozenset[str]) -> tuple[Step, ...] | None:
+def _walk(start: Step, arrived: Callable[[Step], bool], also: frozenset[str]) -> tuple[Step, ...] | None:
     # Depth first with an explicit stack: trunks are deeper than Python's recursion limit.
-    came_from: dict[Step, Step | None] = {(start, None): None}
-    stack: list[Step] = [(start, None)]
+    came_from: dict[Step, Step | None] = {start: None}
+    stack: list[Step] = [start]
     while stack:
         here = stack.pop()
-        if arrived(here[0]):
+        if arrived(here):
             path: list[Step] = []
             step: Step | None = here
             while step is not None:
@@ -77,6 +82,11 @@ def _walk(start: fx.Node, arrived: Callable[[fx.Node], bool], also: frozenset[st
                 came_from[after] = here
                 stack.append(after)
     return None
+
+
+def is_layout(node: fx.Node) -> bool:
+    """Whether a node gives its operand's values in another shape or order."""
+    return effects.name(node) in _LAYOUT | _SAME
 
 
 def _sources(node: fx.Node, window: Window | None, also: frozenset[str]) -> list[Step]:
@@ -91,15 +101,15 @@ def _sources(node: fx.Node, window: Window | None, also: frozenset[str]) -> list
     operands = [n for n in node.all_input_nodes if values.tensor(n) is not None]
     if called in _ADDITIONS or called in also:
         if called in _MIXED:
-            return [(operands[0], None)] if operands else []
-        size = values.size_text(node)
+            whole = window is None or window.dim == len(values.size_text(node) or ()) - 1
+            return [(operands[0], None if whole else window)] if operands else []
         # The latest first: of a stream and a skip connection, the stream.
-        return [(n, window) for n in sorted(operands, reverse=True) if values.size_text(n) == size]
+        return [(n, window) for n in sorted(operands, reverse=True) if values.same_size(n, node)]
     if called in _SAME:
         return [(n, window) for n in operands[:1]]
     if called in _LAYOUT:
-        same_rank = operands and values.size_text(operands[0]) == values.size_text(node)
-        return [(n, window if same_rank else None) for n in operands[:1]]
+        in_order = called in _ORDERED and operands and values.size_text(operands[0]) == values.size_text(node)
+        return [(n, window if in_order else None) for n in operands[:1]]
     return []
 
 
@@ -126,10 +136,11 @@ def _sliced(node: fx.Node, window: Window | None) -> list[Step]:
 def _slice_window(node: fx.Node, whole: torch.Tensor, part: torch.Tensor) -> Window | None:
     """Where `whole[:, a:b]` lies in `whole`; None where it is not one window along one dimension."""
     before, after = values.shape_hint(whole), values.shape_hint(part)
-    changed = [d for d, (b, a) in enumerate(zip(before, after, strict=True)) if b != a]
+    changed = [d for d, (b, a) in enumerate(zip(whole.shape, part.shape, strict=True)) if str(b) != str(a)]
     if len(changed) != 1:
         return None
     dim = changed[0]
+    counted = values.is_data_dependent(f"{whole.shape[dim]} {part.shape[dim]}")
     if effects.name(node) == "narrow":
         start = node.args[2]
     else:
@@ -141,6 +152,9 @@ def _slice_window(node: fx.Node, whole: torch.Tensor, part: torch.Tensor) -> Win
         if not isinstance(window, slice):
             return None
         start = window.start
+        if counted:
+            front, end = start in (None, 0), window.stop is None
+            return Window(dim, 0 if front else -1, None) if front != end else None
     if isinstance(start, fx.Node):
         recorded = values.value(start)
         start = values.hint(recorded) if isinstance(recorded, (int, torch.SymInt)) else None
@@ -148,7 +162,7 @@ def _slice_window(node: fx.Node, whole: torch.Tensor, part: torch.Tensor) -> Win
         start = values.hint(start)
     elif start is None:
         start = 0
-    if not isinstance(start, int):
+    if not isinstance(start, int) or counted:
         return None
     return Window(dim, start if start >= 0 else before[dim] + start, after[dim])
 
@@ -157,7 +171,7 @@ def _within(inner: Window | None, outer: Window | None) -> Window | None:
     """`inner`, a window of a slice, as a window of what was sliced."""
     if outer is None or inner is None:
         return outer
-    if inner.dim != outer.dim:
+    if inner.dim != outer.dim or inner.length is None or outer.length is None:
         return outer
     return Window(outer.dim, outer.start + inner.start, inner.length)
 
@@ -169,6 +183,14 @@ def _concatenated(node: fx.Node, window: Window | None) -> list[Step]:
     if not isinstance(parts, (tuple, list)) or not isinstance(dim, int) or result is None:
         return []
     dim %= result.dim()
+    if (
+        window is not None
+        and window.dim == dim
+        and (window.length is None or values.is_data_dependent(str(result.shape[dim])))
+    ):
+        # The front of what was joined is taken for its first part, the end for its last.
+        part = parts[0 if window.start == 0 else -1]
+        return [(part, None)] if window.length is None and isinstance(part, fx.Node) else []
     found: list[Step] = []
     start = 0
     for part in parts:
@@ -177,7 +199,7 @@ def _concatenated(node: fx.Node, window: Window | None) -> list[Step]:
         length = values.shape_hint(recorded)[dim]
         if window is None or window.dim != dim:
             found.append((part, window))
-        elif start <= window.start and window.start + window.length <= start + length:
+        elif start <= window.start and window.start + (window.length or 0) <= start + length:
             whole = window.start == start and window.length == length
             return [(part, None if whole else Window(dim, window.start - start, window.length))]
         start += length

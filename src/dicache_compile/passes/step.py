@@ -73,7 +73,9 @@ class Step:
         old = {slot.name: emitter.input(f"state.{slot.name}") for slot in self._control()}
         checksums = [emitter.trace(control.checksum, emitter.read(node)) for node in self.inputs.conditions]
         sums = emitter.trace(torch.stack, checksums) if checksums else old["checksums"]
-        fresh, now = emitter.trace(control.begin, emitter.read(self.inputs.timestep), sums, old)
+        timestep = self.inputs.timestep
+        time = old["clock"] if timestep is None else emitter.read(timestep)
+        fresh, now = emitter.trace(control.begin, time, sums, old)
 
         shared = self._shared(emitter, fresh)
         carried = [(emitter.read(stream.x), emitter.read(stream.h)) for stream in streams]

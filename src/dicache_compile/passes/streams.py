@@ -16,7 +16,7 @@ from ..errors import UnsupportedGraphError
 from ..plan import Region, Stream
 from . import values
 from .dataflow import Dataflow
-from .residual_path import Step, residual_path, residual_steps
+from .residual_path import Step, residual_steps
 
 
 def find_streams(flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[Stream, ...]:
@@ -31,31 +31,57 @@ def find_streams(flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[Stream
     ]
     if not results:
         raise UnsupportedGraphError("partition", "nothing after the trunk reads the deep blocks' result")
-    streams = [_stream(result, flow, regions) for result in results]
-    outputs = {values.size_text(node) for node in flow.needs(flow.order[-1])}
+    from_latents = flow.downstream(_latents(flow))
+    # All are found before the graph is touched.
+    found = [(_places(result, flow, regions, from_latents), result) for result in results]
+    streams = [Stream(x=_part(x, regions), h=_part(h, regions), y=y) for (x, h), y in found]
+    denoised = {y for (x, _), y in found if x[0] in from_latents}
 
     def rank(stream: Stream) -> tuple[bool, int]:
-        """The denoised stream is made from an input of an output's shape; of several the largest is first."""
-        inputs = [node for node in flow.upstream([stream.x]) if node.op == "placeholder" and not values.is_weight(node)]
+        """What is made from the latents is denoised; of several the largest is first."""
         recorded = values.tensor(stream.x)
         size = torch.Size(values.shape_hint(recorded)).numel() if recorded is not None else 0
-        return not any(values.size_text(node) in outputs for node in inputs), -size
+        return stream.y not in denoised, -size
 
     return tuple(sorted(streams, key=rank))
 
 
-def _stream(y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region]) -> Stream:
-    size = values.size_text(y)
+def _latents(flow: Dataflow) -> list[fx.Node]:
+    """The inputs that look like what is denoised: those of an output's shape, else the largest."""
+    passed = {
+        node: recorded
+        for node in flow.order
+        if node.op == "placeholder"
+        and not values.is_weight(node)
+        and (recorded := values.tensor(node)) is not None
+        and recorded.is_floating_point()
+    }
+    outputs = {values.size_text(node) for node in flow.needs(flow.order[-1])}
+    alike = [node for node in passed if values.size_text(node) in outputs]
+    return alike or sorted(passed, key=lambda node: torch.Size(values.shape_hint(passed[node])).numel())[-1:]
 
-    def leaves_probe(node: fx.Node) -> bool:
-        return regions.get(node) is Region.PROBE and values.size_text(node) == size
 
-    def before_trunk(node: fx.Node) -> bool:
-        above = node.op in ("placeholder", "get_attr") or regions.get(node) is Region.PROLOGUE
-        return above and values.size_text(node) == size
+def _places(
+    y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region], from_latents: set[fx.Node]
+) -> tuple[Step, Step]:
+    """Where y's values stand when they enter the trunk and when they leave the probe: (x, h).
 
-    down = residual_steps(y, leaves_probe) or _only_candidate(y, flow, regions)
-    up = residual_path(down[-1][0], before_trunk) if down is not None else None
+    Each is a value of y's size, or the part of one: of text and image in one sequence the image, if y is that.
+    """
+
+    def leaves_probe(step: Step) -> bool:
+        return regions.get(step[0]) is Region.PROBE and _is_like(step, y)
+
+    def before_trunk(step: Step) -> bool:
+        above = step[0].op in ("placeholder", "get_attr") or regions.get(step[0]) is Region.PROLOGUE
+        return above and _is_like(step, y)
+
+    def denoised(step: Step) -> bool:
+        # A block may add a condition as it is: `x + project(pose)`.
+        return before_trunk(step) and step[0] in from_latents
+
+    down = residual_steps((y, None), leaves_probe) or _only_candidate(y, flow, regions)
+    up = residual_steps(down[-1], before_trunk, denoised) if down is not None else None
     if down is None or up is None:
         missing = "in the probe's results" if down is None else "where the trunk starts"
         shape = tuple(values.size_text(y) or ())
@@ -64,39 +90,43 @@ def _stream(y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region]) -> Strea
             f"the deep region's result `{y.name}` of shape ({', '.join(shape)}) has no counterpart {missing} "
             f"({values.source_line(y)})",
         )
-    return Stream(x=up[-1], h=_end_of_probe(y, down, regions), y=y)
+    return up[-1], down[-1]
 
 
-def _end_of_probe(y: fx.Node, steps: tuple[Step, ...], regions: dict[fx.Node, Region]) -> fx.Node:
-    """H on the way back from y: where the probe ends inside of blocks over text and image, the image's part there.
+def _is_like(step: Step, y: fx.Node) -> bool:
+    """Whether a value, or the part of it that is followed, has y's size. A part is known in numbers only."""
+    node, window = step
+    if window is None:
+        return values.same_size(node, y)
+    size = list(values.size_text(node) or ())
+    size[window.dim] = str(window.length)
+    return tuple(size) == values.size_text(y)
 
-    The last value of y's own shape where that part is not known, or not by numbers.
-    """
-    end, window = next((node, window) for node, window in steps if regions.get(node) is Region.PROBE)
-    recorded = values.tensor(end)
-    if end is steps[-1][0] or window is None or not isinstance(recorded, FakeTensor):
-        return steps[-1][0]
+
+def _part(step: Step, regions: dict[fx.Node, Region]) -> fx.Node:
+    """The value of a step: the node, or a slice of it that is added to the graph."""
+    node, window = step
+    if window is None:
+        return node
+    recorded = values.tensor(node)
+    assert isinstance(recorded, FakeTensor)
+    assert window.length is not None
     part = (*[slice(None)] * window.dim, slice(window.start, window.start + window.length))
-    with recorded.fake_mode:
-        sliced = recorded[part]
-    static = all(isinstance(size, int) for size in recorded.shape)
-    if not static or tuple(map(str, sliced.shape)) != values.size_text(y):
-        return steps[-1][0]
-    with end.graph.inserting_after(end):
-        h = end.graph.call_function(operator.getitem, (end, part))
-    h.meta = {"example_value": sliced, "stack_trace": end.meta.get("stack_trace")}
-    regions[h] = Region.PROBE
-    return h
+    last = node if node.op != "placeholder" else node.graph.find_nodes(op="placeholder")[-1]
+    with node.graph.inserting_after(last), recorded.fake_mode:
+        sliced = node.graph.call_function(operator.getitem, (node, part))
+        sliced.meta = {"example_value": recorded[part], "stack_trace": node.stack_trace}
+    regions[sliced] = regions.get(node, Region.PROLOGUE)
+    return sliced
 
 
 def _only_candidate(y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[Step, ...] | None:
     """The only value of y's shape that goes from the probe to the deep blocks: for trunks with no residual path."""
-    size = values.size_text(y)
     found = [
         node
         for node in flow.order
         if regions.get(node) is Region.PROBE
-        and values.size_text(node) == size
+        and values.same_size(node, y)
         and any(regions.get(user) is Region.DEEP for user in node.users)
     ]
-    return ((y, None), (found[0], None)) if len(found) == 1 else None
+    return ((found[0], None),) if len(found) == 1 else None

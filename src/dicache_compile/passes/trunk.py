@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from torch import fx
 
 from ..errors import UnsupportedGraphError
-from ..plan import Block, Trunk
+from ..plan import PAIR, Block, Trunk
 from . import effects, values
 from .dataflow import Dataflow
 from .module_path import entries
-from .residual_path import residual_path
+from .residual_path import is_layout, residual_path
+from .structure import repeated_blocks
 
+Nodes = tuple[fx.Node, ...]
 _ATTENTION = {"scaled_dot_product_attention", "flex_attention", "softmax"}
 _CONTRACTIONS = {"matmul", "bmm", "baddbmm", "einsum", "__matmul__", "__rmatmul__"}
 
@@ -44,8 +46,19 @@ def find_trunk(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ())
     stacks = _stacks(flow)
     if owners:
         return _named(stacks, owners, flow)
+    try:
+        return _heaviest(stacks, flow)
+    except UnsupportedGraphError:
+        # Blocks without names, or with the same name for all.
+        unnamed = _unnamed_stacks(flow)
+        if not unnamed:
+            raise
+    return _heaviest(unnamed, flow)
+
+
+def _heaviest(stacks: list[_Stack], flow: Dataflow) -> Trunk:
     mixing = [stack for stack in stacks if all(_mixes_tokens(block) for block in stack.blocks)]
-    outer = [stack for stack in mixing if not any(_is_inside(stack, other) for other in mixing)]
+    outer = _paired([stack for stack in mixing if not any(_is_inside(stack, other) for other in mixing)], flow)
     if not outer:
         raise UnsupportedGraphError("trunk", "no repeated transformer block found")
     chain = max(_chains(outer, flow), key=lambda chain: sum(stack.weight for stack in chain))
@@ -81,9 +94,14 @@ def _stacks(flow: Dataflow) -> list[_Stack]:
     for node in flow.order:
         for entry in entries(node) if node.op in ("call_function", "call_method", "call_module") else ():
             owned[entry.owner][entry.index, entry.call].append(node)
-    all_blocks = [
+    blocks = [
         Block(owner, index, tuple(nodes)) for owner, parts in owned.items() for (index, _), nodes in parts.items()
     ]
+    return _chained(flow, blocks)
+
+
+def _chained(flow: Dataflow, all_blocks: list[Block]) -> list[_Stack]:
+    """The blocks by owner, each list cut down to its longest run in which every block reads the one before."""
     reached = _reached_blocks(flow, all_blocks)
     by_owner: dict[str, list[int]] = defaultdict(list)
     for position, block in enumerate(all_blocks):
@@ -99,6 +117,62 @@ def _stacks(flow: Dataflow) -> list[_Stack]:
         longest = max(runs, key=len)
         stacks.append(_Stack(owner, tuple(all_blocks[position] for position in longest)))
     return stacks
+
+
+def _unnamed_stacks(flow: Dataflow) -> list[_Stack]:
+    """The same from the form of the graph alone; the owners are made up."""
+    stacks: list[_Stack] = []
+    for alike in repeated_blocks(flow, lambda nodes: _mixes_tokens(Block("", 0, nodes))):
+        chains: list[list[Nodes]] = []
+        for nodes in alike:
+            if not chains or not _is_entered_from(nodes, chains[-1][-1]):
+                chains.append([])
+            chains[-1].append(nodes)
+        for chain in chains:
+            owner = f"repeated{len(stacks)}"
+            stacks.append(_Stack(owner, tuple(Block(owner, i, nodes) for i, nodes in enumerate(chain))))
+    return stacks
+
+
+def _is_entered_from(after: Nodes, before: Nodes, rather_than: Nodes = ()) -> bool:
+    """Whether a stream that enters `after` comes out of `before`, and not out of `rather_than`."""
+    inside, ends = set(after), {*before, *rather_than}
+    for result in (node for node in after if any(user not in inside for user in node.users)):
+        path = residual_path(result, lambda node: node not in inside)
+        onward = residual_path(path[-1], lambda node: node in ends) if path is not None else None
+        if onward is not None:
+            return onward[-1] in before
+    return False
+
+
+def _with_layout(nodes: Nodes) -> Nodes:
+    """A block with what only lays out its result anew: the way back from time first to space first."""
+    inside, more = set(nodes), list(nodes)
+    for node in more:
+        outside = [user for user in node.users if user not in inside]
+        if len(outside) == 1 and is_layout(outside[0]):
+            inside.add(outside[0])
+            more.append(outside[0])
+    return tuple(more)
+
+
+def _paired(stacks: list[_Stack], flow: Dataflow) -> list[_Stack]:
+    """The stacks with two that take turns made one: space and time, each with its own list of blocks."""
+    position = {node: i for i, node in enumerate(flow.order)}
+    paired = list(stacks)
+    for first, second in itertools.permutations(stacks, 2):
+        if first not in paired or second not in paired or len(first.blocks) != len(second.blocks):
+            continue
+        turns = [block.nodes for pair in zip(first.blocks, second.blocks, strict=True) for block in pair]
+        if any(position[here[-1]] > position[after[0]] for here, after in itertools.pairwise(turns)):
+            continue
+        triples = zip(turns, turns[1:], turns[2:], strict=False)
+        if len(turns) > 2 and all(_is_entered_from(after, here, before) for before, here, after in triples):
+            owner = f"{first.owner}{PAIR}{second.owner}"
+            pairs = [(*a, *_with_layout(b)) for a, b in zip(turns[::2], turns[1::2], strict=True)]
+            paired[paired.index(first)] = _Stack(owner, tuple(Block(owner, i, pair) for i, pair in enumerate(pairs)))
+            paired.remove(second)
+    return paired
 
 
 def _reached_blocks(flow: Dataflow, blocks: list[Block]) -> dict[fx.Node, int]:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import fx
+
+_COUNTED = re.compile(r"(?=.*\bu\d)\w+( \+ \w+)*")  # u3 or u3 + 23, as of two joined sequences
+_DATA_DEPENDENT = re.compile(r"\bu\d+\b")
 
 
 def value(node: fx.Node) -> object:
@@ -21,6 +26,32 @@ def size_text(node: fx.Node) -> tuple[str, ...] | None:
     """A tensor's sizes as text: symbolic sizes compare by their expression, and comparing them adds no guard."""
     recorded = tensor(node)
     return None if recorded is None else tuple(str(size) for size in recorded.shape)
+
+
+def same_size(node: fx.Node, other: fx.Node) -> bool:
+    """Whether two tensors have the same sizes, as far as can be known before they run.
+
+    A size that depends on data (u0: how many tokens of a prompt are not padding) has another symbol wherever it is
+    counted anew, and may equal any other but 1. One that is computed from such sizes, but for a sum, is another.
+    """
+    mine, theirs = size_text(node), size_text(other)
+    if mine is None or theirs is None:
+        return False
+    return mine == theirs or (
+        len(mine) == len(theirs)
+        and all(a == b or _may_equal(a, b) or _may_equal(b, a) for a, b in zip(mine, theirs, strict=True))
+    )
+
+
+def _may_equal(counted: str, other: str) -> bool:
+    if _COUNTED.fullmatch(counted) is None or other == "1":
+        return False
+    return not is_data_dependent(other) or _COUNTED.fullmatch(other) is not None
+
+
+def is_data_dependent(size: str) -> bool:
+    """Whether the text of a size has a symbol that only running tells."""
+    return _DATA_DEPENDENT.search(size) is not None
 
 
 def hint(size: int | torch.SymInt) -> int | None:

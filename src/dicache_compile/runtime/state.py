@@ -21,10 +21,12 @@ class StreamState:
     key: tuple[int, ...]  # which shape
     tensors: Mapping[str, Tensor]  # by slot, in the slots' order
     schedule: tuple[int, int] | None = None  # what the schedule slot holds
+    calls: int = 0  # of this generation, where steps are counted
 
     def restart(self) -> None:
         """Asks for a new generation with the next step; waits for nothing."""
         self.tensors["restart"].fill_(True)
+        self.calls = 0
 
     def set_schedule(self, schedule: tuple[int, int]) -> None:
         if self.schedule != schedule:

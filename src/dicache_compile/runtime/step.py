@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from ..config import DiCacheConfig
 from ..errors import StepError
 from ..passes.control import NO_LIMIT
 from ..plan import Slot
+from .clock import Clock
 from .engines import Engine
+from .fragments import note_run
 from .session import Session, SessionFinder
 from .sizes import Sizes
 from .streams import SINGLE, current_name
@@ -24,7 +28,6 @@ ANCHORS_OF_ITS_OWN = 3  # deep steps after which a stream in doubt holds nothing
 class Places:
     """Where a graph's inputs are."""
 
-    timestep: int
     conditions: tuple[int, ...]
     weight: int | None  # a weight of the deep blocks, by which a call's model is known
 
@@ -39,19 +42,24 @@ class CompiledStep:
     slots: tuple[Slot, ...]
     sizes: Sizes
     places: Places
+    clock: Clock
+    weight: int  # of the trunk, in nodes
     number: int = field(default_factory=lambda: next(_numbers))
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         session = self.find_session(None if self.places.weight is None else inputs[self.places.weight])
         warmup, last = self._schedule(session)
+        time = self.clock.time(inputs)
         name = current_name()
         if name is None:
-            name = self._unnamed(session, inputs)
+            name = self._unnamed(session, inputs, time)
             if session.numbering.doubt:
                 warmup = max(warmup, ANCHORS_OF_ITS_OWN)
         state = session.state(name, self.number, self.sizes.key(inputs), self.slots, lambda: self.sizes.shapes(inputs))
         state.set_schedule((warmup, last))
+        self.clock.write(state, time)
         session.begin_call(name)
+        note_run(self.weight)
         try:
             return self.engine.step(inputs, tuple(state.tensors.values()))
         except BaseException:
@@ -69,12 +77,11 @@ class CompiledStep:
         warmup, last = self.config.forced_steps(steps)
         return warmup, NO_LIMIT if last is None else last
 
-    def _unnamed(self, session: Session, inputs: Sequence[Any]) -> str:
-        if self.config.streams == 1:
+    def _unnamed(self, session: Session, inputs: Sequence[Any], time: Tensor | None) -> str:
+        if self.config.streams == 1 or time is None:
             return SINGLE
-        time = inputs[self.places.timestep].float().amax().item()
         prompts = tuple(inputs[place] for place in self.places.conditions)
-        return session.numbering.next(time, prompts, lambda: _at_start(session))
+        return session.numbering.next(time.float().amax().item(), prompts, lambda: _at_start(session))
 
 
 def _at_start(session: Session) -> bool:

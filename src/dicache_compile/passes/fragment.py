@@ -1,0 +1,53 @@
+"""Which function a graph is a part of, where Dynamo made several graphs of one function.
+
+A graph break ends a graph; what comes after it is traced as a function of its own, whose name tells where it resumes.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+
+from torch import fx
+
+_FRAME = re.compile(r'File "(.+)", line \d+, in (\S+)')
+_RESUMED = re.compile(r"torch_dynamo_resume_in_(.+)_at_\d+$")
+
+Function = tuple[str, str]  # (file, name) of the function whose call Dynamo compiled
+
+
+def resumed_function(gm: fx.GraphModule) -> Function | None:
+    """The function that a graph goes on with after a break; None where the graph is its beginning."""
+    for node in gm.graph.nodes:
+        frame = _FRAME.search(node.stack_trace or "") if node.op.startswith("call_") else None
+        if frame is not None:
+            resumed = _RESUMED.match(frame.group(2))
+            return (frame.group(1), resumed.group(1)) if resumed else None
+    return None
+
+
+def broken_function(gm: fx.GraphModule) -> Function | None:
+    """The function that goes on after this graph, in another one; None where the graph is its end."""
+    frames = _break(gm)
+    if not frames:
+        return None
+    resumed = _RESUMED.match(frames[0].name)
+    return frames[0].filename, resumed.group(1) if resumed else frames[0].name
+
+
+def about_break(gm: fx.GraphModule) -> str | None:
+    """Why the function goes on in another graph, where in the user's code, and what to try; None where it does not."""
+    frames = _break(gm)
+    if not frames:
+        return None
+    reason = str(getattr(gm.compile_subgraph_reason, "reason", "")).strip().partition("\n")[0]
+    where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
+    return (
+        f"Dynamo broke the model's graph at {where} ({reason}). fullgraph=True, or "
+        "torch._dynamo.config.capture_scalar_outputs and capture_dynamic_output_shape_ops, may keep the blocks in one"
+    )
+
+
+def _break(gm: fx.GraphModule) -> list[traceback.FrameSummary]:
+    reason = getattr(gm, "compile_subgraph_reason", None)
+    return list(reason.user_stack or ()) if reason is not None and reason.graph_break else []

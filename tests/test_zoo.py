@@ -1,0 +1,115 @@
+"""Every model of the zoo: the right trunk, exact deep steps, reused steps as the hook oracle has them."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+import zoo
+from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
+from dicache_compile.errors import UncachedWarning
+from dicache_compile.runtime.session import sessions_of
+from zoo.entry import STEPS, Entry
+
+from .hook_oracle import HookOracle
+
+ENTRIES = zoo.entries()
+CACHED = [entry for entry in ENTRIES.values() if entry.refused is None]
+EXACT: dict[str, Any] = {"threshold": 0.0}
+REUSING: dict[str, Any] = {"threshold": float("inf"), "warmup_steps": 2, "max_consecutive_skips": 1}
+DEEP = (True, True, False, True, False, True, False, True)  # what REUSING does
+
+
+def by_name(entry: Entry) -> str:
+    return entry.name
+
+
+class Compiled:
+    """A model traced once and run under several configs: Dynamo's work is most of a test's time."""
+
+    def __init__(self, model: nn.Module, entry: Entry, **configs: dict[str, Any]) -> None:
+        self.graphs = 0
+        self.using = next(iter(configs))
+
+        def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+            self.graphs += 1
+            options = {k: DiCacheConfig(**entry.config, lowering="eager", **c).options() for k, c in configs.items()}
+            steps = {name: dicache_backend(gm, examples, options=option) for name, option in options.items()}
+            return lambda *inputs: steps[self.using](*inputs)
+
+        self.call = torch.compile(model, backend=backend, fullgraph=entry.fullgraph, dynamic=False)
+
+    @torch.no_grad()
+    def run(self, entry: Entry, using: str) -> list[list[Tensor]]:
+        """The tensors that each step of a generation gives."""
+        self.using = using
+        return [tensors(self.call(**entry.at_step(step, STEPS))) for step in range(STEPS)]
+
+
+def tensors(result: Any) -> list[Tensor]:
+    return [leaf.clone() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Any:
+    """Nothing of one model is left for the next: some share their classes, and so their compiled code."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+    gc.collect()
+
+
+@pytest.mark.parametrize("entry", CACHED, ids=by_name)
+def test_a_model_is_cut_where_its_source_says_and_its_steps_are_those_of_the_oracle(entry: Entry) -> None:
+    model = entry.build()
+    with torch.no_grad():
+        expected = [tensors(model(**entry.at_step(step, STEPS))) for step in range(STEPS)]
+    with torch._dynamo.config.patch(**entry.dynamo):
+        compiled = Compiled(model, entry, exact=EXACT, reusing=REUSING)
+        exact = compiled.run(entry, "exact")
+        reusing = compiled.run(entry, "reusing")
+    for ours, theirs in zip(exact, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+    found = explain(model)
+    assert found.trunk == entry.trunk or not entry.trunk
+    steps = next(iter(summary(model).generations[-1].streams.values()))
+    assert tuple(step.deep for step in steps) == DEEP
+    oracle = HookOracle(model, entry) if entry.streams else None
+    for index, (deep, ours) in enumerate(zip(DEEP, reusing, strict=True)):
+        assert all(tensor.isfinite().all() for tensor in ours if tensor.is_floating_point())
+        theirs = expected[index] if oracle is None else tensors(oracle(entry.at_step(index, STEPS), deep))
+        if deep:
+            assert all(torch.equal(a, b) for a, b in zip(ours, expected[index], strict=True))
+        elif oracle is not None:
+            assert not all(torch.equal(a, b) for a, b in zip(theirs, expected[index], strict=True))
+            for a, b in zip(ours, theirs, strict=True):
+                # The estimate differs by the order of a sum over the stream, the epilogue amplifies it a little.
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+        if oracle is not None and index > 0:
+            assert steps[index].error == pytest.approx(oracle.error, rel=1e-5)
+    assert oracle is None or sorted(stream.shape for stream in found.streams) == sorted(oracle.shapes)
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES.values() if e.refused is not None], ids=by_name)
+def test_what_is_refused_runs_uncached_with_a_true_reason(entry: Entry) -> None:
+    model = entry.build()
+    with torch.no_grad():
+        expected = [tensors(model(**entry.at_step(step, STEPS))) for step in range(STEPS)]
+        found = explain(model, **entry.call())
+    assert not found.cached
+    assert entry.refused is not None
+    assert entry.refused in (found.reason or "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncachedWarning)
+        ours = Compiled(model, entry, reusing=REUSING).run(entry, "reusing")
+    assert not sessions_of(model)
+    for a, b in zip(ours, expected, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
