@@ -7,10 +7,13 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 # Threads that spin while they wait slow each other down tenfold as soon as a core is shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo test lint venv
+.PHONY: demo models test lint venv
 
 demo: venv
 	$(BIN)/python -m bench.demo
+
+models: venv
+	$(BIN)/python -m bench.models
 
 test: venv
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -128,7 +128,7 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     parameters = inspect.signature(model.forward).parameters
     by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = list(itertools.takewhile(lambda name: parameters[name].kind is by_name, parameters))
-    if len(args) > len(names):
+    if len(args) > len(names) or isinstance(model, fx.GraphModule):  # an exported module wants them as they were
         return args, kwargs
     return (), {**dict(zip(names, args, strict=False)), **kwargs}
 

@@ -34,7 +34,9 @@ _MODES = {"_enter_autocast", "_exit_autocast", "_set_grad_enabled"}
 
 
 def name(node: fx.Node) -> str:
-    """The short name of what a node calls: "linear", "add", "setitem"."""
+    """The short name of what a node calls: "linear", "add", "setitem"; `aten.add.Tensor` is "add" too."""
+    if isinstance(node.target, torch._ops.OpOverload):
+        return str(node.target.overloadpacket.__name__)
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 

@@ -139,7 +139,11 @@ def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[
         if regions.get(node) is not Region.DEEP or values.tensor(node) is None:
             continue
         outside = [user for user in node.users if regions.get(user) is not Region.DEEP]
-        if len(outside) == 1 and effects.name(outside[0]) in ("getitem", "narrow") and outside[0].op != "output":
+        if (
+            len(outside) == 1
+            and effects.name(outside[0]) in ("getitem", "narrow", "slice")
+            and outside[0].op != "output"
+        ):
             needs = flow.needs(outside[0])
             if all(n not in regions or regions[n].value <= Region.DEEP.value for n in needs):
                 regions[outside[0]] = Region.DEEP

@@ -23,6 +23,7 @@ _SAME = {
 _LAYOUT = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze", "squeeze", "expand", "rearrange",
     "movedim", "swapaxes", "moveaxis", "repeat", "repeat_interleave", "roll", "pad", "index_select", "gather",
+    "_unsafe_view",
 }  # fmt: skip
 _ORDERED = {"view", "reshape", "expand"}  # layouts that leave a tensor as it is where they leave its size
 _SCALED = {"mul", "imul", "mul_", "truediv", "div", "where", "layer_norm", "rms_norm", "lerp"}
@@ -94,7 +95,7 @@ def _sources(node: fx.Node, window: Window | None, also: frozenset[str]) -> list
     called = effects.name(node)
     if node.op not in ("call_function", "call_method"):
         return []
-    if called in ("getitem", "narrow", "split", "chunk", "split_with_sizes", "tensor_split", "unbind"):
+    if called in ("getitem", "narrow", "split", "chunk", "split_with_sizes", "tensor_split", "unbind", "slice"):
         return _sliced(node, window)
     if called in ("cat", "concat", "concatenate"):
         return _concatenated(node, window)
@@ -141,8 +142,10 @@ def _slice_window(node: fx.Node, whole: torch.Tensor, part: torch.Tensor) -> Win
         return None
     dim = changed[0]
     counted = values.is_data_dependent(f"{whole.shape[dim]} {part.shape[dim]}")
-    if effects.name(node) == "narrow":
-        start = node.args[2]
+    if effects.name(node) in ("narrow", "slice"):
+        start = node.args[2] if len(node.args) > 2 else None
+        if counted:
+            return None
     else:
         index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
         if any(part is Ellipsis for part in index):

@@ -11,6 +11,7 @@ Not handled: blocks that all differ in shape, as in a U-Net; fewer than two equa
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ from .dataflow import Dataflow
 
 _WINDOW = 6  # operations that are looked up together: single ones recur within a block
 _TOLERANCE = 2  # operations in a row that may differ between blocks
+_SAME = 0.9  # share of a block's operations that must not
 _CANDIDATES = 12  # distances tried in each round
 _ROUNDS = 8  # kinds of blocks looked for
-_ALIKE = 0.6  # share of a block's heavy operations that a first or last one must have
+_EQUAL = 0.9  # share of a block's heavy operations that every one must have,
+_ALIKE = 0.5  # and that a first or last one must
 _ACTIVATIONS = {"gelu", "silu", "relu", "leaky_relu", "mish", "hardswish", "elu", "sigmoid", "tanh"}
 _HEAVY = {
     "linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum",
@@ -46,22 +49,48 @@ class _Run:
         return self.end - self.start
 
 
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Blocks of one form, as places in the text."""
+
+    form: list[int]
+    heavy: frozenset[int]  # places in `form` of heavy operations
+    blocks: list[list[int]]  # grows at both ends
+
+
 def repeated_blocks(flow: Dataflow, is_block: Callable[[Nodes], bool]) -> list[list[Nodes]]:
     """Lists of blocks of one form each, in graph order; `is_block` tells blocks from other repetitions."""
     nodes = [n for n in flow.order if n.op.startswith("call_") and not effects.is_mode(n)]
     text = _as_numbers(nodes)
-    free = list(text)  # what is still to be explained; a covered place holds a number of its own
-    found: list[list[Nodes]] = []
+    free = list(text)  # a place that belongs to a block gets a number of its own
+    kinds: list[_Kind] = []
     for _ in range(_ROUNDS):
-        unit = _unit(nodes, free, is_block)
-        if unit is None:
+        run = _unit(nodes, free, is_block)
+        if run is None:
             break
-        places = _occurrences(nodes, free, unit)
-        found.append([tuple(nodes[i] for i in place) for place in places])
-        for place in places:
-            for i in range(place[0], place[-1] + 1):
-                free[i] = -1 - i
-    return sorted(found, key=lambda blocks: blocks[0][0])
+        kinds.append(_kind(nodes, free, run))
+        _extend(kinds[-1], free, _EQUAL)
+    # What is less alike comes last, for it may be another kind; but small ones may be parts of a large block.
+    for kind in sorted(kinds, key=lambda kind: -len(kind.form)):
+        if kind.blocks:
+            _extend(kind, _open_to(kind, kinds, text), _ALIKE)
+            first, last = kind.blocks[0][0], kind.blocks[-1][-1]
+            for other in kinds:
+                if other is not kind:
+                    other.blocks[:] = [places for places in other.blocks if places[-1] < first or places[0] > last]
+    kinds = [kind for kind in kinds if kind.blocks]
+    lists = [[tuple(nodes[i] for i in places) for places in kind.blocks] for kind in kinds]
+    return sorted(lists, key=lambda blocks: blocks[0][0])
+
+
+def _open_to(kind: _Kind, kinds: list[_Kind], text: list[int]) -> list[int]:
+    """The text with the places covered that another kind of about the same size, or this one, has already."""
+    left = list(text)
+    for other in kinds:
+        if other is kind or 2 * len(other.form) >= len(kind.form):
+            for places in other.blocks:
+                _cover(left, places)
+    return left
 
 
 def _as_numbers(nodes: Sequence[fx.Node]) -> list[int]:
@@ -92,25 +121,27 @@ def _unit(nodes: list[fx.Node], text: list[int], is_block: Callable[[Nodes], boo
 
 
 def _inner(nodes: list[fx.Node], text: list[int], run: _Run, is_block: Callable[[Nodes], bool]) -> _Run:
-    """The run inside of one period, where that is itself mostly a repetition: an adapter after every few blocks."""
+    """The run inside of one period, where two thirds of it are a repetition: an adapter after every few blocks."""
     start, end = run.start, run.start + run.period
     for inner in sorted(_runs(text[start:end], least=_WINDOW), key=lambda inner: (-inner.covers, inner.period)):
-        length = min(inner.period, inner.covers - inner.period)  # of the block: what lies between two is not part of it
-        copies = max(2, inner.covers // inner.period)
-        if copies * length * 2 <= run.period:
+        alike = min(inner.period, inner.covers - inner.period)
+        if 3 * max(2, inner.covers // inner.period) * alike <= 2 * run.period:
             break
-        first = _Run(start + inner.start, inner.period, start + inner.end)
-        if length == inner.period:
-            first = _aligned(nodes, first)
-        block = nodes[first.start : first.start + length]
-        # Two attentions that share an MLP are no two blocks: the MLP's activation is in neither.
-        if _activations(nodes[start:end]) <= _activations(block) and is_block(tuple(block)):
-            return _inner(nodes, text, _Run(first.start, length, first.start + length), is_block)
+        if alike == inner.period:
+            first = _aligned(nodes, _Run(start + inner.start, inner.period, start + inner.end))
+            unit = _Run(first.start, alike, first.start + alike)
+        else:  # something stands between two blocks, or in one of them: the last one is whole
+            unit = _Run(start + inner.start + inner.period, run.period - inner.start - inner.period, end)
+        block, before = nodes[unit.start : unit.end], nodes[start + inner.start :][:alike]
+        # Two attentions that share an MLP are no two blocks.
+        whole = (_has_mlp(block) and _has_mlp(before)) or not _has_mlp(nodes[start:end])
+        if whole and is_block(tuple(block)):
+            return _inner(nodes, text, unit, is_block)
     return run
 
 
-def _activations(nodes: Sequence[fx.Node]) -> set[str]:
-    return {effects.name(node) for node in nodes} & _ACTIVATIONS
+def _has_mlp(nodes: Sequence[fx.Node]) -> bool:
+    return any(effects.name(node) in _ACTIVATIONS for node in nodes)
 
 
 def _runs(text: Sequence[int], least: int | None = None) -> list[_Run]:
@@ -125,7 +156,7 @@ def _runs(text: Sequence[int], least: int | None = None) -> list[_Run]:
     runs = []
     for period, _ in distances.most_common(_CANDIDATES):
         same = [i for i in range(len(text) - period) if text[i] == text[i + period]]
-        found = [_Run(stretch[0], period, stretch[-1] + 1 + period) for stretch in _stretches(same)]
+        found = [_Run(places[0], period, places[-1] + 1 + period) for places in _stretches(same)]
         runs += [run for run in found if run.covers >= period + (period if least is None else least)]
     return runs
 
@@ -137,7 +168,7 @@ def _stretches(places: list[int]) -> list[list[int]]:
         if not found or place - found[-1][-1] > _TOLERANCE + 1:
             found.append([])
         found[-1].append(place)
-    return found
+    return [stretch for stretch in found if len(stretch) >= _SAME * (stretch[-1] + 1 - stretch[0])]
 
 
 def _aligned(nodes: list[fx.Node], run: _Run) -> _Run:
@@ -157,34 +188,41 @@ def _aligned(nodes: list[fx.Node], run: _Run) -> _Run:
     return _Run(run.start + offset, run.period, run.start + offset + run.covers // run.period * run.period)
 
 
-def _occurrences(nodes: list[fx.Node], text: list[int], run: _Run) -> list[list[int]]:
-    """The places of each block: those of the run, and before and after it what is like them."""
-    unit = text[run.start : run.start + run.period]
-    heavy = {i for i in range(run.period) if effects.name(nodes[run.start + i]) in _HEAVY}
-    blocks = [list(range(start, start + run.period)) for start in range(run.start, run.end, run.period)]
-    while (place := _next(text, unit, heavy, blocks[-1][-1] + 1, forward=True)) is not None:
-        blocks.append(place)
-    while (place := _next(text, unit, heavy, blocks[0][0] - 1, forward=False)) is not None:
-        blocks.insert(0, place)
-    return blocks
+def _kind(nodes: list[fx.Node], text: list[int], run: _Run) -> _Kind:
+    form = text[run.start : run.start + run.period]
+    heavy = frozenset(i for i in range(run.period) if effects.name(nodes[run.start + i]) in _HEAVY)
+    kind = _Kind(form, heavy, [])
+    for start in range(run.start, run.end, run.period):
+        kind.blocks.append(list(range(start, start + run.period)))
+        _cover(text, kind.blocks[-1])
+    return kind
 
 
-def _next(text: list[int], unit: list[int], heavy: set[int], here: int, forward: bool) -> list[int] | None:
-    """The places of the next block like `unit` from `here` on; what lies between its operations is not part of it."""
-    size = 2 * len(unit)
-    window = text[here : here + size] if forward else text[max(0, here + 1 - size) : here + 1]
-    first = here if forward else max(0, here + 1 - size)
-    wanted = unit if forward else unit[::-1]
-    given = window if forward else window[::-1]
-    matches = _in_order(wanted, given)
-    if heavy and sum(i in heavy for i in _originals(matches, len(unit), forward)) < _ALIKE * len(heavy):
+def _extend(kind: _Kind, text: list[int], share: float) -> None:
+    """Adds the blocks before and after that have this share of the heavy operations."""
+    while (places := _next(text, kind, kind.blocks[-1][-1] + 1, share, forward=True)) is not None:
+        kind.blocks.append(places)
+        _cover(text, places)
+    while (places := _next(text, kind, kind.blocks[0][0] - 1, share, forward=False)) is not None:
+        kind.blocks.insert(0, places)
+        _cover(text, places)
+
+
+def _cover(text: list[int], places: list[int]) -> None:
+    for place in range(places[0], places[-1] + 1):
+        text[place] = -1 - place
+
+
+def _next(text: list[int], kind: _Kind, here: int, share: float, forward: bool) -> list[int] | None:
+    """The places of the next block from `here` on; what lies between its operations is not part of it."""
+    step = 1 if forward else -1
+    places = range(here, here + 2 * step * len(kind.form), step)
+    window = list(itertools.takewhile(lambda i: 0 <= i < len(text) and text[i] >= 0, places))
+    matches = _in_order(kind.form[::step], [text[i] for i in window])
+    originals = (i if forward else len(kind.form) - 1 - i for i, _ in matches)
+    if not matches or sum(i in kind.heavy for i in originals) < share * len(kind.heavy):
         return None
-    places = [j if forward else len(window) - 1 - j for _, j in matches]
-    return sorted(first + j for j in places) or None
-
-
-def _originals(matches: list[tuple[int, int]], length: int, forward: bool) -> list[int]:
-    return [i if forward else length - 1 - i for i, _ in matches]
+    return sorted(window[j] for _, j in matches)
 
 
 def _in_order(wanted: list[int], given: list[int]) -> list[tuple[int, int]]:

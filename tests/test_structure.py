@@ -1,0 +1,183 @@
+"""Blocks without names: found from the form of the graph, and where the names say they are."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import zoo
+from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
+from dicache_compile.errors import UnsupportedGraphError
+from dicache_compile.passes.dataflow import Dataflow
+from dicache_compile.passes.out_of_place import out_of_place
+from dicache_compile.passes.partition import partition
+from dicache_compile.passes.trunk import find_trunk
+from dicache_compile.plan import Region
+from zoo.entry import Entry
+
+from . import models
+from .graphs import captured
+from .plain_oracle import PlainDiCache
+from .test_contract import STEPS, generate
+
+ADAPTERS = "something is added after every block, and nothing but its name tells it from a part of the block"
+APART = {
+    "consisid": ADAPTERS,
+    "flux_controlnet": ADAPTERS,
+    "sd3_controlnet": ADAPTERS,
+    "sana_wm": "the last block is less than half of the others, so the epilogue begins before it",
+    "rfd4_proteina": "the last block ends otherwise than the others",
+    "motif_video_decoder": "without the last blocks, which have another form, the result has no counterpart",
+    "hunyuan_video_framepack": "sizes that depend on data leave the blocks as numbers",
+}
+
+
+def form(gm: fx.GraphModule, named: bool) -> tuple[list[tuple[str, ...]], set[str]]:
+    """The streams and the deep nodes of a graph, by the names of its modules or without them."""
+    copy = out_of_place(gm)
+    if not named:
+        for node in copy.graph.nodes:
+            node.meta.pop("nn_module_stack", None)
+    flow = Dataflow(copy.graph)
+    found = partition(copy, flow, find_trunk(copy, flow), 1)
+    streams = [(stream.x.name, stream.h.name, stream.y.name) for stream in found.streams]
+    return streams, {node.name for node in found.nodes(Region.DEEP)}
+
+
+def largest_graph(entry: Entry) -> fx.GraphModule:
+    graphs: list[fx.GraphModule] = []
+
+    def capture(gm: fx.GraphModule, examples: Any) -> Any:
+        graphs.append(gm)
+        return gm.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad(), torch._dynamo.config.patch(**entry.dynamo):
+        torch.compile(entry.build(), backend=capture, fullgraph=entry.fullgraph)(**entry.call())
+    gc.collect()
+    return max(graphs, key=lambda gm: len(gm.graph.nodes))
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in zoo.entries().values() if e.trunk and not e.refused], ids=lambda e: e.name
+)
+def test_names_and_form_find_the_same_trunk(entry: Entry) -> None:
+    gm = largest_graph(entry)
+    named = form(gm, named=True)
+    try:
+        unnamed = form(gm, named=False)
+    except UnsupportedGraphError:
+        assert entry.name in APART
+        return
+    assert (unnamed == named) is (entry.name not in APART)
+
+
+@pytest.mark.parametrize("kind", models.ALL, ids=lambda kind: kind.__name__)
+def test_names_and_form_agree_on_the_test_models(kind: type[models.Model]) -> None:
+    model = models.make(kind, depth=6)
+    gm, _ = captured(model, *models.inputs(model, 0, STEPS))
+    if kind is models.Controlled:  # a control is added after every block
+        assert form(gm, named=False)[0][0][0] == form(gm, named=True)[0][0][0]
+    else:
+        assert form(gm, named=False) == form(gm, named=True)
+
+
+class ByName(models.SingleStream):
+    """Blocks in plain attributes and in a dict that is not a module's."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        for place, block in enumerate(self.blocks):
+            setattr(self, f"block_{place}", block)
+        del self.blocks
+
+    def run(self, carried: models.Carried, first: int, last: int) -> models.Carried:
+        blocks = {place: getattr(self, f"block_{place}") for place in range(self.depth)}
+        x = carried["x"]
+        for place in range(first, last):
+            x = blocks[place](x, carried["time"])
+        return {**carried, "x": x}
+
+
+class InModuleDict(models.SingleStream):
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.named_blocks = nn.ModuleDict(dict(zip("abcd", self.blocks, strict=True)))
+        del self.blocks
+
+    def run(self, carried: models.Carried, first: int, last: int) -> models.Carried:
+        x = carried["x"]
+        for name in "abcd"[first:last]:
+            x = self.named_blocks[name](x, carried["time"])
+        return {**carried, "x": x}
+
+
+@pytest.mark.parametrize("kind", [ByName, InModuleDict], ids=lambda kind: kind.__name__)
+def test_blocks_outside_of_module_lists_are_cached_as_the_oracle_does(kind: type[models.Model]) -> None:
+    model = models.make(kind)
+    options = DiCacheConfig(threshold=float("inf"), lowering="eager", strict=True).options()
+    ours = generate(torch.compile(model, backend=dicache_backend, fullgraph=True, options=options), model)
+    oracle = PlainDiCache(model, float("inf"), max_skips=3)
+    expected = [oracle(*models.inputs(model, step, STEPS)) for step in range(STEPS)]
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=16 * torch.finfo(a.dtype).eps, atol=1e-6)
+    assert [step.deep for step in summary(model).generations[-1].streams["0"]] == oracle.deep
+    assert explain(model).trunk == ("repeated0",)
+
+
+@pytest.mark.parametrize("decomposed", [False, True])
+def test_an_exported_model_without_metadata_is_cached_as_the_oracle_does(decomposed: bool) -> None:
+    model = models.make(models.SingleStream)
+    program = torch.export.export(model, models.inputs(model, 0, STEPS))
+    exported: Any = (program.run_decompositions() if decomposed else program).module()
+    for node in exported.graph.nodes:
+        node.meta.pop("nn_module_stack", None)
+    options = DiCacheConfig(threshold=float("inf"), lowering="eager", strict=True).options()
+    call = torch.compile(exported, backend=dicache_backend, fullgraph=True, options=options)
+    oracle = PlainDiCache(model, float("inf"), max_skips=3)
+    with torch.no_grad():
+        for step in range(STEPS):
+            inputs = models.inputs(model, step, STEPS)
+            torch.testing.assert_close(call(*inputs), oracle(*inputs))
+    assert not all(oracle.deep)
+
+
+def test_two_attentions_that_share_an_mlp_are_one_block() -> None:
+    class Twice(models.Block):
+        def __init__(self, width: int, heads: int) -> None:
+            super().__init__(width, heads)
+            self.again = models.Attention(width, heads)
+
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            x = x + self.attention(self.norm(x))
+            x = x + self.again(self.norm(x))
+            return x + self.mlp(self.norm(x))
+
+    model = models.make(models.SingleStream)
+    model.blocks = nn.ModuleList(Twice(model.width, 2) for _ in range(4)).requires_grad_(False)
+    gm, _ = captured(model, *models.inputs(model, 0, STEPS))
+    assert form(gm, named=False) == form(gm, named=True)
+
+
+def test_an_adapter_after_every_other_block_is_no_part_of_a_block() -> None:
+    class Adapted(models.SingleStream):
+        def __init__(self, **sizes: int) -> None:
+            super().__init__(depth=6, **sizes)
+            self.adapters = nn.ModuleList(nn.Linear(self.width, self.width) for _ in range(3))
+
+        def run(self, carried: models.Carried, first: int, last: int) -> models.Carried:
+            x = carried["x"]
+            for place in range(first, last):
+                x = self.blocks[place](x, carried["time"])
+                if place % 2:
+                    x = x + self.adapters[place // 2](x).tanh()
+            return {**carried, "x": x}
+
+    model = models.make(Adapted)
+    gm, _ = captured(model, *models.inputs(model, 0, STEPS))
+    unnamed, named = form(gm, named=False), form(gm, named=True)
+    assert [stream[:2] for stream in unnamed[0]] == [stream[:2] for stream in named[0]]
