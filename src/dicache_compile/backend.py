@@ -162,10 +162,16 @@ def _model_weights(found: Cut) -> list[fx.Node]:
 def _complain(gm: fx.GraphModule, config: DiCacheConfig, refusal: UnsupportedGraphError) -> None:
     """Says why a graph runs as plain torch.compile would run it, or raises the reason if `strict`."""
     about = about_break(gm)
-    if about is None and sum(effects.name(node) in _HEAVY for node in gm.graph.nodes) < _SMALL:
+    if about is None and _heavy(gm) < _SMALL:
         _log.debug("a fragment of %d nodes stays as it is: %s", len(gm.graph.nodes), refusal)
     elif config.strict:
         raise refusal
     else:
         reason = "; ".join(filter(None, (refusal.reason, about)))
         warnings.warn(f"this graph runs uncached: {reason}", UncachedWarning, stacklevel=2)
+
+
+def _heavy(gm: fx.GraphModule) -> int:
+    """How many heavy operations a graph has, those of its subgraphs (of a checkpoint, say) among them."""
+    graphs = [module.graph for module in gm.modules() if isinstance(module, fx.GraphModule)]
+    return sum(effects.name(node) in _HEAVY for graph in graphs for node in graph.nodes)

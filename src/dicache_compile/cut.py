@@ -11,6 +11,7 @@ from torch import fx
 
 from .config import DiCacheConfig
 from .errors import UnsupportedGraphError
+from .passes import effects
 from .passes.branch import Policy, build_branch
 from .passes.dataflow import Dataflow
 from .passes.inputs import find_inputs, tensor_inputs
@@ -40,6 +41,10 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
     """
     if reason := why_not_inference(examples):
         raise UnsupportedGraphError("backend", reason)
+    if any("checkpoint" in effects.name(node) for node in gm.graph.nodes if node.op.startswith("call_")):
+        raise UnsupportedGraphError(
+            "backend", "the blocks run under gradient checkpointing; run the model under torch.no_grad()"
+        )
     functional = out_of_place(gm)
     flow = Dataflow(functional.graph)
     trunk = find_trunk(functional, flow, config.trunk_owners())

@@ -11,6 +11,7 @@ def copy_module(gm: fx.GraphModule) -> fx.GraphModule:
     mapping: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(gm.graph, mapping))
     for old, new in mapping.items():
+        new.meta.pop("grapharg", None)  # holds a weak reference to the weight, which Dynamo drops from its own graph
         if hasattr(old, "_dynamo_source"):
             new._dynamo_source = old._dynamo_source
     copy = fx.GraphModule(gm, graph)

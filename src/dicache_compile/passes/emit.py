@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import effects
+from . import effects, values
 
 
 class Emitter:
@@ -58,11 +58,15 @@ class Emitter:
         self._copies[node] = stand_in
 
     def read(self, node: fx.Node) -> fx.Node:
-        """The copy of a node of the model; a new placeholder, or a copied attribute, if there is none yet."""
+        """The copy of a node of the model. If there is none yet: an attribute or a Python number is copied here, and
+        anything else becomes a placeholder.
+        """
         if node not in self._copies:
             if node.op == "get_attr":
                 with self._at_top():
                     self._copies[node] = self.graph.node_copy(node)
+            elif values.is_recomputed(node):
+                self._copies[node] = self.graph.node_copy(node, self.read)
             else:
                 self._copies[node] = self.input(node.name)
                 self._copies[node].meta = dict(node.meta)

@@ -8,7 +8,7 @@ Those are refused, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import fx
@@ -47,12 +47,15 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
         raise UnsupportedGraphError("partition", reason)
     below = (Region.DEEP, Region.EPILOGUE)
     carried = {node for stream in streams for node in (stream.x, stream.h)}
-    crossing = tuple(
-        node
+    read_below = carried | {
+        needed
         for node in gm.graph.nodes
-        if regions.get(node) in (Region.PROLOGUE, Region.PROBE)
-        and (any(regions.get(user) in below or user.op == "output" for user in node.users) or node in carried)
-    )
+        if regions.get(node) in below or node.op == "output"
+        for argument in node.all_input_nodes
+        for needed in _behind_numbers(argument)
+    }
+    above = (Region.PROLOGUE, Region.PROBE)
+    crossing = tuple(node for node in gm.graph.nodes if regions.get(node) in above and node in read_below)
     if reason := _why_not_passable(crossing):
         raise UnsupportedGraphError("partition", reason)
     return Partition(gm, trunk, probe_depth, regions, streams, crossing, effects.autocast_scopes(gm.graph))
@@ -198,6 +201,15 @@ def _why_not_sized(streams: tuple[Stream, ...]) -> str | None:
         if any(map(values.is_data_dependent, size)):
             return f"the stream `{stream.x.name}` has a size that depends on data: ({', '.join(size)})"
     return None
+
+
+def _behind_numbers(node: fx.Node) -> Iterator[fx.Node]:
+    """What has to cross the cut where `node` is read: the node, or what it is computed from again."""
+    if not values.is_recomputed(node):
+        yield node
+    else:
+        for needed in node.all_input_nodes:
+            yield from _behind_numbers(needed)
 
 
 def _why_not_passable(crossing: tuple[fx.Node, ...]) -> str | None:

@@ -76,7 +76,7 @@ def _named(stacks: list[_Stack], owners: tuple[str, ...], flow: Dataflow) -> Tru
                 f"{s.owner!r} ({len(s.blocks)} blocks)" for s in sorted(stacks, key=lambda s: -s.weight)[:8]
             )
             raise UnsupportedGraphError("trunk", f"no blocks in {owner!r}; found: {options or 'none'}")
-    blocks = tuple(block for owner in owners for block in known[owner].blocks)
+    blocks = tuple(block for stack in _paired([known[owner] for owner in owners], flow) for block in stack.blocks)
     if len(blocks) < 2:
         raise UnsupportedGraphError("trunk", f"only one block in {', '.join(owners)}: nothing to skip")
     reached = _reached_blocks(flow, list(blocks))

@@ -54,6 +54,14 @@ def is_data_dependent(size: str) -> bool:
     return _DATA_DEPENDENT.search(size) is not None
 
 
+def is_recomputed(node: fx.Node) -> bool:
+    """Whether a node is a Python number that no graph can take as an input: a float that changes between calls.
+
+    Dynamo passes such a float as a tensor and reads it with `item`; every piece that needs it does so anew.
+    """
+    return node.op.startswith("call_") and isinstance(value(node), (torch.SymFloat, torch.SymBool))
+
+
 def hint(size: int | torch.SymInt) -> int | None:
     """A size as a number: for a symbolic one the size that it was traced with, if it has one."""
     if isinstance(size, int):

@@ -1,0 +1,313 @@
+"""Dynamic shapes on models of the zoo: each resolution as if it were the only one, and no graph more than plain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import zoo
+from dicache_compile import DiCacheConfig, dicache_backend, summary
+from dicache_compile.runtime.session import sessions_of
+from zoo.entry import At, Call, Carried, Entry
+from zoo.wild.parts import settled
+from zoo.wild.pixart import PixArt
+
+from .hook_oracle import HookOracle
+from .test_zoo import EXACT, REUSING, tensors
+
+ENTRIES = zoo.entries()
+STEPS = 6
+DEEP = (True, True, False, True, False, True)  # what REUSING does
+Size = tuple[int, ...]
+
+
+def noise(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def in_batch(call: Call, batch: int) -> Call:
+    """The call with that many rows in every tensor; the first dimension of all is the batch."""
+    return {k: torch.cat([v] * batch)[:batch] if isinstance(v, Tensor) else v for k, v in call.items()}
+
+
+def flux(call: Call, size: Size) -> Call:
+    """Positions are of the image alone, without a batch in flux and chroma, with one in flux2."""
+    batch, height, width, text = size
+    ids = {key: call.pop(key) for key in ("img_ids", "txt_ids")}
+    call = in_batch(call, batch)
+    image = torch.zeros(height * width, ids["img_ids"].shape[-1], dtype=ids["img_ids"].dtype)
+    image[:, 1:3] = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    words = torch.zeros(text, image.shape[-1], dtype=image.dtype)
+    rows = (batch, 1, 1)
+    image, words = (image.repeat(rows), words.repeat(rows)) if ids["img_ids"].dim() == 3 else (image, words)
+    hidden, prompt = noise(batch, height * width, 4), noise(batch, text, 32, seed=2)
+    return {**call, "hidden_states": hidden, "encoder_hidden_states": prompt, "img_ids": image, "txt_ids": words}
+
+
+def krea2(call: Call, size: Size) -> Call:
+    height, width, text = size
+    places = torch.zeros(text + height * width, 3)
+    places[text:, 1:] = torch.cartesian_prod(torch.arange(height), torch.arange(width))
+    return {
+        **call,
+        "hidden_states": noise(1, height * width, 16),
+        "encoder_hidden_states": noise(1, text, 3, 16, seed=2),
+        "encoder_attention_mask": torch.ones(1, text, dtype=torch.bool),
+        "position_ids": places,
+    }
+
+
+def qwenimage(call: Call, size: Size) -> Call:
+    height, width = size
+    return {**call, "hidden_states": noise(1, height * width, 16), "img_shapes": [(1, height, width)]}
+
+
+def latents(call: Call, size: Size, key: str = "hidden_states") -> Call:
+    """Batch, and what stands behind the channels."""
+    batch, *places = size
+    channels = call[key].shape[1]
+    return {**in_batch(call, batch), key: noise(batch, channels, *places)}
+
+
+def sd3(call: Call, size: Size) -> Call:
+    call["encoder_hidden_states"] = call["encoder_hidden_states"][:, :11]
+    return latents(call, size)
+
+
+def prompted(key: str) -> Callable[[Call, Size], Call]:
+    """Batch, and length of the prompt."""
+
+    def sized(call: Call, size: Size) -> Call:
+        batch, text = size
+        width = call[key].shape[-1]
+        return {**in_batch(call, batch), key: noise(batch, text, width, seed=2)}
+
+    return sized
+
+
+def labelled(call: Call, size: Size) -> Call:
+    return in_batch(call, *size)
+
+
+def wild_pixart(call: Call, size: Size) -> Call:
+    height, width = size
+    shape = {"img_hw": torch.tensor([[8.0 * height, 8.0 * width]] * 2), "aspect_ratio": torch.full((2, 1), 4 / 3)}
+    return {**call, "x": noise(2, 4, height, width), "data_info": shape}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model at several sizes. Where a size repeats an earlier one, nothing is compiled."""
+
+    entry: str
+    resize: Callable[[Call, Size], Call]
+    sizes: tuple[Size, ...]
+    text: int | None = None  # which number of a size is the length of a text in one sequence with the image
+    joint: bool = False  # whether they are one from before the trunk, so that all of it may be the stream
+    marked: Mapping[str, int] = field(default_factory=dict)  # for mark_dynamic: the dimension of each argument
+
+    def at(self, size: Size) -> Entry:
+        entry = ENTRIES[self.entry]
+        streams = entry.streams if self.text is None else behind(entry.streams, size[self.text])
+        return replace(entry, call=lambda: self.resize(entry.call(), size), streams=streams)
+
+
+def behind(streams: Sequence[Carried], text: int) -> tuple[Carried, ...]:
+    """The streams with another count of tokens before those that stand behind a text."""
+
+    def moved(at: At) -> At:
+        return replace(at, start=text) if at.start else at
+
+    return tuple(Carried(x=moved(s.x), h=moved(s.h), y=moved(s.y)) for s in streams)
+
+
+SPATIAL = ((1, 4, 5, 48), (1, 6, 7, 48), (1, 5, 9, 48), (1, 4, 5, 48))
+CASES = {
+    "flux": Case("flux", flux, SPATIAL, marked={"hidden_states": 1, "img_ids": 0}),
+    "flux batch": Case("flux", flux, ((2, 4, 5, 11), (3, 4, 5, 11), (2, 4, 5, 11))),
+    "flux prompt": Case("flux", flux, ((1, 4, 5, 11), (1, 4, 5, 14), (1, 4, 5, 9), (1, 4, 5, 11))),
+    "flux2": Case("flux2", flux, SPATIAL, text=3),
+    "chroma": Case("chroma", flux, SPATIAL, text=3, marked={"hidden_states": 1, "img_ids": 0}),
+    "chroma prompt": Case("chroma", flux, ((1, 4, 5, 11), (1, 4, 5, 14), (1, 4, 5, 9), (1, 4, 5, 11)), text=3),
+    "sd3": Case("sd3", sd3, ((2, 6, 8), (2, 10, 12), (2, 14, 7), (2, 6, 8))),
+    "wan": Case("wan", latents, ((1, 2, 6, 8), (1, 3, 8, 10), (1, 5, 12, 14), (1, 2, 6, 8))),
+    "dit": Case("dit_transformer2d", latents, ((4, 12, 12), (4, 16, 16), (4, 20, 20), (4, 12, 12))),
+    # The sizes are Python numbers too. Dynamo makes constants of them, then symbols; a new value may be a new graph.
+    "qwenimage": Case("qwenimage", qwenimage, ((4, 5), (6, 7), (5, 9), (4, 5))),
+    "krea2": Case("krea2", krea2, ((4, 5, 6), (6, 7, 6), (5, 9, 6), (4, 5, 6)), text=2, joint=True),
+    "krea2 prompt": Case("krea2", krea2, ((5, 4, 6), (5, 4, 9), (5, 4, 12), (5, 4, 6)), text=2, joint=True),
+    "wild_pixart": Case("wild_pixart", wild_pixart, ((6, 8), (10, 12), (14, 16), (6, 8))),
+    "wild_mmdit": Case("wild_mmdit", prompted("context"), ((2, 5), (3, 7), (4, 9), (2, 5))),
+    "wild_video_dit": Case("wild_video_dit", prompted("y"), ((2, 5), (3, 7), (4, 9), (2, 5))),
+    "wild_functional": Case("wild_functional", prompted("prompt"), ((2, 5), (3, 7), (4, 9), (2, 5))),
+    "wild_uvit": Case("wild_uvit", labelled, ((2,), (3,), (4,), (2,)), joint=True),
+}
+
+
+class Counted:
+    """A model compiled under one of Dynamo's ways with shapes, run under two configs; `plain` for backend="eager"."""
+
+    def __init__(self, case: Case, how: str, plain: bool = False) -> None:
+        torch._dynamo.reset()
+        entry = ENTRIES[case.entry]
+        self.model, self.case, self.marks = entry.build(), case, how == "marked"
+        self.graphs, self.using = 0, "exact"
+        configs = {"exact": EXACT, "reusing": REUSING}
+
+        def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+            self.graphs += 1
+            if plain:
+                return gm.forward
+            options = {k: DiCacheConfig(**c, lowering="eager", strict=True).options() for k, c in configs.items()}
+            steps = {name: dicache_backend(gm, examples, options=option) for name, option in options.items()}
+            return lambda *inputs: steps[self.using](*inputs)
+
+        self.call = torch.compile(self.model, backend=backend, fullgraph=True, dynamic=True if how == "true" else None)
+
+    @torch.no_grad()
+    def step(self, size: Size, step: int, steps: int = STEPS) -> list[Tensor]:
+        call = self.case.at(size).at_step(step, steps)
+        for key, dim in self.case.marked.items() if self.marks else ():
+            torch._dynamo.mark_dynamic(call[key], dim)
+        return tensors(self.call(**call))
+
+    def run(self, size: Size, using: str) -> list[list[Tensor]]:
+        self.using = using
+        return [self.step(size, step) for step in range(STEPS)]
+
+
+def state_of(model: nn.Module) -> Mapping[str, Tensor]:
+    (state,) = sessions_of(model)[-1].streams.values()
+    return state.tensors
+
+
+def marks(model: nn.Module, last: int = 1) -> list[str]:
+    """The decisions of the last generations."""
+    generations = [steps for generation in summary(model).generations for steps in generation.streams.values()]
+    return ["".join("D" if step.deep else "." for step in steps) for steps in generations[-last:]]
+
+
+def assert_as_the_oracle(model: nn.Module, case: Case, size: Size, ours: list[list[Tensor]]) -> None:
+    """That a generation just run reused as it should, and that the state has the stream's shape."""
+    entry = case.at(size)
+    shapes = [
+        tuple(tensor.shape) for name, tensor in state_of(model).items() if name.startswith(("h_prev", "r.", "p."))
+    ]
+    oracle = HookOracle(model, entry)
+    oracle(entry.at_step(0, STEPS), deep=True)
+    if case.joint and oracle.shapes[0] != shapes[0]:
+        entry = replace(entry, streams=behind(entry.streams, 0))
+    oracle = HookOracle(model, entry)
+    steps = next(iter(summary(model).generations[-1].streams.values()))
+    assert tuple(step.deep for step in steps) == DEEP
+    for index, deep in enumerate(DEEP):
+        theirs = tensors(oracle(entry.at_step(index, STEPS), deep))
+        for a, b in zip(ours[index], theirs, strict=True):
+            assert a.isfinite().all()
+            torch.testing.assert_close(a, b, msg=lambda text, index=index: f"{size}, step {index}: {text}")
+        if index > 0:
+            assert steps[index].error == pytest.approx(oracle.error, rel=1e-5)
+    assert len(shapes) == 5
+    assert set(shapes) == {oracle.shapes[0]}
+
+
+def cases(*names: str) -> Any:
+    return pytest.mark.parametrize("case", [pytest.param(CASES[name], id=name) for name in names])
+
+
+def check(case: Case, how: str) -> None:
+    """Goes through the sizes of a case and compares with the model, with the oracle and with plain compilation."""
+    plain = Counted(case, how, plain=True)
+    expected_graphs = [(plain.step(size, 0), plain.graphs)[1] for size in case.sizes]
+    ours = Counted(case, how)
+    graphs = []
+    for size in case.sizes:
+        exact = ours.run(size, "exact")
+        reusing = ours.run(size, "reusing")
+        graphs.append(ours.graphs)
+        entry = case.at(size)
+        with torch.no_grad():
+            for step, result in enumerate(exact):
+                for a, b in zip(result, tensors(ours.model(**entry.at_step(step, STEPS))), strict=True):
+                    assert torch.equal(a, b), f"{size}, step {step}"
+        assert_as_the_oracle(ours.model, case, size, reusing)
+    assert graphs == expected_graphs
+    assert graphs[0] == 1
+    for place, size in enumerate(case.sizes[1:], 1):
+        assert graphs[place] - graphs[place - 1] <= (0 if size in case.sizes[:place] else 1)
+
+
+@cases(
+    "flux",
+    "flux batch",
+    "flux prompt",
+    "flux2",
+    "chroma prompt",
+    "sd3",
+    "wan",
+    "dit",
+    "qwenimage",
+    "krea2",
+    "krea2 prompt",
+    "wild_pixart",
+    "wild_mmdit",
+    "wild_video_dit",
+    "wild_functional",
+    "wild_uvit",
+)
+def test_dynamic_true_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
+    check(case, "true")
+
+
+@cases("flux", "flux batch", "flux prompt", "chroma", "sd3", "wan", "qwenimage", "krea2", "krea2 prompt", "wild_mmdit")
+def test_automatic_dynamic_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
+    check(case, "automatic")
+
+
+@cases("flux", "chroma")
+def test_a_marked_dimension_compiles_once(case: Case) -> None:
+    check(case, "marked")
+
+
+@cases("flux", "wan", "wild_pixart", "wild_video_dit")
+@pytest.mark.parametrize("how", ["true", "automatic"])
+def test_a_size_that_comes_back_in_mid_generation_meets_no_old_state(case: Case, how: str) -> None:
+    one, other = case.sizes[:2]
+    ours = Counted(case, how)
+    for size in (one, other):
+        ours.run(size, "reusing")
+    compiled = ours.graphs
+    sizes = [one] * 3 + [other] * 3 + [one] * 3
+    results = [ours.step(size, step, len(sizes)) for step, size in enumerate(sizes)]
+    assert ours.graphs == compiled
+    assert marks(ours.model, last=3) == ["DD."] * 3
+    for first in (0, 3, 6):
+        entry = case.at(sizes[first])
+        oracle = HookOracle(ours.model, entry)
+        for step in range(first, first + 3):
+            theirs = tensors(oracle(entry.at_step(step, len(sizes)), deep=step < first + 2))
+            for a, b in zip(results[step], theirs, strict=True):
+                torch.testing.assert_close(a, b)
+
+
+def test_a_compiled_dynamic_graph_serves_two_resolutions() -> None:
+    """The sizes of the stream are computed from those of the latents, which the deep blocks do not read."""
+    case = CASES["wild_pixart"]
+    torch.manual_seed(0)
+    model = settled(PixArt(depth=2))
+    options = DiCacheConfig(**REUSING, strict=True).options()
+    call = torch.compile(model, backend=dicache_backend, fullgraph=True, dynamic=True, options=options)
+    for size in case.sizes[:2]:
+        entry = case.at(size)
+        oracle = HookOracle(model, entry)
+        for step, deep in enumerate(DEEP):
+            with torch.no_grad():
+                ours = call(**entry.at_step(step, STEPS))
+            # Compiled kernels round elsewhere than eager ones.
+            torch.testing.assert_close(ours, oracle(entry.at_step(step, STEPS), deep), rtol=1e-4, atol=1e-5)
+    assert marks(model, last=2) == ["DD.D.D"] * 2
