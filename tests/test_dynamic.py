@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from zoo.wild.parts import settled
 from zoo.wild.pixart import PixArt
 
 from .hook_oracle import HookOracle
+from .models import Model
+from .plain_oracle import PlainDiCache
 from .test_zoo import EXACT, REUSING, tensors
 
 ENTRIES = zoo.entries()
@@ -104,17 +107,29 @@ def wild_pixart(call: Call, size: Size) -> Call:
 class Case:
     """A model at several sizes. Where a size repeats an earlier one, nothing is compiled."""
 
-    entry: str
+    name: str
     resize: Callable[[Call, Size], Call]
     sizes: tuple[Size, ...]
     text: int | None = None  # which number of a size is the length of a text in one sequence with the image
     joint: bool = False  # whether they are one from before the trunk, so that all of it may be the stream
     marked: Mapping[str, int] = field(default_factory=dict)  # for mark_dynamic: the dimension of each argument
 
+    def build(self) -> nn.Module:
+        """The model of the zoo, with fewer blocks where its config tells how many: tracing them is all the time."""
+        model = ENTRIES[self.name].build()
+        fewer = {"num_layers": 3} if "num_single_layers" not in getattr(model, "config", {}) else PAIRS
+        if not hasattr(model, "config"):
+            return model
+        torch.manual_seed(0)
+        return cast(Any, type(model)).from_config({**cast(Any, model).config, **fewer}).eval().requires_grad_(False)
+
     def at(self, size: Size) -> Entry:
-        entry = ENTRIES[self.entry]
+        entry = ENTRIES[self.name]
         streams = entry.streams if self.text is None else behind(entry.streams, size[self.text])
         return replace(entry, call=lambda: self.resize(entry.call(), size), streams=streams)
+
+
+PAIRS = {"num_layers": 2, "num_single_layers": 2}
 
 
 def behind(streams: Sequence[Carried], text: int) -> tuple[Carried, ...]:
@@ -126,23 +141,21 @@ def behind(streams: Sequence[Carried], text: int) -> tuple[Carried, ...]:
     return tuple(Carried(x=moved(s.x), h=moved(s.h), y=moved(s.y)) for s in streams)
 
 
-SPATIAL = ((1, 4, 5, 48), (1, 6, 7, 48), (1, 5, 9, 48), (1, 4, 5, 48))
+FLUX_IMAGE = {"hidden_states": 1, "img_ids": 0}
 CASES = {
-    "flux": Case("flux", flux, SPATIAL, marked={"hidden_states": 1, "img_ids": 0}),
-    "flux batch": Case("flux", flux, ((2, 4, 5, 11), (3, 4, 5, 11), (2, 4, 5, 11))),
-    "flux prompt": Case("flux", flux, ((1, 4, 5, 11), (1, 4, 5, 14), (1, 4, 5, 9), (1, 4, 5, 11))),
-    "flux2": Case("flux2", flux, SPATIAL, text=3),
-    "chroma": Case("chroma", flux, SPATIAL, text=3, marked={"hidden_states": 1, "img_ids": 0}),
-    "chroma prompt": Case("chroma", flux, ((1, 4, 5, 11), (1, 4, 5, 14), (1, 4, 5, 9), (1, 4, 5, 11)), text=3),
+    "flux": Case("flux", flux, ((2, 4, 5, 11), (2, 6, 7, 11), (2, 5, 9, 11), (2, 4, 5, 11)), marked=FLUX_IMAGE),
+    "flux batch, prompt": Case("flux", flux, ((2, 4, 5, 11), (3, 4, 5, 14), (2, 4, 5, 9), (2, 4, 5, 11))),
+    "flux2": Case("flux2", flux, ((1, 4, 5, 11), (1, 6, 7, 14), (1, 5, 9, 9), (1, 4, 5, 11)), text=3),
+    "chroma": Case("chroma", flux, ((1, 4, 5, 11), (1, 6, 7, 14), (1, 5, 9, 9), (1, 4, 5, 11)), text=3),
     "sd3": Case("sd3", sd3, ((2, 6, 8), (2, 10, 12), (2, 14, 7), (2, 6, 8))),
     "wan": Case("wan", latents, ((1, 2, 6, 8), (1, 3, 8, 10), (1, 5, 12, 14), (1, 2, 6, 8))),
     "dit": Case("dit_transformer2d", latents, ((4, 12, 12), (4, 16, 16), (4, 20, 20), (4, 12, 12))),
-    # The sizes are Python numbers too. Dynamo makes constants of them, then symbols; a new value may be a new graph.
+    # The sizes are Python numbers too: Dynamo may make constants of them, and compiles again for a new value.
     "qwenimage": Case("qwenimage", qwenimage, ((4, 5), (6, 7), (5, 9), (4, 5))),
     "krea2": Case("krea2", krea2, ((4, 5, 6), (6, 7, 6), (5, 9, 6), (4, 5, 6)), text=2, joint=True),
     "krea2 prompt": Case("krea2", krea2, ((5, 4, 6), (5, 4, 9), (5, 4, 12), (5, 4, 6)), text=2, joint=True),
     "wild_pixart": Case("wild_pixart", wild_pixart, ((6, 8), (10, 12), (14, 16), (6, 8))),
-    "wild_mmdit": Case("wild_mmdit", prompted("context"), ((2, 5), (3, 7), (4, 9), (2, 5))),
+    "wild_mmdit": Case("wild_mmdit", prompted("context"), ((2, 5), (3, 7), (2, 9), (2, 5))),
     "wild_video_dit": Case("wild_video_dit", prompted("y"), ((2, 5), (3, 7), (4, 9), (2, 5))),
     "wild_functional": Case("wild_functional", prompted("prompt"), ((2, 5), (3, 7), (4, 9), (2, 5))),
     "wild_uvit": Case("wild_uvit", labelled, ((2,), (3,), (4,), (2,)), joint=True),
@@ -154,8 +167,7 @@ class Counted:
 
     def __init__(self, case: Case, how: str, plain: bool = False) -> None:
         torch._dynamo.reset()
-        entry = ENTRIES[case.entry]
-        self.model, self.case, self.marks = entry.build(), case, how == "marked"
+        self.model, self.case, self.marks = case.build(), case, how == "marked"
         self.graphs, self.using = 0, "exact"
         configs = {"exact": EXACT, "reusing": REUSING}
 
@@ -181,118 +193,115 @@ class Counted:
         return [self.step(size, step) for step in range(STEPS)]
 
 
-def state_of(model: nn.Module) -> Mapping[str, Tensor]:
-    (state,) = sessions_of(model)[-1].streams.values()
-    return state.tensors
-
-
-def marks(model: nn.Module, last: int = 1) -> list[str]:
+def marks(model: nn.Module, last: int) -> list[str]:
     """The decisions of the last generations."""
     generations = [steps for generation in summary(model).generations for steps in generation.streams.values()]
     return ["".join("D" if step.deep else "." for step in steps) for steps in generations[-last:]]
 
 
-def assert_as_the_oracle(model: nn.Module, case: Case, size: Size, ours: list[list[Tensor]]) -> None:
+class Reference:
+    """What a generation should give at one size, with the errors and the shape of the stream; never compiled."""
+
+    def __init__(self, model: nn.Module, entry: Entry, steps: Sequence[int], deep: Sequence[bool], of: int) -> None:
+        calls = [entry.at_step(step, of) for step in steps]
+        self.errors: list[float | None] = []
+        if entry.streams:
+            hooks = HookOracle(model, entry)
+            self.results = []
+            for call, ran in zip(calls, deep, strict=True):
+                self.results.append(tensors(hooks(call, ran)))
+                self.errors.append(hooks.error)
+            self.shape = hooks.shapes[0]
+        else:
+            plain = PlainDiCache(cast(Model, model), math.inf, warmup=2, max_skips=1)
+            self.results = [tensors(plain(*call.values())) for call in calls]
+            self.errors = plain.errors
+            assert plain.h_prev is not None
+            self.shape = tuple(plain.h_prev.shape)
+
+
+def assert_as_if_alone(ours: Counted, size: Size, results: list[list[Tensor]]) -> None:
     """That a generation just run reused as it should, and that the state has the stream's shape."""
-    entry = case.at(size)
-    shapes = [
-        tuple(tensor.shape) for name, tensor in state_of(model).items() if name.startswith(("h_prev", "r.", "p."))
-    ]
-    oracle = HookOracle(model, entry)
-    oracle(entry.at_step(0, STEPS), deep=True)
-    if case.joint and oracle.shapes[0] != shapes[0]:
+    (state,) = sessions_of(ours.model)[-1].streams.values()
+    kept = ("h_prev.", "r.", "p.")
+    shapes = [tuple(tensor.shape) for name, tensor in state.tensors.items() if name.startswith(kept)]
+    entry = ours.case.at(size)
+    expected = Reference(ours.model, entry, range(STEPS), DEEP, STEPS)
+    if ours.case.joint and shapes[0] != expected.shape:
+        # Parts of a sequence whose length is not known when it is traced: README, "Limits".
         entry = replace(entry, streams=behind(entry.streams, 0))
-    oracle = HookOracle(model, entry)
-    steps = next(iter(summary(model).generations[-1].streams.values()))
+        expected = Reference(ours.model, entry, range(STEPS), DEEP, STEPS)
+    assert shapes == [expected.shape] * 5
+    (steps,) = summary(ours.model).generations[-1].streams.values()
     assert tuple(step.deep for step in steps) == DEEP
-    for index, deep in enumerate(DEEP):
-        theirs = tensors(oracle(entry.at_step(index, STEPS), deep))
-        for a, b in zip(ours[index], theirs, strict=True):
-            assert a.isfinite().all()
-            torch.testing.assert_close(a, b, msg=lambda text, index=index: f"{size}, step {index}: {text}")
-        if index > 0:
-            assert steps[index].error == pytest.approx(oracle.error, rel=1e-5)
-    assert len(shapes) == 5
-    assert set(shapes) == {oracle.shapes[0]}
+    for step, (a, b) in enumerate(zip(results, expected.results, strict=True)):
+        assert_close(a, b, f"{size}, step {step}")
+    assert [step.error for step in steps][1:] == pytest.approx(expected.errors[1:], rel=1e-5)
+
+
+def assert_close(ours: list[Tensor], theirs: list[Tensor], where: str) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, msg=lambda text: f"{where}: {text}")
+
+
+def assert_anew_in_mid_generation(ours: Counted) -> None:
+    """That a size that comes back while the timestep goes on falling meets nothing of what it left."""
+    one, other = ours.case.sizes[:2]
+    sizes = [one] * 3 + [other] * 3 + [one] * 3
+    results = [ours.step(size, step, len(sizes)) for step, size in enumerate(sizes)]
+    assert marks(ours.model, last=3) == ["DD."] * 3
+    for first in (0, 3, 6):
+        steps = range(first, first + 3)
+        expected = Reference(ours.model, ours.case.at(sizes[first]), steps, DEEP[:3], len(sizes))
+        for step, theirs in zip(steps, expected.results, strict=True):
+            assert_close(results[step], theirs, f"step {step}")
+
+
+def check(case: Case, how: str) -> None:
+    """Goes through the sizes of a case and compares with the model, with the oracle and with plain compilation."""
+    plain, expected_graphs = Counted(case, how, plain=True), []
+    for size in case.sizes:
+        plain.step(size, 0)
+        expected_graphs.append(plain.graphs)
+    ours, graphs = Counted(case, how), []
+    for size in case.sizes:
+        exact, reusing = ours.run(size, "exact"), ours.run(size, "reusing")
+        graphs.append(ours.graphs)
+        for step, result in enumerate(exact):
+            with torch.no_grad():
+                uncached = tensors(ours.model(**case.at(size).at_step(step, STEPS)))
+            # A dynamic graph might take other operations than a static one; in these models it does not.
+            assert all(torch.equal(a, b) for a, b in zip(result, uncached, strict=True)), f"{size}, step {step}"
+        assert_as_if_alone(ours, size, reusing)
+    if not case.joint:
+        assert_anew_in_mid_generation(ours)
+    assert graphs == expected_graphs
+    assert graphs[0] == 1
+    assert graphs[-1] == ours.graphs
+    for place, size in enumerate(case.sizes[1:], 1):
+        assert graphs[place] - graphs[place - 1] <= (0 if size in case.sizes[:place] else 1)
 
 
 def cases(*names: str) -> Any:
     return pytest.mark.parametrize("case", [pytest.param(CASES[name], id=name) for name in names])
 
 
-def check(case: Case, how: str) -> None:
-    """Goes through the sizes of a case and compares with the model, with the oracle and with plain compilation."""
-    plain = Counted(case, how, plain=True)
-    expected_graphs = [(plain.step(size, 0), plain.graphs)[1] for size in case.sizes]
-    ours = Counted(case, how)
-    graphs = []
-    for size in case.sizes:
-        exact = ours.run(size, "exact")
-        reusing = ours.run(size, "reusing")
-        graphs.append(ours.graphs)
-        entry = case.at(size)
-        with torch.no_grad():
-            for step, result in enumerate(exact):
-                for a, b in zip(result, tensors(ours.model(**entry.at_step(step, STEPS))), strict=True):
-                    assert torch.equal(a, b), f"{size}, step {step}"
-        assert_as_the_oracle(ours.model, case, size, reusing)
-    assert graphs == expected_graphs
-    assert graphs[0] == 1
-    for place, size in enumerate(case.sizes[1:], 1):
-        assert graphs[place] - graphs[place - 1] <= (0 if size in case.sizes[:place] else 1)
-
-
 @cases(
-    "flux",
-    "flux batch",
-    "flux prompt",
-    "flux2",
-    "chroma prompt",
-    "sd3",
-    "wan",
-    "dit",
-    "qwenimage",
-    "krea2",
-    "krea2 prompt",
-    "wild_pixart",
-    "wild_mmdit",
-    "wild_video_dit",
-    "wild_functional",
-    "wild_uvit",
-)
+    "flux batch, prompt", "flux2", "chroma", "sd3", "wan", "dit", "qwenimage", "krea2",
+    "wild_pixart", "wild_video_dit", "wild_functional", "wild_uvit",
+)  # fmt: skip
 def test_dynamic_true_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
     check(case, "true")
 
 
-@cases("flux", "flux batch", "flux prompt", "chroma", "sd3", "wan", "qwenimage", "krea2", "krea2 prompt", "wild_mmdit")
+@cases("flux", "flux batch, prompt", "wan", "krea2 prompt", "wild_mmdit")
 def test_automatic_dynamic_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
     check(case, "automatic")
 
 
-@cases("flux", "chroma")
-def test_a_marked_dimension_compiles_once(case: Case) -> None:
+@cases("flux")
+def test_a_marked_dimension_is_compiled_once(case: Case) -> None:
     check(case, "marked")
-
-
-@cases("flux", "wan", "wild_pixart", "wild_video_dit")
-@pytest.mark.parametrize("how", ["true", "automatic"])
-def test_a_size_that_comes_back_in_mid_generation_meets_no_old_state(case: Case, how: str) -> None:
-    one, other = case.sizes[:2]
-    ours = Counted(case, how)
-    for size in (one, other):
-        ours.run(size, "reusing")
-    compiled = ours.graphs
-    sizes = [one] * 3 + [other] * 3 + [one] * 3
-    results = [ours.step(size, step, len(sizes)) for step, size in enumerate(sizes)]
-    assert ours.graphs == compiled
-    assert marks(ours.model, last=3) == ["DD."] * 3
-    for first in (0, 3, 6):
-        entry = case.at(sizes[first])
-        oracle = HookOracle(ours.model, entry)
-        for step in range(first, first + 3):
-            theirs = tensors(oracle(entry.at_step(step, len(sizes)), deep=step < first + 2))
-            for a, b in zip(results[step], theirs, strict=True):
-                torch.testing.assert_close(a, b)
 
 
 def test_a_compiled_dynamic_graph_serves_two_resolutions() -> None:
@@ -304,10 +313,10 @@ def test_a_compiled_dynamic_graph_serves_two_resolutions() -> None:
     call = torch.compile(model, backend=dicache_backend, fullgraph=True, dynamic=True, options=options)
     for size in case.sizes[:2]:
         entry = case.at(size)
-        oracle = HookOracle(model, entry)
-        for step, deep in enumerate(DEEP):
+        expected = Reference(model, entry, range(STEPS), DEEP, STEPS)
+        for step, theirs in enumerate(expected.results):
             with torch.no_grad():
                 ours = call(**entry.at_step(step, STEPS))
             # Compiled kernels round elsewhere than eager ones.
-            torch.testing.assert_close(ours, oracle(entry.at_step(step, STEPS), deep), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(ours, theirs[0], rtol=1e-4, atol=1e-5)
     assert marks(model, last=2) == ["DD.D.D"] * 2

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import dicache_compile
+import zoo
 
 ROOT = Path(dicache_compile.__file__).parent
 # From the bottom up; a module imports from its own layer and those before it.
@@ -50,6 +51,20 @@ def test_the_passes_know_no_config_no_runtime_and_no_model() -> None:
     for path in (ROOT / "passes").glob("*.py"):
         assert imported(path) <= {"passes", "plan", "policy", "errors", "kernels"}
         assert "diffusers" not in path.read_text()
+
+
+def test_no_pass_has_the_name_of_a_model_or_of_its_lists() -> None:
+    entries = zoo.entries().values()
+    names = {entry.model for entry in entries} | {path for entry in entries for path in entry.trunk}
+    for path in (ROOT / "passes").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        described = {
+            ast.get_docstring(node, clean=False)
+            for node in ast.walk(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        }
+        texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} - described
+        assert not {text for text in texts if isinstance(text, str) and text in names}
 
 
 def test_every_file_is_small() -> None:

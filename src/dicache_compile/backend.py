@@ -65,13 +65,13 @@ def _compiled(
     function, broken = resumed_function(gm), broken_function(gm) is not None
     try:
         found = cut(gm, examples, config, told=function is not None and has_seen(function))
+        step = _step(gm, examples, found, config, settings, function)
     except UnsupportedGraphError as error:
         complain = partial(_complain, gm, config, error)
         if broken:
             return Fragment(_plain(gm, examples, config, settings), None, 0, complain)
         complain()
         return _plain(gm, examples, config, settings)
-    step = _step(gm, examples, found, config, settings, function)
     if broken:
         return Fragment(_plain(gm, examples, config, settings), step, step.weight, lambda: None)
     return step

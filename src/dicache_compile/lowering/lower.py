@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._inductor.exc import InductorError
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..errors import UnsupportedGraphError
 from ..passes import values
 from ..passes.copying import copy_module
 from ..plan import Partition, Piece, Slot
@@ -35,7 +37,13 @@ class Lowering:
         # compile_fx takes the graph that it is given apart, and pieces are kept for people to read.
         graph_module = copy_module(piece.graph_module)
         graph_module._param_name_to_source = getattr(self.source, "_param_name_to_source", {})  # type: ignore[assignment]
-        return lower_graph(graph_module, [self._example(name) for name in piece.inputs], self.settings)
+        try:
+            return lower_graph(graph_module, [self._example(name) for name in piece.inputs], self.settings)
+        except InductorError as error:  # seen where a size is a sum of several that depend on data
+            raise UnsupportedGraphError(
+                "lowering",
+                f"Inductor cannot compile a part of the cut graph: {str(error).strip().partition(chr(10))[0]}",
+            ) from error
 
     def _example(self, name: str) -> object:
         if name in self.examples:

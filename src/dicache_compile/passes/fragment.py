@@ -44,7 +44,7 @@ def about_break(gm: fx.GraphModule) -> str | None:
     where = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
     return (
         f"Dynamo broke the model's graph at {where} ({reason}). torch._dynamo.config.capture_scalar_outputs and "
-        "capture_dynamic_output_shape_ops may keep the blocks in one; fullgraph=True sets both, or says why it cannot be"
+        "capture_dynamic_output_shape_ops may keep the blocks in one; fullgraph=True sets both, or says what is wrong"
     )
 
 

@@ -65,9 +65,9 @@ def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
         return alike[0]
     # By what becomes of it: a timestep is a number for each sample (or token) that is turned into waves.
     waves = {node: _steps_to_waves(flow, node) for node in (alike or passed) if _is_small(node)}
-    # Of several the one with the plainest name: "timestep" rather than "target_timestep".
-    near = [(steps, len(input_name(node)), node) for node, steps in waves.items() if steps is not None]
-    return min(near, key=lambda item: item[:2])[2] if near else None
+    near = {node: steps for node, steps in waves.items() if steps is not None}
+    # Of several names the plainest: "timestep" rather than "target_timestep".
+    return min(near, key=lambda node: (len(input_name(node)) if alike else 0, near[node]), default=None)
 
 
 def tensor_inputs(flow: Dataflow) -> str:
