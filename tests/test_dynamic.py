@@ -16,7 +16,6 @@ from dicache_compile import DiCacheConfig, dicache_backend, summary
 from dicache_compile.runtime.session import sessions_of
 from zoo.entry import At, Call, Carried, Entry
 from zoo.wild.parts import settled
-from zoo.wild.pixart import PixArt
 
 from .hook_oracle import HookOracle
 from .models import Model
@@ -115,21 +114,19 @@ class Case:
     marked: Mapping[str, int] = field(default_factory=dict)  # for mark_dynamic: the dimension of each argument
 
     def build(self) -> nn.Module:
-        """The model of the zoo, with fewer blocks where its config tells how many: tracing them is all the time."""
-        model = ENTRIES[self.name].build()
-        fewer = {"num_layers": 3} if "num_single_layers" not in getattr(model, "config", {}) else PAIRS
-        if not hasattr(model, "config"):
-            return model
+        """The zoo's model with as few blocks as there can be: to trace them is what takes the time."""
         torch.manual_seed(0)
-        return cast(Any, type(model)).from_config({**cast(Any, model).config, **fewer}).eval().requires_grad_(False)
+        model: Any = ENTRIES[self.name].build()
+        if not hasattr(model, "config"):
+            return settled(type(model)(depth=3 if self.name == "wild_uvit" else 2))
+        layers = {key: 2 for key in ("num_layers", "num_single_layers") if key in model.config}
+        built: nn.Module = type(model).from_config({**model.config, **layers})
+        return built.eval().requires_grad_(False)
 
     def at(self, size: Size) -> Entry:
         entry = ENTRIES[self.name]
         streams = entry.streams if self.text is None else behind(entry.streams, size[self.text])
         return replace(entry, call=lambda: self.resize(entry.call(), size), streams=streams)
-
-
-PAIRS = {"num_layers": 2, "num_single_layers": 2}
 
 
 def behind(streams: Sequence[Carried], text: int) -> tuple[Carried, ...]:
@@ -307,8 +304,7 @@ def test_a_marked_dimension_is_compiled_once(case: Case) -> None:
 def test_a_compiled_dynamic_graph_serves_two_resolutions() -> None:
     """The sizes of the stream are computed from those of the latents, which the deep blocks do not read."""
     case = CASES["wild_pixart"]
-    torch.manual_seed(0)
-    model = settled(PixArt(depth=2))
+    model = case.build()
     options = DiCacheConfig(**REUSING, strict=True).options()
     call = torch.compile(model, backend=dicache_backend, fullgraph=True, dynamic=True, options=options)
     for size in case.sizes[:2]:

@@ -67,13 +67,24 @@ def is_random(node: fx.Node) -> bool:
     if called in ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"):
         p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
         training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-        return bool(training) and bool(p)
+        return bool(training) and _is_positive(p)
     if called == "scaled_dot_product_attention":
         p = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-        return isinstance(p, fx.Node) or bool(p)
+        return _is_positive(p)
     if isinstance(node.target, torch._ops.OpOverload):
         return torch.Tag.nondeterministic_seeded in node.target.tags
     return node.op in ("call_function", "call_method") and called in _RANDOM_NAMES
+
+
+def _is_positive(probability: object) -> bool:
+    """Whether a probability is not 0; of a number that may change between calls, what it was when it was traced."""
+    if isinstance(probability, fx.Node):
+        recorded = values.value(probability)
+        if isinstance(recorded, torch.SymFloat):
+            known = recorded.node.hint
+            return known is None or bool(known)
+        return True
+    return bool(probability)
 
 
 def is_mode(node: fx.Node) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from . import effects, values
+from . import effects, symbols, values
 
 
 class Emitter:
@@ -21,8 +21,13 @@ class Emitter:
         source: fx.GraphModule,
         autocast: Mapping[fx.Node, tuple[fx.Node, ...]],
         inputs: Sequence[str] | None = None,
+        shaped_like: Mapping[str, fx.Node] | None = None,
     ) -> None:
-        """`inputs`: the placeholders, if they are to be just these and in this order, read or not."""
+        """`inputs`: the placeholders, if they are to be just these and in this order, read or not.
+
+        `shaped_like`: nodes of the model with the shapes of inputs that are none.
+        """
+        self._shaped_like = shaped_like or {}
         self.graph = fx.Graph()
         self._source = source
         self._autocast = autocast
@@ -90,6 +95,15 @@ class Emitter:
             self.graph.erase_node(self._named.pop(name))
             self.inputs.remove(name)
 
+    def _define_sizes(self) -> None:
+        """Adds the symbols that the shapes of the inputs need, as inputs."""
+        nodes = {node.name: node for node in self._source.graph.nodes}
+        shaped = [nodes.get(name, self._shaped_like.get(name)) for name in self.inputs]
+        known = symbols.definers(self._source.graph.nodes)
+        for symbol in symbols.missing(values.value(node) for node in shaped if node is not None):
+            if symbol in known:
+                self.read(known[symbol])
+
     def trace(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a plain torch function on nodes, records it, and gives nodes back. Containers pass through.
 
@@ -114,6 +128,8 @@ class Emitter:
         """Ends the graph with these outputs; `attributes` are modules that it reads besides the source's own."""
         self.graph.output(tuple(outputs))  # type: ignore[arg-type]
         self._drop_unread()
+        if not self._keep_inputs:
+            self._define_sizes()
         own = dict(attributes or {})
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"} - set(own)
         module = fx.GraphModule({**{name: attrgetter(name)(self._source) for name in read}, **own}, self.graph)

@@ -15,7 +15,7 @@ from torch import fx
 
 from ..errors import UnsupportedGraphError
 from ..plan import Partition, Region, Stream, Trunk
-from . import effects, values
+from . import effects, symbols, values
 from .dataflow import Dataflow
 from .residual_path import residual_path
 from .streams import find_streams
@@ -55,6 +55,10 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
         for needed in _behind_numbers(argument)
     }
     above = (Region.PROLOGUE, Region.PROBE)
+    # A size that depends on data has to cross where a shape below needs it.
+    needed = symbols.missing(values.value(node) for node in read_below)
+    counted = symbols.definers(node for node in gm.graph.nodes if regions.get(node) in above)
+    read_below |= {counted[symbol] for symbol in needed if symbol in counted}
     crossing = tuple(node for node in gm.graph.nodes if regions.get(node) in above and node in read_below)
     if reason := _why_not_passable(crossing):
         raise UnsupportedGraphError("partition", reason)

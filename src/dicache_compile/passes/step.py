@@ -38,7 +38,8 @@ class Step:
     policy: Policy
 
     def emitter(self, inputs: Sequence[str] | None = None) -> Emitter:
-        return Emitter(self.partition.graph_module, self.partition.autocast, inputs)
+        shaped_like = {f"state.{slot.name}": slot.like for slot in self.slots() if slot.like is not None}
+        return Emitter(self.partition.graph_module, self.partition.autocast, inputs, shaped_like)
 
     def slots(self) -> tuple[Slot, ...]:
         """The tensors of a stream's state."""

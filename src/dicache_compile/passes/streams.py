@@ -111,6 +111,9 @@ def _is_like(step: Step, y: fx.Node) -> bool:
     node, window = step
     if window is None:
         return values.same_size(node, y)
+    recorded = values.tensor(node)
+    if recorded is None or not isinstance(recorded.shape[window.dim], int):
+        return False  # under another size the part would stand elsewhere
     size = list(values.size_text(node) or ())
     size[window.dim] = str(window.length)
     return tuple(size) == values.size_text(y)
