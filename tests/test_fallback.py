@@ -133,9 +133,10 @@ class Refined(models.SingleStream):
         return self.leave(self.run(carried, 0, self.depth))
 
 
-def test_a_refiner_in_a_graph_of_its_own_is_not_cached_and_the_trunk_gets_its_timestep() -> None:
+@pytest.mark.parametrize("name", [None, "timestep"])
+def test_a_refiner_in_a_graph_of_its_own_is_not_cached_and_the_trunk_gets_its_timestep(name: str | None) -> None:
     model = models.make(Refined)
-    call = torch.compile(model, backend=dicache_backend, options=eager(threshold=10.0))
+    call = torch.compile(model, backend=dicache_backend, options=eager(threshold=10.0, timestep_input=name))
     with warnings.catch_warnings():
         warnings.simplefilter("error", UncachedWarning)
         ours = generate(call, model)

@@ -12,14 +12,12 @@ import torch
 from torch import fx
 
 from .config import DiCacheConfig
-from .cut import Cut, cut
+from .cut import Cut, cut, told_timestep
 from .errors import UncachedWarning, UnsupportedGraphError
 from .lowering import Lowering, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
-from .passes.dataflow import Dataflow
 from .passes.fragment import Function, about_break, broken_function, resumed_function
-from .passes.inputs import find_timestep
 from .plan import Region
 from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
 from .runtime.engines import Engine, calls_engine, cond_engine
@@ -116,12 +114,10 @@ def _clock(found: Cut, config: DiCacheConfig, function: Function | None) -> Cloc
 def _telling(gm: fx.GraphModule, config: DiCacheConfig, run: Callable[..., Any]) -> Callable[..., Any]:
     """The graph; where it ends at a graph break and has the timestep, one that tells it to the graphs that follow."""
     function = broken_function(gm)
-    placeholders = gm.graph.find_nodes(op="placeholder")
-    try:
-        timestep = find_timestep(Dataflow(gm.graph), config.timestep_input) if function is not None else None
-    except UnsupportedGraphError:  # the name is that of another graph's input
-        timestep = None
-    return run if function is None or timestep is None else telling(run, function, placeholders.index(timestep))
+    timestep = told_timestep(gm, config) if function is not None else None
+    if function is None or timestep is None:
+        return run
+    return telling(run, function, gm.graph.find_nodes(op="placeholder").index(timestep))
 
 
 def _engine(

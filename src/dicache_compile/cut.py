@@ -14,7 +14,7 @@ from .errors import UnsupportedGraphError
 from .passes import effects
 from .passes.branch import Policy, build_branch
 from .passes.dataflow import Dataflow
-from .passes.inputs import find_inputs, tensor_inputs
+from .passes.inputs import find_inputs, find_timestep, tensor_inputs
 from .passes.out_of_place import out_of_place
 from .passes.partition import partition
 from .passes.trunk import find_trunk
@@ -49,7 +49,7 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
     flow = Dataflow(functional.graph)
     trunk = find_trunk(functional, flow, config.trunk_owners())
     parts = partition(functional, flow, trunk, config.probe_depth)
-    inputs = find_inputs(flow, parts, config.timestep_input)
+    inputs = find_inputs(flow, parts, config.timestep_input, told)
     if inputs.timestep is None and not told and not config.counts_steps():
         raise UnsupportedGraphError(
             "inputs",
@@ -58,6 +58,14 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
         )
     policy = Policy(config.make_gate(), config.make_estimator(), config.max_consecutive_skips, config.state_dtype)
     return Cut(parts, inputs, build_branch(parts, inputs, policy))
+
+
+def told_timestep(gm: fx.GraphModule, config: DiCacheConfig) -> fx.Node | None:
+    """The timestep among a graph's inputs, which later graphs of the same call may need; None if it is not there."""
+    try:
+        return find_timestep(Dataflow(gm.graph), config.timestep_input)
+    except UnsupportedGraphError:  # the name is that of another graph's input
+        return None
 
 
 def why_not_inference(examples: Sequence[Any]) -> str | None:

@@ -16,12 +16,11 @@ from torch import fx, nn
 
 from .config import DiCacheConfig
 from .cost import skippable_share
-from .cut import Cut, cut
+from .cut import Cut, cut, told_timestep
 from .errors import UnsupportedGraphError
 from .passes import values
-from .passes.dataflow import Dataflow
 from .passes.fragment import Function, about_break, broken_function, resumed_function
-from .passes.inputs import find_timestep, input_name
+from .passes.inputs import input_name
 from .plan import Slot
 from .runtime.session import sessions_of
 
@@ -143,7 +142,7 @@ def _of_graphs(traced: list[_Traced], config: DiCacheConfig) -> Explanation:
                 cuts.append(cut(gm, examples, config, told=resumed_function(gm) in telling))
             except UnsupportedGraphError as error:
                 reasons.append((len(gm.graph.nodes), error.reason))
-            if find_timestep(Dataflow(gm.graph), None) is not None:
+            if told_timestep(gm, config) is not None:
                 telling.add(broken_function(gm))
         if cuts:
             return _of_cut(max(cuts, key=lambda found: found.partition.trunk.weight), graphs=len(traced))

@@ -21,14 +21,16 @@ _TIMESTEP = re.compile(r"(?:^|_)(?:time_?steps?|time|t|sigmas?|noise_levels?|tst
 _WAVES = {"sin", "cos"}
 
 
-def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None) -> Inputs:
-    """Sorts the placeholders of a graph.
+def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None, told: bool = False) -> Inputs:
+    """Sorts the placeholders of a graph. `told`: whether an earlier graph of the same call tells the timestep.
 
-    Raises UnsupportedGraphError if there is a `timestep_input`, and no input of that name.
+    Raises UnsupportedGraphError if there is a `timestep_input`, no input of that name, and nobody tells it.
     """
     weights = tuple(n for n in flow.order if n.op == "placeholder" and values.is_weight(n))
     passed = _passed(flow)
-    timestep = find_timestep(flow, timestep_input)
+    names = {input_name(node) for node in passed}
+    elsewhere = told and timestep_input is not None and timestep_input not in names
+    timestep = None if elsewhere else find_timestep(flow, timestep_input)
     reads = flow.upstream(partition.nodes(Region.PROLOGUE, Region.PROBE))
     others = [n for n in passed if n is not timestep and n in reads and _is_summable(n)]
     latents = _latents(flow, partition, others)

@@ -1,7 +1,9 @@
 """Finds the streams of a cut: where each value that leaves the deep region enters the trunk and leaves the probe.
 
 Requires: a region for every node. Ensures: x, h and y of one shape each, x from before the trunk, h from the probe.
-Not handled: a value whose residual path leads nowhere, unless only one value of its shape goes from probe to deep.
+Where a value is a part of a sequence that is never apart from its neighbour, x and h are slices of that sequence.
+Not handled: a value whose residual path leads nowhere, unless only one value of its shape goes from probe to deep;
+parts of sequences whose length is not fixed (the whole is taken).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Pass: trunk. Finds the chain of transformer blocks in a Dynamo graph by which ModuleList entries own its nodes.
+"""Pass: trunk. Finds the chain of transformer blocks in a Dynamo graph by which ModuleList entries own its nodes, or,
+where that gives none, by the form of the graph (`structure`).
 
-Requires: `nn_module_stack` on the compute nodes. Ensures: at least two blocks, each reading what the one before gives.
-Not handled: blocks outside of ModuleLists; graphs that lost their module stacks.
+Requires: nodes in the order in which they were traced. Ensures: at least two blocks, each reading what the one before
+gives. Not handled: blocks that neither stand in ModuleLists nor have the same form.
 """
 
 from __future__ import annotations
