@@ -147,10 +147,10 @@ CASES = {
     "sd3": Case("sd3", sd3, ((2, 6, 8), (2, 10, 12), (2, 14, 7), (2, 6, 8))),
     "wan": Case("wan", latents, ((1, 2, 6, 8), (1, 3, 8, 10), (1, 5, 12, 14), (1, 2, 6, 8))),
     "dit": Case("dit_transformer2d", latents, ((4, 12, 12), (4, 16, 16), (4, 20, 20), (4, 12, 12))),
-    # The sizes are Python numbers too: Dynamo may make constants of them, and compiles again for a new value.
+    # The sizes are Python numbers too; Dynamo makes symbols of them where it makes them of the sizes.
     "qwenimage": Case("qwenimage", qwenimage, ((4, 5), (6, 7), (5, 9), (4, 5))),
     "krea2": Case("krea2", krea2, ((4, 5, 6), (6, 7, 6), (5, 9, 6), (4, 5, 6)), text=2, joint=True),
-    "krea2 prompt": Case("krea2", krea2, ((5, 4, 6), (5, 4, 9), (5, 4, 12), (5, 4, 6)), text=2, joint=True),
+    "krea2 prompt": Case("krea2", krea2, ((5, 4, 6), (5, 4, 9), (5, 4, 12), (5, 4, 5)), text=2, joint=True),
     "wild_pixart": Case("wild_pixart", wild_pixart, ((6, 8), (10, 12), (14, 16), (6, 8))),
     "wild_mmdit": Case("wild_mmdit", prompted("context"), ((2, 5), (3, 7), (2, 9), (2, 5))),
     "wild_video_dit": Case("wild_video_dit", prompted("y"), ((2, 5), (3, 7), (4, 9), (2, 5))),
