@@ -27,10 +27,6 @@ from .runtime.sizes import read_sizes
 from .runtime.step import CompiledStep, Places
 
 _log = logging.getLogger("dicache_compile")
-_HEAVY = {
-    "linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
-    "scaled_dot_product_attention",
-}  # fmt: skip
 _SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word
 
 
@@ -170,4 +166,4 @@ def _complain(gm: fx.GraphModule, config: DiCacheConfig, refusal: UnsupportedGra
 def _heavy(gm: fx.GraphModule) -> int:
     """How many heavy operations a graph has, those of its subgraphs (of a checkpoint, say) among them."""
     graphs = [module.graph for module in gm.modules() if isinstance(module, fx.GraphModule)]
-    return sum(effects.name(node) in _HEAVY for graph in graphs for node in graph.nodes)
+    return sum(effects.is_heavy(node) for graph in graphs for node in graph.nodes)

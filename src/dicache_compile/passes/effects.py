@@ -30,6 +30,10 @@ _RANDOM_NAMES = {
     "normal", "poisson", "rrelu", "uniform_", "normal_", "bernoulli_", "random_", "exponential_", "log_normal_",
     "geometric_", "cauchy_",
 }  # fmt: skip
+_HEAVY = {
+    "linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
+    "scaled_dot_product_attention",
+}  # fmt: skip
 _MODES = {"_enter_autocast", "_exit_autocast", "_set_grad_enabled"}
 
 
@@ -85,6 +89,11 @@ def _is_positive(probability: object) -> bool:
             return known is None or bool(known)
         return True
     return bool(probability)
+
+
+def is_heavy(node: fx.Node) -> bool:
+    """Whether a node is one of the operations that a transformer spends its time in."""
+    return name(node) in _HEAVY
 
 
 def is_mode(node: fx.Node) -> bool:

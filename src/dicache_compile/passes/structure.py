@@ -30,10 +30,6 @@ _ROUNDS = 8  # kinds of blocks looked for
 _EQUAL = 0.9  # share of a block's heavy operations that every one must have,
 _ALIKE = 0.5  # and that a first or last one must
 _ACTIVATIONS = {"gelu", "silu", "relu", "leaky_relu", "mish", "hardswish", "elu", "sigmoid", "tanh"}
-_HEAVY = {
-    "linear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum",
-    "scaled_dot_product_attention",
-}  # fmt: skip
 
 Nodes = tuple[fx.Node, ...]
 
@@ -190,7 +186,7 @@ def _aligned(nodes: list[fx.Node], run: _Run) -> _Run:
 
 def _kind(nodes: list[fx.Node], text: list[int], run: _Run) -> _Kind:
     form = text[run.start : run.start + run.period]
-    heavy = frozenset(i for i in range(run.period) if effects.name(nodes[run.start + i]) in _HEAVY)
+    heavy = frozenset(i for i in range(run.period) if effects.is_heavy(nodes[run.start + i]))
     kind = _Kind(form, heavy, [])
     for start in range(run.start, run.end, run.period):
         kind.blocks.append(list(range(start, start + run.period)))
