@@ -6,6 +6,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+import dicache_compile.runtime.capturable
+import dicache_compile.runtime.choice
+
+from .recording_device import RecordingDevice
+
 # The models are tiny: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
 
@@ -18,3 +23,12 @@ def _fresh_dynamo() -> Iterator[None]:
     yield
     torch._dynamo.reset()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def captures(monkeypatch: pytest.MonkeyPatch) -> RecordingDevice:
+    """The engines that capture get a stand-in for CUDA, where they are asked for by name; "auto" knows it is none."""
+    device = RecordingDevice()
+    monkeypatch.setattr(dicache_compile.runtime.capturable, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(dicache_compile.runtime.choice, "captures_on", lambda _: device)
+    return device

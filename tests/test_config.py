@@ -40,7 +40,7 @@ from dicache_compile.options import split_options
         ("trunk", 3, "trunk: expected a module path"),
         ("trunk", ("blocks", ""), "trunk: expected a module path"),
         ("lowering", "aot", "lowering: expected one of"),
-        ("engine", "graphs", "engine: expected one of"),
+        ("engine", "cudagraphs", "engine: expected one of"),
         ("strict", 1, "strict: expected True or False"),
         ("gate", "probe", "gate: expected an object with the methods of policy.Gate"),
         ("estimator", int, "estimator: expected an object with the methods of policy.Estimator"),

@@ -15,7 +15,7 @@ from . import models
 from .models import Model
 from .plain_oracle import PlainDiCache
 
-ENGINES = ("calls", "cond")
+ENGINES = ("calls", "cond", "graphs", "conditional")
 DTYPES = (torch.float32, torch.bfloat16)
 STEPS = 10
 each_engine = pytest.mark.parametrize("engine", ENGINES)

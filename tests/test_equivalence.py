@@ -76,7 +76,7 @@ def property_of(examples: int) -> Any:
     return settings(max_examples=examples, deadline=None, suppress_health_check=slow, derandomize=True)
 
 
-@pytest.mark.parametrize("engine", ["calls", "cond"])
+@pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
 @property_of(20)
 @given(case=cases())
 def test_threshold_zero_is_bit_identical(engine: str, case: Any) -> None:
@@ -86,7 +86,7 @@ def test_threshold_zero_is_bit_identical(engine: str, case: Any) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("engine", ["calls", "cond"])
+@pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
 @property_of(20)
 @given(case=cases())
 def test_reusing_all_equals_the_oracle(engine: str, case: Any) -> None:

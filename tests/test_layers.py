@@ -13,7 +13,7 @@ import zoo
 ROOT = Path(dicache_compile.__file__).parent
 # From the bottom up; a module imports from its own layer and those before it.
 LAYERS = (
-    ("errors", "plan", "kernels", "policy"),
+    ("errors", "plan", "kernels", "policy", "cuda"),
     ("gates", "estimators", "passes"),
     ("config", "lowering"),
     ("options", "cut", "cost"),
@@ -82,4 +82,6 @@ def test_the_package_imports_nothing_but_torch() -> None:
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level and node.module else []
             for name in names:
                 top = name.split(".")[0]
-                assert top in sys.stdlib_module_names or top in allowed, f"{path.name} imports {name}"
+                known = top in sys.stdlib_module_names or top in allowed
+                # Kernels are loaded when they run, by which time torch has brought Triton along.
+                assert known or (top == "triton" and path.name.endswith("_triton.py")), f"{path.name} imports {name}"

@@ -55,7 +55,7 @@ def run(call: Any, case: dict[str, Any]) -> tuple[Tensor, Tensor, list[float]]:
     return velocity, latents, means
 
 
-@pytest.mark.parametrize("engine", ["calls", "cond"])
+@pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
 @pytest.mark.parametrize("case", TRACE["cases"], ids=lambda case: case["name"])
 def test_every_recorded_step_is_reproduced(case: dict[str, Any], engine: Any) -> None:
     model = recorded_model()

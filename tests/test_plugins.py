@@ -58,7 +58,7 @@ class Reuse:
         return {"last": y.float() - x.float()}
 
 
-@pytest.mark.parametrize("engine", ["calls", "cond"])
+@pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
 @pytest.mark.parametrize("kind", models.ALL)
 def test_a_gate_and_an_estimator_of_ones_own(kind: type[models.Model], engine: str) -> None:
     model = models.make(kind)

@@ -19,10 +19,10 @@ from .options import split_options, without_cuda_graphs
 from .passes import effects, values
 from .passes.fragment import Function, about_break, broken_function, resumed_function
 from .plan import Region
+from .runtime.choice import choose_engine
 from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
-from .runtime.engines import Engine, calls_engine, cond_engine
 from .runtime.fragments import Fragment
-from .runtime.session import SessionFinder
+from .runtime.session import SessionFinder, release
 from .runtime.sizes import read_sizes
 from .runtime.step import CompiledStep, Places
 
@@ -51,6 +51,10 @@ def dicache_backend(
     """
     config, settings = split_options(options, mode)
     return _telling(gm, config, _compiled(gm, example_inputs, config, settings))
+
+
+# torch._dynamo.reset() calls this.
+dicache_backend.reset = release  # type: ignore[attr-defined]
 
 
 def _compiled(
@@ -86,10 +90,11 @@ def _step(
     settings: Mapping[str, Any],
     function: Function | None,
 ) -> CompiledStep:
+    engine = choose_engine(found, config, _lowering(gm, examples, found, config, settings))
     return CompiledStep(
         config=config,
-        find_session=SessionFinder(config, found),
-        engine=_engine(gm, examples, found, config, settings),
+        find_session=SessionFinder(config, found, engine),
+        engine=engine,
         slots=found.branch.slots,
         sizes=read_sizes(found.partition.graph_module.graph, found.branch.slots),
         places=_places(found),
@@ -116,19 +121,17 @@ def _telling(gm: fx.GraphModule, config: DiCacheConfig, run: Callable[..., Any])
     return telling(run, function, gm.graph.find_nodes(op="placeholder").index(timestep))
 
 
-def _engine(
+def _lowering(
     gm: fx.GraphModule, examples: Sequence[Any], found: Cut, config: DiCacheConfig, settings: Mapping[str, Any]
-) -> Engine:
+) -> Lowering:
     names = [node.name for node in found.placeholders]
-    lower = Lowering(
+    return Lowering(
         partition=found.partition,
         slots=found.branch.slots,
         examples=dict(zip(names, examples, strict=True)),
         source=gm,
         settings=without_cuda_graphs(settings) if config.lowering == "inductor" else None,
     )
-    build = cond_engine if config.engine == "cond" else calls_engine
-    return build(found.branch, names, lower)
 
 
 def _places(found: Cut) -> Places:

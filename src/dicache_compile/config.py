@@ -78,9 +78,11 @@ class DiCacheConfig:
     lowering: Literal["inductor", "eager"] = "inductor"
     """"eager" runs the cut graph uncompiled: bit-exact, for debugging."""
 
-    engine: Literal["auto", "calls", "cond"] = "auto"
-    """How the branch is taken: "calls" reads the decision and calls one of two pieces; "cond" runs one graph with a
-    `torch.cond`. "auto" takes the first."""
+    engine: Literal["auto", "conditional", "graphs", "calls", "cond"] = "auto"
+    """How the branch is taken. "conditional": one CUDA graph with the branch inside of it; "graphs": CUDA graphs, of
+    which the host picks the second by the first one's result; "calls": the host calls one piece, reads its result, and
+    calls another; "cond": one graph with a `torch.cond`. "auto" takes the first of these that the model and its device
+    can have, and on a CPU or with `lowering="eager"` the third. A named engine that cannot be had is an error."""
 
     strict: bool = False
     """Raise where a graph cannot be cut, instead of running it uncached with a warning. Small fragments around a graph
@@ -194,7 +196,7 @@ def _check_choices(config: DiCacheConfig) -> None:
         ("comparison", ("<", "<=")),
         ("streams", ("auto", 1)),
         ("lowering", ("inductor", "eager")),
-        ("engine", ("auto", "calls", "cond")),
+        ("engine", ("auto", "conditional", "graphs", "calls", "cond")),
     ):
         value = getattr(config, name)
         if isinstance(value, bool) or value not in choices:

@@ -1,4 +1,4 @@
-"""The two things that can go wrong: a graph that cannot be cut, and a call that cannot be answered."""
+"""What can go wrong: a graph that cannot be cut, a step that cannot be captured, a call that cannot be answered."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ class UnsupportedGraphError(RuntimeError):
 
 class StepError(RuntimeError):
     """A call of a compiled model that cannot be answered rightly, with what to do about it."""
+
+
+class CaptureError(RuntimeError):
+    """A step that cannot be captured; it runs on another engine, for this reason."""
 
 
 class UncachedWarning(UserWarning):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import itertools
 import logging
@@ -50,6 +51,8 @@ class Explanation:
     timestep: str | None  # the input that tells generations apart; None: it is that of an earlier graph, or steps count
     skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
     state_bytes: int  # that one stream keeps
+    engine: str | None = None  # how the last step took its branch; None where nothing is compiled
+    engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
 
     def __str__(self) -> str:
         if not self.cached:
@@ -57,18 +60,20 @@ class Explanation:
         owners = Counter(block.rpartition(".")[0] for block in self.blocks)
         lists = ", ".join(f"{owner} ({blocks} blocks)" for owner, blocks in owners.items())
         streams = ", ".join(f"{list(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in self.streams)
-        return "\n".join(
-            (
-                f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
-                f"  trunk      {lists}",
-                f"  probe      {_span(self.probe)}",
-                f"  deep       {_span(self.deep)}",
-                f"  streams    {streams}",
-                f"  timestep   {self.timestep or 'not an input of this graph'}",
-                f"  skippable  {self.skippable:.1%} of the floating-point operations",
-                f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
-            )
+        lines = (
+            f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
+            f"  trunk      {lists}",
+            f"  probe      {_span(self.probe)}",
+            f"  deep       {_span(self.deep)}",
+            f"  streams    {streams}",
+            f"  timestep   {self.timestep or 'not an input of this graph'}",
+            f"  skippable  {self.skippable:.1%} of the floating-point operations",
+            f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
         )
+        if self.engine is None:
+            return "\n".join(lines)
+        reason = f" ({self.engine_reason})" if self.engine_reason is not None else ""
+        return "\n".join((*lines, f"  engine     {self.engine}{reason}"))
 
 
 def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
@@ -84,7 +89,9 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         return _of_graphs(_trace(model, args, kwargs), config)
     if not sessions:
         raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
-    return _of_cut(sessions[-1].last_cut, graphs=1)
+    session = sessions[-1]
+    found = _of_cut(session.last_cut, graphs=1)
+    return dataclasses.replace(found, engine=session.last_engine.name, engine_reason=session.last_engine.reason)
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_Traced]:

@@ -8,9 +8,10 @@ from .runtime.session import sessions_of
 
 
 def reset(model: nn.Module) -> None:
-    """Drops the state of all streams of a compiled model (or its original); the next call starts a generation.
+    """Drops the state of all streams of a compiled model (or its original), with the CUDA graphs captured for it.
 
-    Call it between generations wherever the timestep does not tell them apart. The record of past steps stays.
+    The next call starts a generation. Call it between generations wherever the timestep does not tell them apart. The
+    record of past steps stays.
     Raises TypeError if `model` is no module.
     """
     for session in sessions_of(model):

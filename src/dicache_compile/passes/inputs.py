@@ -19,6 +19,7 @@ from .dataflow import Dataflow
 
 _TIMESTEP = re.compile(r"(?:^|_)(?:time_?steps?|time|t|sigmas?|noise_levels?|tsteps?)$")
 _WAVES = {"sin", "cos"}
+_STORES = {"_modules", "_parameters", "_buffers"}  # where a module keeps what it is asked for by name
 
 
 def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None, told: bool = False) -> Inputs:
@@ -39,13 +40,17 @@ def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None
 
 
 def input_name(node: fx.Node) -> str:
-    """What the caller calls an input: `L['kwargs']['timestep']` -> `timestep`, `L['ids'][0]` -> `ids.0`."""
+    """What the caller calls an input: `L['kwargs']['timestep']` -> `timestep`, `L['ids'][0]` -> `ids.0`.
+
+    A weight has its path in the model: `self.blocks.0.weight`.
+    """
     source = getattr(node, "_dynamo_source", None)
     text = getattr(source, "name", None)
     text = text() if callable(text) else text
     if not text:
         return node.name
     tokens = [token.strip("'") for token in re.findall(r"'[^']*'|\d+|(?<=\.)\w+", text)]
+    tokens = [token for token in tokens if token not in _STORES]
     return ".".join(tokens[1:] if tokens[:1] in (["kwargs"], ["args"]) and len(tokens) > 1 else tokens) or node.name
 
 

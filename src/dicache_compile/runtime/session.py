@@ -18,6 +18,7 @@ from .state import KEPT, StreamState, allocate
 from .streams import Numbering
 
 MAX_STREAMS = 16  # with state at the same time; the longest unused gives way, and starts anew when it comes back
+MAX_RESTING = 4  # states with captures that are kept for streams which now have another shape
 MAX_HISTORIES = 64  # streams whose record is kept
 
 _clock = itertools.count(1)  # numbers the calls of all models
@@ -41,7 +42,10 @@ class Session:
         self.numbering = Numbering()
         self.pipeline_steps: int | None = None  # steps of the running pipeline's generation
         self.last_call = 0
-        self.last_cut: Any = None  # what was cut, for `explain`
+        self.last_cut: Any = None  # what was cut, for `explain`,
+        self.last_engine: Any = None  # and what it runs on
+        # Captures take long to make: a stream that gets its earlier shape back gets these back, with their state.
+        self._resting: OrderedDict[tuple[str, int, tuple[int, ...]], StreamState] = OrderedDict()
         self._weight = weakref.ref(weight) if weight is not None else None
 
     def is_of(self, ids: set[int]) -> bool:
@@ -60,10 +64,12 @@ class Session:
         """The state of a stream; a new one where the stream had none, or that of another graph or shape."""
         found = self.streams.get(name)
         if found is None or found.owner != owner or found.key != key:
-            self.streams.pop(name, None)
-            found = self.streams[name] = StreamState(owner, key, allocate(slots, shapes(), self._kept(name, slots)))
-            history = self.history[name]
-            history.tensors = {kept: found.tensors[kept] for kept in KEPT}
+            self._rest(name)
+            found = self._rested(name, owner, key)
+            if found is None:
+                found = StreamState(owner, key, allocate(slots, shapes(), self._kept(name, slots)))
+            self.streams[name] = found
+            self.history[name].tensors = {kept: found.tensors[kept] for kept in KEPT}
             while len(self.streams) > MAX_STREAMS:
                 self.streams.popitem(last=False)
             while len(self.history) > MAX_HISTORIES:
@@ -71,6 +77,23 @@ class Session:
         self.streams.move_to_end(name)
         self.history.move_to_end(name)
         return found
+
+    def _rest(self, name: str) -> None:
+        """Takes a stream's state away from it, and keeps it if there are captures for it."""
+        state = self.streams.pop(name, None)
+        if state is not None and state.recording is not None:
+            self._resting[name, state.owner, state.key] = state
+            while len(self._resting) > MAX_RESTING:
+                self._resting.popitem(last=False)
+
+    def _rested(self, name: str, owner: int, key: tuple[int, ...]) -> StreamState | None:
+        """The state that a stream had for this graph and shape; its next step starts a generation."""
+        state = self._resting.pop((name, owner, key), None)
+        history = self.history.get(name)
+        if state is None or history is None or any(state.tensors[kept] is not history.tensors[kept] for kept in KEPT):
+            return None
+        state.restart()
+        return state
 
     def _kept(self, name: str, slots: Sequence[Slot]) -> dict[str, Tensor]:
         """The record of a stream's earlier states, if it is on the device where the next one will be."""
@@ -96,12 +119,19 @@ class Session:
         self.numbering.reset()
 
     def reset(self) -> None:
-        """Forgets the state of every stream, and frees it."""
+        """Forgets the state of every stream, and frees it and what was captured for it."""
         self.streams.clear()
+        self._resting.clear()
         self.numbering.reset()
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+def release() -> None:
+    """Frees the state of all models, and what was captured for it."""
+    for session in list(_sessions):
+        session.reset()
 
 
 def session_for(weight: Tensor | None, config: DiCacheConfig) -> Session:
@@ -137,8 +167,8 @@ class SessionFinder:
     know its model before it is called. A session lives as long as its weight.
     """
 
-    def __init__(self, config: DiCacheConfig, cut: object) -> None:
-        self._config, self._cut = config, cut
+    def __init__(self, config: DiCacheConfig, cut: object, engine: object) -> None:
+        self._config, self._cut, self._engine = config, cut, engine
         self._found: dict[int, tuple[weakref.ref[Tensor] | None, Session]] = {}
 
     def __call__(self, weight: Tensor | None) -> Session:
@@ -146,7 +176,7 @@ class SessionFinder:
         if known is not None and (known[0] is None or known[0]() is weight):
             return known[1]
         session = session_for(weight, self._config)
-        session.last_cut = self._cut
+        session.last_cut, session.last_engine = self._cut, self._engine
         key, found = id(weight), self._found
         alive = weakref.ref(weight, lambda _: found.pop(key, None)) if weight is not None else None
         found[key] = (alive, session)

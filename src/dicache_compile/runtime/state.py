@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,11 @@ class StreamState:
     tensors: Mapping[str, Tensor]  # by slot, in the slots' order
     schedule: tuple[int, int] | None = None  # what the schedule slot holds
     calls: int = 0  # of this generation, where steps are counted
+    recording: Any = None  # what an engine has captured for these tensors
+    values: tuple[Tensor, ...] = field(init=False)  # the tensors alone
+
+    def __post_init__(self) -> None:
+        self.values = tuple(self.tensors.values())
 
     def restart(self) -> None:
         """Asks for a new generation with the next step; waits for nothing."""

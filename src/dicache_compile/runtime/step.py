@@ -61,7 +61,7 @@ class CompiledStep:
         session.begin_call(name)
         note_run(self.weight)
         try:
-            return self.engine.step(inputs, tuple(state.tensors.values()))
+            return self.engine.step(inputs, state)
         except BaseException:
             # The step may have written half of its state.
             session.drop(name)

@@ -1,0 +1,202 @@
+"""Captures on one CUDA device: they share one stream, one memory pool, and one order in which they run."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..errors import StepError
+from .conditional import ConditionalGraph
+from .driver import CudaError, why_no_conditional
+
+T = TypeVar("T")
+Launch = Callable[[], None]
+
+_LEGACY_STREAM = 1  # CU_STREAM_LEGACY: what torch means by 0, whatever the bindings were told to take 0 for
+_lock = threading.RLock()  # one capture at a time: garbage collection is off for the whole process meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The captured pieces of a step. They own their memory in the pool; a graph made of them must not outlive them."""
+
+    probe: Any  # torch.cuda.CUDAGraph, like the next two
+    reuse: Tensor  # bool, shape (), that the probe's piece writes
+    deep: Any
+    estimate: Any
+
+
+class CudaCaptures:
+    """What the captured engines need of a device.
+
+    Memory that captures use within a launch is shared by all of them, so launches must not overlap: `turn` puts them
+    in one order, whichever streams and threads they come from.
+    """
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+        self._stream = torch.cuda.Stream(index)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+        self._turns = threading.RLock()
+        self._last: torch.cuda.Stream | None = None  # where the last launch went
+        self._last_handle: int | None = None
+
+    @contextmanager
+    def turn(self) -> Iterator[int]:
+        """Inside, the device is current, and what is launched on the current stream waits for earlier launches.
+
+        Gives a number for the current stream.
+        """
+        with self._turns, torch.cuda.device(self._index):
+            handle = torch._C._cuda_getCurrentRawStream(self._index)
+            if handle != self._last_handle:
+                current = torch.cuda.current_stream(self._index)
+                if self._last is not None:
+                    current.wait_stream(self._last)
+                self._last, self._last_handle = current, handle
+            yield handle
+
+    def warm_up(self, run: Callable[[], T]) -> T:
+        """Runs once where captures are made: kernels are loaded and tuned now, which a capture must not do."""
+        current = torch.cuda.current_stream(self._index)
+        self._stream.wait_stream(current)
+        try:
+            with torch.cuda.stream(self._stream):
+                return run()
+        finally:
+            current.wait_stream(self._stream)
+
+    def capture(self, run: Callable[[], T]) -> tuple[Any, T]:
+        """Captures what `run` launches: (the graph, what it returned). The values are there after a launch only.
+
+        Whatever tensor a later capture reads must be kept until that one is made, or its memory is taken by it.
+        """
+        graph = torch.cuda.CUDAGraph(keep_graph=True)
+        current = torch.cuda.current_stream(self._index)
+        inference = torch.is_inference_mode_enabled()
+        try:
+            with (
+                _lock,
+                _own_workspaces(),
+                _no_garbage_collection(),
+                # Or the generator's own tensors could not be written to outside of inference mode (torch 2.9, 2.10).
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+                torch.inference_mode(inference),
+            ):
+                result = run()
+        except BaseException:
+            torch.cuda.set_stream(current)  # where the capture's end failed, its stream is still the current one
+            self._recover(graph)
+            raise
+        return graph, result
+
+    def branch_on_device(self, captured: Captured) -> Launch:
+        """One launch: the probe's piece, and the one of the other two that its result asks for.
+
+        Raises CudaError where the driver, its bindings or one of the graphs cannot do that.
+        """
+        with torch.cuda.device(self._index):
+            if reason := why_no_conditional():
+                raise CudaError(reason)
+            graph = ConditionalGraph(
+                self._index,
+                torch.cuda.get_device_capability(self._index),
+                captured.probe.raw_cuda_graph(),
+                captured.reuse.data_ptr(),
+                captured.deep.raw_cuda_graph(),
+                captured.estimate.raw_cuda_graph(),
+            )
+        return lambda: graph.launch(torch._C._cuda_getCurrentRawStream(self._index) or _LEGACY_STREAM)
+
+    def branch_on_host(self, captured: Captured) -> Launch:
+        """A launch of the probe's piece, a wait for its result, and a launch of one of the other two."""
+        with torch.cuda.device(self._index), torch.inference_mode(False):
+            for graph in (captured.probe, captured.deep, captured.estimate):
+                graph.instantiate()
+            seen = torch.empty((), dtype=torch.bool, pin_memory=True)
+            written = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+        def launch() -> None:
+            captured.probe.replay()
+            seen.copy_(captured.reuse, non_blocking=True)
+            written.record()
+            written.synchronize()
+            (captured.estimate if seen.item() else captured.deep).replay()
+
+        return launch
+
+    def settle(self) -> None:
+        """Before captures are freed: the pool's stream, by which the allocator goes, waits for what still runs."""
+        if self._last is not None:
+            self._stream.wait_stream(self._last)
+
+    def abandon(self) -> None:
+        """After a recording that failed: the next ones get a pool of their own, whatever became of this one."""
+        if _captures.get(self._index) is self:
+            del _captures[self._index]
+
+    def _recover(self, graph: Any) -> None:
+        """After a capture that failed to end, torch's allocator (and in 2.11 its generator) still believe in it."""
+        _failed.append(graph)
+        with suppress(RuntimeError):  # the first call, where it did end
+            torch._C._cuda_endAllocateToPool(self._index, self._pool)
+            torch._C._cuda_releasePool(self._index, self._pool)
+        # A capture that does end puts that right.
+        trivial = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream)
+        with suppress(RuntimeError), torch.cuda.device(self._index), trivial:
+            torch.zeros((), device="cuda")
+
+
+_failed: list[Any] = []  # graphs whose capture did not end: torch's allocators still ask them
+# By weak reference: a pool whose graphs are all gone cannot be taken up again.
+_captures: weakref.WeakValueDictionary[int, CudaCaptures] = weakref.WeakValueDictionary()
+
+
+def captures_on(device: torch.device) -> CudaCaptures:
+    """The captures of a device; new ones if nobody holds any.
+
+    Raises CudaError where the allocator does not suit, StepError inside of a capture of the caller's.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        raise StepError(
+            "the model was called inside of a CUDA graph capture, and captures its steps by itself: call it outside"
+        )
+    if torch.cuda.get_allocator_backend() != "native":
+        raise CudaError("the allocator cudaMallocAsync keeps what a capture allocates inside of the graph")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    found = _captures.get(index)
+    if found is None:
+        found = _captures[index] = CudaCaptures(index)
+    return found
+
+
+@contextmanager
+def _own_workspaces() -> Iterator[None]:
+    """Lets cuBLAS take its workspace from the pool of the capture, where it stays: from elsewhere it could be freed."""
+    torch._C._cuda_clearCublasWorkspaces()
+    try:
+        yield
+    finally:
+        torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A collection in the middle of a capture may free another graph, which is not allowed there."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()

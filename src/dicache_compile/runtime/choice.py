@@ -1,0 +1,52 @@
+"""Which engine a graph gets."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ..config import DiCacheConfig
+from ..cuda.captures import captures_on
+from ..cut import Cut
+from ..lowering import Lowering
+from ..passes import values
+from ..passes.inputs import input_name
+from .capturable import is_number, why_not_capturable
+from .captured import CapturedEngine
+from .engines import CallsEngine, Engine, cond_engine, lower_pieces
+from .recording import Program
+
+
+def choose_engine(found: Cut, config: DiCacheConfig, lower: Lowering) -> Engine:
+    """The engine that the config asks for; with "auto" the fastest that the graph can have on its device.
+
+    Raises ValueError where an engine is asked for by name that the graph cannot have.
+    """
+    names = [node.name for node in found.placeholders]
+    if config.engine == "cond":
+        return cond_engine(found.branch, names, lower)
+    device = found.branch.slots[0].device
+    wanted = config.engine
+    if wanted == "auto":
+        wanted = "conditional" if device.type == "cuda" and config.lowering == "inductor" else "calls"
+    reason = why_not_capturable(found, lower.examples) if wanted != "calls" else None
+    if reason is not None and config.engine != "auto":
+        raise ValueError(f"engine={config.engine!r} cannot run this model: {reason}")
+    calls = CallsEngine(lower_pieces(found.branch, names, lower), reason)
+    if wanted == "calls" or reason is not None:
+        return calls
+    return CapturedEngine(
+        _program(found, calls),
+        calls,
+        first=wanted,
+        forced=config.engine != "auto",
+        captures=partial(captures_on, device),
+        names=[input_name(node) for node in found.placeholders],
+    )
+
+
+def _program(found: Cut, calls: CallsEngine) -> Program:
+    kinds: dict[str, list[int]] = {"weight": [], "number": [], "changing": []}
+    for place, node in enumerate(found.placeholders):
+        number = values.tensor(node) is None or is_number(node, found.branch.slots[0].device)
+        kinds["number" if number else "weight" if values.is_weight(node) else "changing"].append(place)
+    return Program(calls.pieces, tuple(kinds["changing"]), tuple(kinds["weight"]), tuple(kinds["number"]))
