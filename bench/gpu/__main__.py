@@ -1,0 +1,128 @@
+"""Checks first, then measurements, as many as fit: `python -m bench.gpu --out FOLDER`. See README.md beside this."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .cases import case_named
+from .device import Cpu
+from .figures import write_figures
+from .processes import Processes, Queue
+from .rows import Writer, read_rows, read_samples
+from .stage import CASES, CHECKS
+from .systems import LONG_TO_COMPILE
+from .table import table
+
+# The most important first, with the most seconds that each may take.
+PARTS = {"checks": 170, "flux1024": 290, "flux512": 230, "kernels": 100, "wan": 260}
+GRACE = 15  # seconds that a part may take past its time before it is ended
+LEAST = 60  # seconds without which a part is not begun
+EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+
+
+class Command:
+    """One run of the parts that were asked for."""
+
+    def __init__(self, folder: Path, parts: Sequence[str], seconds: float, rehearse: bool) -> None:
+        self.folder, self.parts, self.rehearse = folder, parts, rehearse
+        self.end = time.time() + seconds
+        # The CPU of a rehearsal is slow at compiling.
+        self.most = {part: most * (6 if rehearse else 1) for part, most in PARTS.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        self.processes = Processes(folder)
+        self.common = ("--out", str(folder), *(["--rehearse"] if rehearse else []))
+        self.best = Cpu.best if rehearse else "conditional"
+        self.writer = Writer(folder, Cpu.name if rehearse else torch.cuda.get_device_name())
+
+    def run(self) -> None:
+        try:
+            self._compile_and_check()
+            for part in self.parts:
+                until = min(self.end, time.time() + self.most[part])
+                if part == "checks":
+                    continue
+                if until - time.time() < LEAST:
+                    print(f"{part}: left out, no time", flush=True)
+                elif part == "kernels":
+                    self._kernels(until)
+                else:
+                    self._measure(part, until)
+        finally:
+            self.processes.end_all()
+        text = table(read_rows(self.folder))
+        (self.folder / "table.txt").write_text(text + "\n")
+        print(text)
+
+    def _compile_and_check(self) -> None:
+        """The long compilations and the checks, side by side: neither reports times that want a quiet device."""
+        begun, until = time.time(), min(self.end, time.time() + self.most["checks"])
+        cases = [part for part in self.parts if part in CASES]
+        ours = [name for name in LONG_TO_COMPILE if not (self.rehearse and name == "conditional")]
+        ours += ["calls"] if self.rehearse else []
+        jobs = [("bench.gpu.prefill", case, name, *self.common) for case in cases for name in ours]
+        queue = Queue(self.processes, jobs, at_a_time=max(1, len(os.sched_getaffinity(0)) - len(CHECKS)))
+        queue.go_on()
+        if "checks" in self.parts:
+            groups = {
+                group: self.processes.start(
+                    "bench.gpu.stage", group, *self.common, environment=EXPANDABLE if group == "expandable" else None
+                )
+                for group in CHECKS
+            }
+            while any(process.poll() is None for process in groups.values()) and time.time() < until:
+                queue.go_on()
+                time.sleep(0.2)
+            for group, process in groups.items():
+                status = self.processes.wait(process, until)
+                if status != 0:
+                    how = "took too long" if status is None else f"ended with {status}"
+                    self.writer.row("checks", self.best, group, None, passed=False, detail=f"the process {how}")
+        queue.finish(until)
+        print(f"compiled and checked in {time.time() - begun:.0f} s", flush=True)
+
+    def _measure(self, case: str, until: float) -> None:
+        begun = time.time()
+        process = self.processes.start("bench.gpu.stage", case, *self.common, "--until", str(until - GRACE))
+        status = self.processes.wait(process, until)
+        if status != 0:
+            how = "took too long" if status is None else f"ended with {status}"
+            self.writer.row(case, self.best, "stage", None, passed=False, detail=f"the process {how}")
+        # Here, so that a stage that was ended leaves the figures of the rounds that it had.
+        write_figures(case_named(case, self.rehearse), read_samples(self.folder, case), self.writer, self.best)
+        print(f"{case}: {time.time() - begun:.0f} s", flush=True)
+
+    def _kernels(self, until: float) -> None:
+        begun = time.time()
+        passed, detail, file = False, "there is no bench/kernels.py", str(self.folder / "kernels.jsonl")
+        if importlib.util.find_spec("bench.kernels") is not None:
+            seconds = str(int(until - time.time() - GRACE))
+            interpreted = {"TRITON_INTERPRET": "1"} if self.rehearse else None
+            process = self.processes.start(
+                "bench.kernels", *self.common[2:], "--out", file, "--seconds", seconds, environment=interpreted
+            )
+            status = self.processes.wait(process, until)
+            passed, detail = status == 0, f"exit status {status}; rows in kernels.jsonl"
+        self.writer.row("checks", "Triton", "kernels against their references", None, passed=passed, detail=detail)
+        print(f"kernels: {time.time() - begun:.0f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for rows, samples, the log and the table")
+    parser.add_argument("--part", choices=tuple(PARTS), action="append", help="only this; may be given several times")
+    parser.add_argument("--seconds", type=float, help="that all of it may take: 510, and 3600 for a rehearsal")
+    parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU, to see that the script runs")
+    arguments = parser.parse_args()
+    parts = [part for part in PARTS if part in (arguments.part or PARTS)]
+    Command(arguments.out, parts, arguments.seconds or (3600 if arguments.rehearse else 510), arguments.rehearse).run()
+
+
+if __name__ == "__main__":
+    main()

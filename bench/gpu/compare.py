@@ -1,0 +1,142 @@
+"""The stage of one case: builds its systems on shared weights, looks at each alone, then lets them take turns."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+
+from torch import nn
+
+from dicache_compile import explain, reset
+
+from .cases import DEEP, STEPS, Case, Run, build, case_named
+from .device import MIB, Device
+from .measure import by_kind, count_syncs, generate, steps_for
+from .rows import Bar, Writer
+from .systems import EAGER, ORDER, OURS, PLAIN, System, make
+
+ROUNDS = 5  # at most
+TURNS_SHARE = 0.3  # of a stage's seconds, kept for the rounds while systems are still being built
+HOST = Bar("<=", 100)  # microseconds
+SYNCS = Bar("<=", 0)
+MEMORY = Bar("<=", 0.03)
+
+
+class Comparison:
+    """One case on one device, until a moment given by `time.time()`."""
+
+    def __init__(self, name: str, writer: Writer, device: Device, until: float) -> None:
+        self.case: Case = case_named(name, device.tiny)
+        self.writer, self.device, self.until = writer, device, until
+        self.turns_from = until - TURNS_SHARE * (until - time.time())
+        self.best = device.best
+        device.settle()
+        before = device.memory()
+        self.model: nn.Module = build(self.case, device)
+        self.run = Run(self.case, device)
+        device.settle()
+        self.weights = {kind: value - before[kind] for kind, value in device.memory().items()}
+        self.plain: dict[str, dict[str, int]] = {}  # the memory of torch.compile, for each moment, by kind
+        self.systems: dict[str, System] = {}
+        self.expected: dict[str, float] = {}  # seconds of a generation
+
+    def write(self) -> None:
+        for name in ORDER:
+            if name in OURS and name not in self.device.engines:
+                continue
+            if time.time() > self.turns_from:
+                self._row(name, "left out", None, detail="no time left to build it")
+                continue
+            try:
+                self._look_at(name)
+            except Exception as error:
+                traceback.print_exc()
+                self._row(name, "failed", None, passed=False, detail=_line(error))
+                self.systems.pop(name, None)
+                self.device.settle()
+        self._take_turns()
+
+    def _look_at(self, name: str) -> None:
+        """What is known of a system by itself: its first calls, its memory, the host's time and waits."""
+        device = self.device
+        device.settle()
+        base = device.memory()
+        device.forget_peak()
+        system = make(name, self.model, self.case, device)
+        steps = steps_for(system)
+        first = generate(system, self.run, device, steps, idle=True)
+        self._row(name, "first call", first.first, "s", detail="compiled then, or found in the compiler's cache")
+        self._memory(system, "first generation", base)
+        if system.kind == "cached":
+            deep = system.deep()
+            self._row(name, "deep steps", deep, passed=deep == sum(DEEP), detail=f"of {STEPS}")
+        if not first.finite:
+            self._row(name, "finite", 0, passed=False)
+        device.settle()
+        device.forget_peak()
+        later = generate(system, self.run, device, steps, idle=True)
+        self._memory(system, "later generation", base)
+        for kind, value in by_kind(later.host, system).items():
+            bar = HOST if name == self.best else None
+            self._row(name, f"host time of a {kind} step", value, "us", bar=bar)
+        bar = SYNCS if name == self.best else None
+        self._row(name, "host waits a step", count_syncs(system, self.run, device), bar=bar)
+        if name in OURS:
+            reset(system.model)
+            again = generate(system, self.run, device, 1, idle=True)
+            capture = again.first - by_kind(later.steps, system)["deep"] / 1000
+            self._row(name, "first call after reset", capture, "s", detail="less a deep step: capturing, if it does")
+            generate(system, self.run, device, steps)
+        self.systems[name] = system
+        self.expected[name] = later.seconds * STEPS / steps
+
+    def _memory(self, system: System, moment: str, base: Mapping[str, int]) -> None:
+        """The peak over what was there before the system, and for ours beside that of torch.compile and the state."""
+        needed = {kind: peak - base[kind] for kind, peak in self.device.peak().items()}
+        for kind, value in needed.items():
+            self._row(system.name, f"{kind} over the weights, {moment}", value / MIB, "MiB")
+        if system.name == PLAIN:
+            self.plain[moment] = needed
+        if system.name not in OURS or moment not in self.plain or not self.weights["allocated"]:
+            return
+        state = explain(system.model).state_bytes
+        if moment == "first generation":
+            self._row(system.name, "state", state / MIB, "MiB")
+        for kind, value in needed.items():
+            ours, theirs = (self.weights[kind] + part for part in (value, self.plain[moment][kind] + state))
+            bar = MEMORY if system.name == self.best else None
+            figure = f"{kind} over torch.compile and the state, {moment}"
+            self._row(system.name, figure, ours / theirs - 1, baseline=PLAIN, bar=bar)
+
+    def _take_turns(self) -> None:
+        """In every round each system generates once, beginning with another one each time."""
+        for number in range(ROUNDS):
+            names = [name for name in self.systems if name != EAGER or number == 0]
+            first = number % max(1, len(names))
+            for name in (*names[first:], *names[:first]):
+                if time.time() + self.expected[name] > self.until:
+                    continue
+                try:
+                    self._turn(name, number)
+                except Exception as error:
+                    traceback.print_exc()
+                    self._row(name, "failed", None, passed=False, detail=_line(error))
+                    del self.systems[name]
+
+    def _turn(self, name: str, number: int) -> None:
+        system = self.systems[name]
+        found = generate(system, self.run, self.device)
+        kinds = by_kind(found.steps, system)
+        self.writer.sample(case=self.case.name, system=name, round=number, seconds=found.seconds, **kinds)
+
+    def _row(self, system: str, figure: str, value: float | None, unit: str = "", **more: object) -> None:
+        self.writer.row(self.case.name, system, figure, value, unit, **more)  # type: ignore[arg-type]
+
+
+def compare(name: str, writer: Writer, device: Device, until: float) -> None:
+    Comparison(name, writer, device, until).write()
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]

@@ -1,0 +1,102 @@
+"""What the checks share: a small FLUX of full width, two engines on the same weights, and inputs that move unevenly."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dicache_compile import DiCacheConfig, dicache_backend, summary
+
+from .cases import Case, Run, build, case_named, share
+from .device import Device
+
+STEPS = 20  # of a generation
+# Errors of the uneven walk below lie on both sides of the threshold, so that the decision is the data's.
+MIXED = {"threshold": 0.1, "warmup_steps": 3, "max_consecutive_skips": 3, "streams": 1}
+SIZES = (0.003, 0.03, 0.3)  # of a step of the walk, beside latents of size 1
+
+Call = Callable[..., tuple[Tensor, ...]]
+
+
+class Kit:
+    """One process's checks on one device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        case = case_named("flux512", device.tiny)
+        fewer = {"num_layers": 2, "num_single_layers": 3}
+        self.case: Case = replace(case, config={**case.config, **fewer})
+
+    def model(self) -> nn.Module:
+        return build(self.case, self.device)
+
+    def engine(self, model: nn.Module, name: str, **changed: Any) -> Any:
+        """A model with these weights, compiled by ours."""
+        config = DiCacheConfig(**{**MIXED, "engine": name, **changed})
+        return torch.compile(share(model), backend=dicache_backend, fullgraph=True, options=config.options())
+
+    def reference(self, model: nn.Module, **changed: Any) -> Any:
+        """The engine `calls` on the same weights, with a config of its own, and so with a state of its own."""
+        # The name would be found anyhow; that it is given makes the config another one.
+        return self.engine(model, "calls", timestep_input="timestep", **changed)
+
+    def walk(self, steps: int, seed: int = 0, **other: Any) -> Iterator[dict[str, Any]]:
+        """The arguments of that many steps: generations of latents that now hardly move and now jump."""
+        run = Run(self.case, self.device, STEPS)
+        sizes = random.Random(seed)
+        generator = torch.Generator(self.device.kind).manual_seed(seed)
+        latents = run.latents.clone()
+        for step in range(steps):
+            yield {**run.arguments(step % STEPS, latents), **other}
+            moved = torch.randn(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
+            latents = latents + sizes.choice(SIZES) * moved
+
+    def noise(self, seed: int) -> None:
+        """Uses memory that was freed, and leaves garbage there."""
+        sizes = random.Random(seed)
+        held = []
+        for _ in range(sizes.randint(1, 6)):
+            rows = sizes.choice((1, 7, 64, 512)) * (1 if self.device.tiny else 8)
+            garbage = torch.full((rows, sizes.choice((33, 1024))), float("nan"), device=self.device.kind)
+            held.append(garbage @ garbage.T)
+        del held
+        if sizes.random() < 0.2:
+            self.device.settle()
+
+    def agree(self, ours: Call, reference: Call, steps: int, seed: int = 0, noisy: bool = False) -> str:
+        """Runs the same steps by both; "" where every output is the same to the last bit, else where it was not."""
+        # One after the other, and looked at in the end: ours is to run ahead of the device, and its outputs to last.
+        mine, theirs = (self._outputs(call, steps, seed, noisy) for call in (ours, reference))
+        pairs = list(enumerate(zip(mine, theirs, strict=True)))
+        apart = [(step, (a.float() - b.float()).abs().max().item()) for step, (a, b) in pairs if not torch.equal(a, b)]
+        if apart:
+            return f"{len(apart)} of {steps} steps differ; the first is {apart[0][0]}, by up to {apart[0][1]:.3g}"
+        return ""
+
+    @torch.no_grad()
+    def _outputs(self, call: Call, steps: int, seed: int, noisy: bool) -> list[Tensor]:
+        outputs = []
+        for step, arguments in enumerate(self.walk(steps, seed)):
+            if noisy:
+                self.noise(step)
+            outputs.append(call(**arguments)[0])
+        return outputs
+
+
+def branches(compiled: nn.Module) -> tuple[int, int]:
+    """How many steps of the last generations ran deep, and how many reused."""
+    recorded = [step for made in summary(compiled).generations for steps in made.streams.values() for step in steps]
+    deep = sum(step.deep for step in recorded)
+    return deep, len(recorded) - deep
+
+
+def verdict(difference: str, compiled: nn.Module) -> tuple[bool, str]:
+    """Equal, and over both branches."""
+    deep, reused = branches(compiled)
+    seen = f"{deep} deep and {reused} reused steps"
+    return not difference and min(deep, reused) > 0, difference or seen
