@@ -99,6 +99,18 @@ def test_modes_and_inductor_options_are_passed_on() -> None:
     generate(torch.compile(model, backend="dicache", options=options), model, steps=3)
 
 
+def test_a_second_compilation_finds_what_the_first_one_left() -> None:
+    from torch._dynamo.utils import counters
+
+    model = models.make(models.Mixed)
+    generate(compiled(model), model, steps=1)
+    torch._dynamo.reset()
+    counters.clear()
+    generate(compiled(model), model, steps=1)
+    assert counters["aot_autograd"]["autograd_cache_hit"] == 3
+    assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
+
+
 def test_a_second_resolution_compiles_once_more_and_follows_it() -> None:
     model = models.make(models.SingleStream)
     config = {"threshold": math.inf, "max_consecutive_skips": 2}

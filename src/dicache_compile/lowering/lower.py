@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._inductor.exc import InductorError
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..errors import UnsupportedGraphError
 from ..passes import values
 from ..passes.copying import copy_module
 from ..plan import Partition, Piece, Slot
+from .fake_values import record_fake_values
 
 Callee = Callable[..., Sequence[Any]]
 
@@ -37,8 +38,10 @@ class Lowering:
         # compile_fx takes the graph that it is given apart, and pieces are kept for people to read.
         graph_module = copy_module(piece.graph_module)
         graph_module._param_name_to_source = getattr(self.source, "_param_name_to_source", {})  # type: ignore[assignment]
+        examples = [self._example(name) for name in piece.inputs]
+        record_fake_values(graph_module, examples, self._fake_mode())
         try:
-            return lower_graph(graph_module, [self._example(name) for name in piece.inputs], self.settings)
+            return lower_graph(graph_module, examples, self.settings)
         except InductorError as error:  # seen where a size is a sum of several that depend on data
             raise UnsupportedGraphError(
                 "lowering",
@@ -64,10 +67,13 @@ class Lowering:
         return self._fake(lambda device: torch.empty(tuple(shape), dtype=slot.dtype, device=device))
 
     def _fake(self, make: Callable[[torch.device], Tensor]) -> Tensor:
+        with self._fake_mode():
+            return make(self.slots[0].device)
+
+    def _fake_mode(self) -> FakeTensorMode:
         carried = values.tensor(self.partition.streams[0].x)
         assert isinstance(carried, FakeTensor)
-        with carried.fake_mode:
-            return make(carried.device)
+        return carried.fake_mode
 
 
 def lower_graph(gm: fx.GraphModule, examples: Sequence[object], settings: Mapping[str, Any]) -> Callee:
