@@ -35,10 +35,14 @@ class Tape(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype != torch.float64:
             # Dynamo's floats are tensors of that dtype, and on the host.
             raise RuntimeError("operation not permitted when stream is capturing")
-        if func._schema.is_mutable:
+        if func._schema.is_mutable and func._schema.returns[0].alias_info is not None:
             self.calls.append((func, *pointed, []))
             return args[0]
-        result = func(*args, **kwargs)
+        if func._schema.is_mutable:
+            apart = tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+            result = func(*apart[0], **apart[1])
+        else:
+            result = func(*args, **kwargs)
         given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         new = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.untyped_storage()._cdata not in given]
         if new:  # a view is only a way to look at memory

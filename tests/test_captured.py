@@ -182,6 +182,74 @@ def test_weights_that_move_between_all_calls_are_called(
     assert "every call comes with weights that move, self.blocks.2.mlp.0.weight" in str(told.engine_reason)
 
 
+def test_an_engine_asked_for_by_name_does_not_give_up_in_silence_where_weights_move() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, engine="conditional")
+
+    def moving() -> None:
+        for _ in range(8):
+            model.blocks[2].mlp[0].weight.data = model.blocks[2].mlp[0].weight.data.clone()
+            generate(call, model, steps=1)
+
+    for _ in range(2):
+        with pytest.raises(StepError, match="every call comes with weights that move"):
+            moving()
+        assert explain(call).engine == "conditional"
+
+
+class Noisy(models.SingleStream):
+    def enter(self, hidden_states: Tensor, timestep: Tensor, prompt: Tensor) -> models.Carried:
+        return super().enter(hidden_states + 0 * torch.rand_like(hidden_states), timestep, prompt)
+
+
+class Writing(models.SingleStream):
+    def enter(self, hidden_states: Tensor, timestep: Tensor, prompt: Tensor) -> models.Carried:
+        return super().enter(hidden_states.mul_(2), timestep, prompt)
+
+
+class Counting(models.SingleStream):
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def enter(self, hidden_states: Tensor, timestep: Tensor, prompt: Tensor) -> models.Carried:
+        self.seen.add_(1)
+        return super().enter(hidden_states + 0 * self.seen, timestep, prompt)
+
+
+class Reading(models.SingleStream):
+    def enter(self, hidden_states: Tensor, timestep: Tensor, prompt: Tensor) -> models.Carried:
+        return super().enter(hidden_states * prompt.sum().item(), timestep, prompt)
+
+
+class OnTheHost(models.SingleStream):
+    def enter(self, hidden_states: Tensor, timestep: Tensor, prompt: Tensor) -> models.Carried:
+        scale = torch.arange(4, device="cpu").float().cos()
+        return super().enter(hidden_states * scale.to(hidden_states.device), timestep, prompt)
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "reason"),
+    [
+        (Noisy, "cpu", r"it draws random numbers \(test_captured.py"),
+        (Writing, "cpu", r"it writes to its input hidden_states \(test_captured.py"),
+        (Counting, "cpu", r"it writes to its input self.seen \(test_captured.py"),
+        (Reading, "cpu", r"it reads a value on the host \(test_captured.py"),
+        (OnTheHost, "meta", r"it computes on cpu and not on meta \(test_captured.py"),
+    ],
+)
+def test_what_a_capture_would_not_do_again_is_refused_with_its_line(
+    kind: type[models.Model], device: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dicache_compile.runtime.capturable.DEVICES", (device,))
+    model = models.make(kind).to(device)
+    arguments = [argument.to(device) for argument in models.inputs(model, 0, STEPS)]
+    call = compiled(model, engine="conditional")
+    scalars = torch._dynamo.config.patch(capture_scalar_outputs=True)
+    with scalars, torch.no_grad(), pytest.raises(Exception, match=reason):
+        call(*arguments)
+
+
 @each_captured
 def test_forgetting_frees_what_was_captured(engine: str) -> None:
     model = models.make(models.SingleStream)
@@ -258,7 +326,9 @@ def test_each_shape_has_its_own_rung(captures: RecordingDevice, monkeypatch: pyt
         generate(call, model, tokens=8)
         captures.refuses = {}
         generate(call, model, tokens=10)
+        assert (explain(call).engine, explain(call).engine_reason) == ("conditional", None)
         generate(call, model, tokens=8)
+        assert (explain(call).engine, explain(call).engine_reason) == ("graphs", "RuntimeError: no")
     assert captures.done.count("two launches") == 20
     assert captures.done.count("launch") == 10
 
@@ -272,7 +342,7 @@ def test_steps_down_to_calls_when_neither_branch_can_be_had(
         call = compiled(model, threshold=0.0, engine="conditional")
         assert_equals(generate(call, model), generate(model, model))
     assert explain(call).engine == "calls"
-    assert explain(call).engine_reason == "RuntimeError: two"
+    assert explain(call).engine_reason == "RuntimeError: one; RuntimeError: two"
 
 
 @each_captured

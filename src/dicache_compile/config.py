@@ -11,7 +11,7 @@ import torch
 
 from .estimators import DCTA
 from .gates import ProbeError
-from .policy import Estimator, Gate
+from .policy import Estimator, Gate, LinearEstimator, SummedGate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,8 @@ class DiCacheConfig:
     timestep are numbered, which reads the timestep on the host. 1: unnamed calls are all of one stream."""
 
     state_dtype: torch.dtype | None = None
-    """Floating dtype in which tensors are kept between steps. None: each stream's own."""
+    """Floating dtype in which tensors are kept between steps. None: each stream's own. In float8 each row (the last
+    dimension) has a float32 scale beside it."""
 
     timestep_input: str | None = None
     """The name of the model's timestep argument. None: found by its name, or by the sine that is taken of it."""
@@ -83,6 +84,10 @@ class DiCacheConfig:
     which the host picks the second by the first one's result; "calls": the host calls one piece, reads its result, and
     calls another; "cond": one graph with a `torch.cond`. "auto" takes the first of these that the model and its device
     can have, and on a CPU or with `lowering="eager"` the third. A named engine that cannot be had is an error."""
+
+    kernels: Literal["inductor", "triton"] = "inductor"
+    """What computes the gate's statistics and the estimate: Inductor's own code, or a Triton kernel for each (on CUDA;
+    elsewhere plain PyTorch). The second takes a gate and an estimator that have the forms; the default ones do."""
 
     strict: bool = False
     """Raise where a graph cannot be cut, instead of running it uncached with a warning. Small fragments around a graph
@@ -196,6 +201,7 @@ def _check_choices(config: DiCacheConfig) -> None:
         ("comparison", ("<", "<=")),
         ("streams", ("auto", 1)),
         ("lowering", ("inductor", "eager")),
+        ("kernels", ("inductor", "triton")),
         ("engine", ("auto", "conditional", "graphs", "calls", "cond")),
     ):
         value = getattr(config, name)
@@ -226,6 +232,13 @@ def _check_types(config: DiCacheConfig) -> None:
 def _check_together(config: DiCacheConfig) -> None:
     if config.warmup_inclusive and config.warmup_ratio is None:
         raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
+    if config.kernels == "triton":
+        for name, value, form in (
+            ("gate", config.make_gate(), SummedGate),
+            ("estimator", config.make_estimator(), LinearEstimator),
+        ):
+            if not isinstance(value, form):
+                raise ValueError(f"kernels='triton' needs a {name} with the methods of policy.{form.__name__}")
     if config.num_steps is not None:
         for name in ("warmup_steps", "final_steps"):
             if getattr(config, name) > config.num_steps:

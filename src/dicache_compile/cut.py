@@ -11,7 +11,8 @@ from torch import fx
 
 from .config import DiCacheConfig
 from .errors import UnsupportedGraphError
-from .passes import effects
+from .kernels.operators import COMPUTED
+from .passes import effects, values
 from .passes.branch import Policy, build_branch
 from .passes.dataflow import Dataflow
 from .passes.inputs import find_inputs, find_timestep, tensor_inputs
@@ -56,8 +57,27 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
             f"no timestep found among the tensor inputs ({tensor_inputs(flow)}); name it with timestep_input=, or, for "
             "a model that has none, set streams=1 and num_steps= so that its steps are counted",
         )
-    policy = Policy(config.make_gate(), config.make_estimator(), config.max_consecutive_skips, config.state_dtype)
+    policy = Policy(
+        config.make_gate(),
+        config.make_estimator(),
+        config.max_consecutive_skips,
+        config.state_dtype,
+        fused=config.kernels == "triton",
+    )
+    if policy.fused:
+        _check_fused(parts)
     return Cut(parts, inputs, build_branch(parts, inputs, policy))
+
+
+def _check_fused(partition: Partition) -> None:
+    for stream in partition.streams:
+        for node in (stream.x, stream.h, stream.y):
+            recorded = values.tensor(node)
+            if recorded is not None and recorded.dtype not in COMPUTED:
+                raise ValueError(
+                    f"kernels='triton' takes streams in {', '.join(map(str, COMPUTED))}; this model's is in "
+                    f"{recorded.dtype}: use kernels='inductor'"
+                )
 
 
 def told_timestep(gm: fx.GraphModule, config: DiCacheConfig) -> fx.Node | None:

@@ -181,7 +181,7 @@ def _of_cut(found: Cut, graphs: int) -> Explanation:
 
 def _bytes(slot: Slot) -> int:
     recorded = values.tensor(slot.like) if slot.like is not None else None
-    shape = slot.shape if recorded is None else values.shape_hint(recorded)
+    shape = slot.shape if recorded is None else slot.shape_of(values.shape_hint(recorded))
     return torch.Size(shape).numel() * slot.dtype.itemsize
 
 

@@ -9,8 +9,9 @@ Every value is frozen: a pass reads one and returns the next.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -102,6 +103,11 @@ class Slot:
     dtype: torch.dtype
     device: torch.device
     initial: float
+    by_row: bool = False  # whether it has one element for each row (the last dimension) of `like`
+
+    def shape_of(self, like: Sequence[Any]) -> tuple[Any, ...]:
+        """Its shape, where `like` has that one."""
+        return (*like[:-1], 1) if self.by_row else tuple(like)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,3 +85,31 @@ class Estimator(Protocol):
     def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
         """What the slots become on a step that ran the deep blocks; one with a history gets a new newest."""
         ...
+
+
+@runtime_checkable
+class SummedGate(Protocol):
+    """A gate whose error follows from the sums of `kernels.operators.statistics`.
+
+    Its slots of the stream's shape are "h_prev", and "x_prev" if it has it, which that operator writes.
+    """
+
+    def error_of(self, sums: Tensor) -> Tensor:
+        """What `measure` gives, from the sums: float32, shape (5,)."""
+        ...
+
+
+@runtime_checkable
+class LinearEstimator(Protocol):
+    """An estimator y = x + sum_k w_k r_k over its slot "r", whose gamma follows from the sums of `statistics`.
+
+    Its slots "r" and "p" have a history of two.
+    """
+
+    def gamma_of(self, sums: Tensor, elements: int, anchors: Tensor, state: State) -> Tensor:
+        """What `weigh` gives, from the sums over that many elements. `state` has the slots that are scalars."""
+        ...
+
+    def weights(self, gamma: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        """The weights of r1, the newest, and r2: float32, shape (). A weight of exactly 0 masks."""
+        ...

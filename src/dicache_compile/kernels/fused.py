@@ -22,20 +22,24 @@ def value(stored: Tensor, scale: Tensor | None) -> Tensor:
     return stored.float() if scale is None else stored.float() * scale
 
 
-def store(current: Tensor, stored: Tensor, scale: Tensor | None) -> None:
-    """Writes `current`, of any dtype, to state, and chooses the scales of its rows.
+def scaled(current: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(`current` in a float8 dtype, the scales of its rows). A row with a NaN or an infinity becomes NaN."""
+    largest = torch.finfo(dtype).max
+    exact = current.float()
+    # Times the inverse: CUDA divides by a Python number in that way, and state should not depend on the device.
+    scale = exact.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST) * (1 / largest)
+    # The cast alone would make infinity or NaN of what division rounds past the largest.
+    return (exact / scale).clamp(-largest, largest).to(dtype), scale
 
-    A row with a NaN or an infinity becomes NaN.
-    """
+
+def store(current: Tensor, stored: Tensor, scale: Tensor | None) -> None:
+    """Writes `current`, of any dtype, to state, and chooses the scales of its rows."""
     if scale is None:
         stored.copy_(current)
         return
-    largest = torch.finfo(stored.dtype).max
-    exact = current.float()
-    # Times the inverse: CUDA divides by a Python number in that way, and state should not depend on the device.
-    scale.copy_(exact.abs().amax(dim=-1, keepdim=True).clamp(min=SMALLEST) * (1 / largest))
-    # The cast alone would make infinity or NaN of what division rounds past the largest.
-    stored.copy_((exact / scale).clamp(-largest, largest).to(stored.dtype))
+    bits, own = scaled(current, stored.dtype)
+    scale.copy_(own)
+    stored.copy_(bits)
 
 
 def statistics(

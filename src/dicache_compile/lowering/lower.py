@@ -63,7 +63,7 @@ class Lowering:
         if slot.like is not None:
             carried = values.tensor(slot.like)
             assert carried is not None
-            shape = carried.shape
+            shape = slot.shape_of(carried.shape)
         return self._fake(lambda device: torch.empty(tuple(shape), dtype=slot.dtype, device=device))
 
     def _fake(self, make: Callable[[torch.device], Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ Requires: a partition whose regions never read backwards. Ensures: the pieces an
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,9 @@ from torch import fx
 
 from ..plan import Branch, Inputs, Partition, Piece, Region
 from .emit import Emitter, write_back
-from .step import Policy, Step, Updates
+from .measure import Policy
+from .slots import Updates
+from .step import Step
 
 __all__ = ["Policy", "build_branch"]
 
@@ -30,7 +33,9 @@ def build_branch(partition: Partition, inputs: Inputs, policy: Policy) -> Branch
     """The branch of a partition, in both forms."""
     step = Step(partition, inputs, policy)
     slots = step.slots()  # first, because it refuses slots that clash
-    return Branch(_probe(step), _deep(step), _estimate(step), _single(step), slots)
+    # Every branch of a `cond` must be functional, which an operator that writes to state is not.
+    plain = dataclasses.replace(step, policy=dataclasses.replace(policy, fused=False))
+    return Branch(_probe(step), _deep(step), _estimate(step), _single(plain), slots)
 
 
 def _probe(step: Step) -> Piece:

@@ -61,7 +61,8 @@ def is_number(node: fx.Node, device: torch.device) -> bool:
     recorded = values.tensor(node)
     if recorded is None or recorded.device.type != "cpu" or recorded.dim():
         return False
-    return device.type != "cpu" or (bool(node.users) and all(effects.name(user) in _READS for user in node.users))
+    read = [effects.name(user) in _READS for user in node.users]
+    return device.type != "cpu" or (node.op == "placeholder" and bool(read) and all(read))
 
 
 def _of_node(node: fx.Node, device: torch.device) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CaptureError, StepError
@@ -13,6 +14,14 @@ from .state import StreamState
 
 _log = logging.getLogger("dicache_compile")
 _SHORT_LIVED = 3  # captures in a row that served one step only, after which no more are made
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """How steps of one shape take their branch."""
+
+    name: str  # "conditional", "graphs" or "calls"
+    reason: str | None  # why it is not a higher one
 
 
 class CapturedEngine:
@@ -28,12 +37,19 @@ class CapturedEngine:
         names: Sequence[str],
     ) -> None:
         """`first`: the rung to begin on; `forced`: to stay on it or fail. `names` are those of the inputs."""
-        self.name = first  # what the last step ran on
-        self.reason: str | None = None  # why it was not the first rung
         self._program, self._calls, self._captures, self._names = program, calls, captures, names
-        self._first, self._forced = first, forced
-        self._rungs: dict[Key, str] = {}
+        self._first, self._forced = Rung(first, None), forced
+        self._last = self._first  # the rung of the last step
+        self._rungs: dict[Key, Rung] = {}
         self._short_lived = 0  # captures in a row that served one step
+
+    @property
+    def name(self) -> str:
+        return self._last.name
+
+    @property
+    def reason(self) -> str | None:
+        return self._last.reason
 
     def step(self, inputs: Sequence[Any], state: StreamState) -> Sequence[Any]:
         recording: Recording | None = state.recording
@@ -42,37 +58,53 @@ class CapturedEngine:
                 self._count(recording, inputs)
             # Before the next one is made, so that there is room for it.
             state.recording = recording = None
-            recording = self._record(inputs, state)
+            recording = state.recording = self._record(inputs, state)
             if recording is None:
                 return self._calls.step(inputs, state)
-            state.recording = recording
+        self._last = recording.rung
         return recording.run(inputs)
 
     def _record(self, inputs: Sequence[Any], state: StreamState) -> Recording | None:
         """A recording on the highest rung that these inputs can have; None: there is none, they are to be called."""
         key = shape_key(self._program, inputs)
-        self.name = self._rungs.get(key, self._first)
-        if self.name == "calls":
+        before = self._rungs.get(key, self._first)
+        self._last = before
+        if before.name == "calls":
             return None
+        reasons: list[str] = []
+        recording = self._launchable(before.name, inputs, state, reasons)
+        if reasons:
+            after = Rung(recording[1] if recording is not None else "calls", "; ".join(reasons))
+            _log.warning("a step runs on the engine %r, not %r: %s", after.name, before.name, after.reason)
+            self._last = self._rungs[key] = after
+        if recording is None:
+            return None
+        recording[0].rung = self._last
+        return recording[0]
+
+    def _launchable(
+        self, rung: str, inputs: Sequence[Any], state: StreamState, reasons: list[str]
+    ) -> tuple[Recording, str] | None:
+        """(a recording, the highest rung from this one on that has a launch for it), and why not a higher one."""
         try:
             captures = self._captures()
             recording = _recorded(self._program, captures, inputs, state)
         except StepError:
             raise
         except Exception as error:  # whatever a piece does that a capture cannot have
-            self._step_down(key, "calls", error)
+            reasons.append(self._reason(error))
             return None
-        if self.name == "conditional":
+        if rung == "conditional":
             try:
                 recording.launch = captures.branch_on_device(recording.captured)
-                return recording
+                return recording, "conditional"
             except Exception as error:  # whatever the driver, its bindings or the captured nodes cannot do
-                self._step_down(key, "graphs", error)
+                reasons.append(self._reason(error))
         try:
             recording.launch = captures.branch_on_host(recording.captured)
-            return recording
+            return recording, "graphs"
         except Exception as error:
-            self._step_down(key, "calls", error)
+            reasons.append(self._reason(error))
             return None
 
     def _count(self, recording: Recording, inputs: Sequence[Any]) -> None:
@@ -80,22 +112,22 @@ class CapturedEngine:
         self._short_lived = self._short_lived + 1 if recording.runs == 1 else 0
         if self._short_lived >= _SHORT_LIVED:
             moved = [self._names[place] for place in recording.addresses.moved(inputs)]
-            why = f"weights that move, {', '.join(moved[:3])}" if moved else "other sizes or numbers"
-            self._first = "calls"
+            what = f"weights that move, {', '.join(moved[:3])}" if moved else "other sizes or numbers"
+            reason = self._reason(CaptureError(f"every call comes with {what}"))
+            _log.warning("a step runs on the engine 'calls', not %r: %s", self._first.name, reason)
+            self._first = Rung("calls", reason)
             self._rungs.clear()
-            self._step_down(recording.key, "calls", CaptureError(f"every call comes with {why}"))
 
-    def _step_down(self, key: Key, rung: str, error: Exception) -> None:
+    def _reason(self, error: Exception) -> str:
+        """What went wrong, in one line. Raises StepError where another rung is not wanted."""
         # A capture that was spoilt raises once more when it ends: what spoilt it is the first.
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__
         reason = " ".join(f"{type(first).__name__}: {first}".split())
         if self._forced:
-            raise StepError(f"engine={self.name!r} cannot run this model: {reason}") from error
-        _log.warning("a step runs on the engine %r, not %r: %s", rung, self.name, reason)
-        self.name = self._rungs[key] = rung
-        self.reason = reason
+            raise StepError(f"engine={self._first.name!r} cannot run this model: {reason}") from error
+        return reason
 
 
 def _recorded(program: Program, captures: Captures, inputs: Sequence[Any], state: StreamState) -> Recording:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 from ..config import DiCacheConfig
@@ -14,6 +15,8 @@ from .capturable import is_number, why_not_capturable
 from .captured import CapturedEngine
 from .engines import CallsEngine, Engine, cond_engine, lower_pieces
 from .recording import Program
+
+_log = logging.getLogger("dicache_compile")
 
 
 def choose_engine(found: Cut, config: DiCacheConfig, lower: Lowering) -> Engine:
@@ -31,6 +34,8 @@ def choose_engine(found: Cut, config: DiCacheConfig, lower: Lowering) -> Engine:
     reason = why_not_capturable(found, lower.examples) if wanted != "calls" else None
     if reason is not None and config.engine != "auto":
         raise ValueError(f"engine={config.engine!r} cannot run this model: {reason}")
+    if reason is not None:
+        _log.warning("a step runs on the engine 'calls', not %r: %s", wanted, reason)
     calls = CallsEngine(lower_pieces(found.branch, names, lower), reason)
     if wanted == "calls" or reason is not None:
         return calls

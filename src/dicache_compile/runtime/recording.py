@@ -69,6 +69,7 @@ class Recording:
             self.captured = _capture(program.pieces, captures, [*fixed, *state], self._outputs)
         self._state = tuple(state)
         self.launch: Launch | None = None
+        self.rung: Any = None  # how the launch takes the branch, for the engine to tell
 
     def fits(self, inputs: Sequence[Any]) -> bool:
         """Whether it was made for these numbers, shapes and places of weights."""

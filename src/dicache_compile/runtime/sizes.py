@@ -56,7 +56,7 @@ def _shape(slot: Slot) -> tuple[Any, ...]:
     import sympy
 
     carried = values.tensor(slot.like) if slot.like is not None else None
-    sizes: Sequence[Any] = slot.shape if carried is None else carried.shape
+    sizes: Sequence[Any] = slot.shape if carried is None else slot.shape_of(carried.shape)
     return tuple(size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size) for size in sizes)
 
 

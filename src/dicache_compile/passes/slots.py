@@ -1,0 +1,113 @@
+"""The slots of a gate or an estimator in a graph: how they are named, read and written.
+
+A history is a ring of as many slots: the newest of n anchors is in the place (n - 1) % history. State in float8 has one
+float32 scale for each row, in a slot beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from ..kernels.fused import FLOAT8, scaled, value
+from ..plan import Slot
+from ..policy import SlotSpec
+from .emit import Emitter
+
+Updates = dict[str, fx.Node]  # the new value of each slot that is written
+_Put = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSlots:
+    """The slots of one stream (or those of all, for what is not per stream)."""
+
+    place: int  # of the stream
+    like: fx.Node  # has the shape of the tensors
+    dtype: torch.dtype  # in which they are kept
+    device: torch.device
+
+    def slots(self, specs: Sequence[SlotSpec]) -> list[Slot]:
+        """All that these specs need."""
+        found = []
+        for spec in specs:
+            for name in self.names(spec):
+                if spec.scalar:
+                    found.append(Slot(name, None, (), torch.float32, self.device, 0))
+                    continue
+                found.append(Slot(name, self.like, (), self.dtype, self.device, 0))
+                if self._is_scaled(spec):
+                    found.append(Slot(_scale(name), self.like, (), torch.float32, self.device, 0, by_row=True))
+        return found
+
+    def names(self, spec: SlotSpec) -> tuple[str, ...]:
+        """The slots that hold `spec`, by place of its ring: "r.0.0" and "r.0.1"."""
+        name = f"{spec.name}.{self.place}" if spec.per_stream else spec.name
+        return tuple(f"{name}.{turn}" for turn in range(spec.history)) if spec.history > 1 else (name,)
+
+    def stored(self, emitter: Emitter, spec: SlotSpec) -> tuple[list[fx.Node], list[fx.Node]]:
+        """(what is stored in each place of a spec's ring, the scales of it where there are any)."""
+        names = self.names(spec)
+        scales = [emitter.input(f"state.{_scale(name)}") for name in names] if self._is_scaled(spec) else []
+        return [emitter.input(f"state.{name}") for name in names], scales
+
+    def read(self, emitter: Emitter, specs: Sequence[SlotSpec], anchors: fx.Node) -> Updates:
+        """The values of specs as a policy reads them ("r1", "r2"), after that many anchors."""
+        found: Updates = {}
+        for spec in specs:
+            ring, scales = self.stored(emitter, spec)
+            if scales:
+                ring = [emitter.trace(value, stored, scale) for stored, scale in zip(ring, scales, strict=True)]
+            for age, name in enumerate(spec.reads):
+                found[name] = emitter.trace(_pick, anchors, age, ring)
+        return found
+
+    def write(self, emitter: Emitter, spec: SlotSpec, new: fx.Node, anchors: fx.Node) -> Updates:
+        """What a spec's slots become with a new value, after that many anchors before it."""
+        names = self.names(spec)
+        stored, scales = self.stored(emitter, spec)
+        if not scales:
+            return self._turned(emitter, names, stored, new, anchors, _put)
+        bits, scale = emitter.trace(scaled, new, self.dtype)
+        updates = self._turned(emitter, names, stored, bits, anchors, _put_bytes)
+        return updates | self._turned(emitter, [_scale(name) for name in names], scales, scale, anchors, _put)
+
+    @staticmethod
+    def _turned(
+        emitter: Emitter, names: Sequence[str], ring: list[fx.Node], new: fx.Node, anchors: fx.Node, put: _Put
+    ) -> Updates:
+        if len(names) == 1:
+            return {names[0]: new}
+        return {name: emitter.trace(put, anchors, turn, ring, new) for turn, name in enumerate(names)}
+
+    def _is_scaled(self, spec: SlotSpec) -> bool:
+        return not spec.scalar and self.dtype in FLOAT8
+
+
+def _scale(name: str) -> str:
+    return f"{name}.scale"
+
+
+# Traced into the graph:
+
+
+def _pick(anchors: Tensor, age: int, ring: list[Tensor]) -> Tensor:
+    """The value of the `age`-th newest anchor; masked, so that a place that was never written does no harm."""
+    picked = ring[0]
+    for turn in range(1, len(ring)):
+        picked = torch.where((anchors - 1 - age) % len(ring) == turn, ring[turn], picked)
+    return picked
+
+
+def _put(anchors: Tensor, turn: int, ring: list[Tensor], new: Tensor) -> Tensor:
+    """One place of the ring with a new anchor: the new value if it is its turn, else what it holds."""
+    return torch.where(anchors % len(ring) == turn, new.type_as(ring[turn]), ring[turn])
+
+
+def _put_bytes(anchors: Tensor, turn: int, ring: list[Tensor], new: Tensor) -> Tensor:
+    """The same for float8, of which PyTorch selects nothing but the bytes."""
+    chosen = torch.where(anchors % len(ring) == turn, new.view(torch.uint8), ring[turn].view(torch.uint8))
+    return chosen.view(new.dtype)
