@@ -19,7 +19,7 @@ from dicache_compile import DiCacheConfig, dicache_backend, explain, reset, stre
 from dicache_compile.errors import StepError
 from dicache_compile.runtime import choice
 from dicache_compile.runtime.recording import Recording
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.runtime.session import MAX_STREAMS, sessions_of
 
 from . import models
 from .recording_device import RecordingDevice
@@ -132,6 +132,23 @@ def test_a_stream_that_gets_its_earlier_shape_back_starts_a_generation(engine: s
     again = generate(call, model, tokens=6, seed=2)
     assert all(torch.equal(a, b) for a, b in zip(again, alone, strict=True))
     assert [step.index for step in summary(model).generations[-1].streams["main"]] == list(range(10))
+
+
+@each_captured
+def test_a_stream_that_gives_way_leaves_its_captures_to_the_next(engine: str, captures: RecordingDevice) -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=0.3, engine=engine)
+    expected = {seed: generate(call, model, seed=seed) for seed in (1, 2, 3)}
+    reset(model)
+    captures.done.clear()
+    for request in [*range(20), 0]:
+        with stream(f"request {request}"):
+            ours = generate(call, model, seed=request % 3 + 1)
+        assert_equals(ours, expected[request % 3 + 1])
+    assert captures.done.count("warm_up") == MAX_STREAMS
+    runs = [steps for g in summary(model).generations for steps in g.streams.values()]
+    assert sum(len(steps) for steps in runs) == 10 * (3 + 21)
+    assert all([step.index for step in steps] == list(range(10)) for steps in runs)
 
 
 @each_captured

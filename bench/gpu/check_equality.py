@@ -17,10 +17,10 @@ MANY = 200
 Verdict = tuple[bool, str]
 
 
-def both_branches(kit: Kit, engine: str, lowering: str) -> Verdict:
+def both_branches(kit: Kit, engine: str, **changed: Any) -> Verdict:
     model = kit.model()
-    ours = kit.engine(model, engine, lowering=lowering)
-    return verdict(kit.agree(ours, kit.reference(model, lowering=lowering), 2 * STEPS), ours)
+    ours = kit.engine(model, engine, **changed)
+    return verdict(kit.agree(ours, kit.reference(model, **changed), 2 * STEPS), ours)
 
 
 def attention(kit: Kit, engine: str, backend: SDPBackend) -> Verdict:
@@ -128,7 +128,13 @@ def equality(kit: Kit) -> Iterator[tuple[str, str, Any]]:
     for engine in kit.device.engines:
         for lowering in ("inductor", "eager"):
             if engine != "calls" or kit.device.tiny:
-                yield engine, f"E1 both branches, {lowering}", lambda e=engine, x=lowering: both_branches(kit, e, x)
+                yield (
+                    engine,
+                    f"E1 both branches, {lowering}",
+                    lambda e=engine, x=lowering: both_branches(kit, e, lowering=x),
+                )
+    yield best, "E1 both branches, Triton kernels", lambda: both_branches(kit, best, kernels="triton")
+    yield best, "E1 both branches, float8 state", lambda: both_branches(kit, best, state_dtype=torch.float8_e4m3fn)
     yield best, "E7 allocation noise", lambda: allocation_noise(kit, best)
     yield best, "E9 two streams, outputs kept", lambda: two_streams(kit, best)
     yield best, "no host waits", lambda: no_syncs(kit, best)
@@ -149,5 +155,5 @@ def changes(kit: Kit) -> Iterator[tuple[str, str, Any]]:
 def expandable(kit: Kit) -> Iterator[tuple[str, str, Any]]:
     """In a process whose allocator has expandable segments."""
     best = kit.device.best
-    yield best, "E1 expandable segments", lambda: both_branches(kit, best, "inductor")
+    yield best, "E1 expandable segments", lambda: both_branches(kit, best)
     yield best, "E7 expandable segments", lambda: allocation_noise(kit, best)

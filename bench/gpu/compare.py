@@ -14,7 +14,7 @@ from .cases import DEEP, STEPS, Case, Run, build, case_named
 from .device import MIB, Device
 from .measure import by_kind, count_syncs, generate, steps_for
 from .rows import Bar, Writer
-from .systems import EAGER, ORDER, OURS, PLAIN, System, make
+from .systems import EAGER, ORDER, OURS, PLAIN, System, engine_of, make
 
 ROUNDS = 5  # at most
 TURNS_SHARE = 0.3  # of a stage's seconds, kept for the rounds while systems are still being built
@@ -43,7 +43,7 @@ class Comparison:
 
     def write(self) -> None:
         for name in ORDER:
-            if name in OURS and name not in self.device.engines:
+            if name in OURS and engine_of(name, self.device) not in self.device.engines:
                 continue
             if time.time() > self.turns_from:
                 self._row(name, "left out", None, detail="no time left to build it")

@@ -49,7 +49,7 @@ def main() -> None:
 def compile_only(case: Case, system: str, device: Device) -> float:
     """Seconds from the call to the moment when the compiled graph would run."""
     model = hollow(case, device)
-    compiled = torch.compile(model, backend=_stopping(_backend(system)), fullgraph=True)
+    compiled = torch.compile(model, backend=_stopping(_backend(system, device)), fullgraph=True)
     run = Run(case, device)
     start = time.perf_counter()
     try:
@@ -82,11 +82,11 @@ def hollow(case: Case, device: Device) -> nn.Module:
     return model.eval()
 
 
-def _backend(system: str) -> Callable[..., Any]:
+def _backend(system: str, device: Device) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     if system in OURS:
-        return lambda gm, examples: dicache_backend(gm, examples, options=our_options(system))
+        return lambda gm, examples: dicache_backend(gm, examples, options=our_options(system, device))
     settings = torch._inductor.list_mode_options("reduce-overhead") if system == GRAPHED else {}
     return lambda gm, examples: compile_fx(gm, examples, config_patches=dict(settings))
 

@@ -89,9 +89,9 @@ class CudaCaptures:
                 _no_garbage_collection(),
                 # Or the generator's own tensors could not be written to outside of inference mode (torch 2.9, 2.10).
                 torch.inference_mode(False),
-                torch.no_grad(),
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
                 torch.inference_mode(inference),
+                torch.no_grad(),  # last: leaving inference mode turns gradients on
             ):
                 result = run()
         except BaseException:

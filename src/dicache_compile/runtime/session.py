@@ -65,7 +65,7 @@ class Session:
         found = self.streams.get(name)
         if found is None or found.owner != owner or found.key != key:
             self._rest(name)
-            found = self._rested(name, owner, key)
+            found = self._rested(name, owner, key) or self._taken_over(name, owner, key)
             if found is None:
                 found = StreamState(owner, key, allocate(slots, shapes(), self._kept(name, slots)))
             self.streams[name] = found
@@ -92,6 +92,21 @@ class Session:
         history = self.history.get(name)
         if state is None or history is None or any(state.tensors[kept] is not history.tensors[kept] for kept in KEPT):
             return None
+        state.restart()
+        return state
+
+    def _taken_over(self, name: str, owner: int, key: tuple[int, ...]) -> StreamState | None:
+        """The state of the stream that gives way, if what was captured for it serves this one."""
+        oldest = next(iter(self.streams.items())) if len(self.streams) >= MAX_STREAMS else None
+        if oldest is None or oldest[1].recording is None or (oldest[1].owner, oldest[1].key) != (owner, key):
+            return None
+        old, state = oldest
+        del self.streams[old]
+        # The captured step goes on writing to the same record: that of the old stream is copied from there.
+        self.history[old].tensors = {kept: state.tensors[kept].clone() for kept in KEPT}
+        before = self.history.setdefault(name, History()).tensors
+        for kept in KEPT:
+            state.tensors[kept].copy_(before[kept]) if before else state.tensors[kept].zero_()
         state.restart()
         return state
 
