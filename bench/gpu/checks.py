@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 
-from . import check_equality, check_memory
+from . import check_capture, check_equality, check_memory
 from .device import Device
 from .kit import Kit
 from .rows import Writer
@@ -15,6 +15,7 @@ GROUPS = {
     "expandable": check_equality.expandable,
     "memory": check_memory.memory,
     "profiler": check_memory.profiler,
+    "capture": check_capture.capture,
 }
 
 
