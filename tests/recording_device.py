@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dicache_compile.cuda.captures import Captured
+from dicache_compile.cuda.captures import Captured, _no_autocast_cache
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[Tensor]]
 
@@ -80,12 +80,13 @@ class RecordingDevice:
 
     def warm_up(self, run: Callable[[], Any]) -> Any:
         self._note("warm_up")
-        return run()
+        with _no_autocast_cache():
+            return run()
 
     def capture(self, run: Callable[[], Any]) -> tuple[Tape, Any]:
         self._note("capture")
         tape = Tape()
-        with tape:
+        with _no_autocast_cache(), tape:
             result = run()
         self.tapes.add(tape)
         return tape, result

@@ -20,6 +20,7 @@ from dicache_compile.errors import StepError
 from dicache_compile.runtime import choice
 from dicache_compile.runtime.recording import Recording
 from dicache_compile.runtime.session import MAX_STREAMS, sessions_of
+from dicache_compile.runtime.static_inputs import static_inputs
 
 from . import models
 from .recording_device import RecordingDevice
@@ -149,6 +150,39 @@ def test_a_stream_that_gives_way_leaves_its_captures_to_the_next(engine: str, ca
     runs = [steps for g in summary(model).generations for steps in g.streams.values()]
     assert sum(len(steps) for steps in runs) == 10 * (3 + 21)
     assert all([step.index for step in steps] == list(range(10)) for steps in runs)
+
+
+def test_streams_that_give_way_in_inference_mode_can_be_used_outside_of_it() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, engine="conditional")
+    for number in range(MAX_STREAMS + 1):
+        with stream(f"r{number}"), torch.inference_mode():
+            call(*models.inputs(model, 0, STEPS))
+    reset(model)
+    with stream("r0"):
+        generate(call, model, steps=2)
+
+
+@pytest.mark.parametrize("smallest", [torch.bfloat16, torch.float16, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_inputs_of_several_dtypes_are_copied_bit_for_bit_as_whole_numbers(smallest: torch.dtype) -> None:
+    inputs = [
+        torch.randn(3, 4).to(smallest),
+        torch.tensor([-1, 40000, 32000]),
+        torch.tensor([[1.0, float("nan")]]),
+        torch.tensor(7.0),
+        torch.randn(2, 1, 3).expand(2, 5, 3),
+        torch.randn(4, 6).t(),
+        torch.tensor([True, False]),
+    ]
+    fixed = static_inputs(inputs, range(len(inputs)))
+    fixed.fill(inputs)
+    assert not any(target.dtype.is_floating_point for target in fixed.targets)
+    for place, given in enumerate(inputs):
+        ours = fixed.tensors[place]
+        assert (ours.stride(), ours.dtype) == (given.stride(), given.dtype)
+        for part, expected in ((ours.contiguous(), given.contiguous()),):
+            bits = [tensor.reshape(-1).view(torch.uint8) for tensor in (part, expected)]
+            assert torch.equal(*bits)
 
 
 @each_captured

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, explain, summary
+from dicache_compile.estimators import DCTA
+from dicache_compile.gates import ProbeError
+from dicache_compile.policy import SlotSpec
 from dicache_compile.runtime.session import sessions_of
 
 from . import models
@@ -92,6 +96,24 @@ def test_float8_state_moves_a_reused_step_by_no_more_than_its_rounding(
     assert any((a - b).abs().max() > 0 for a, b in zip(ours, exact, strict=True))
 
 
+@pytest.mark.parametrize("kernels", ["inductor", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@each_model
+def test_float8_state_decides_as_state_in_the_streams_dtype(
+    kind: type[Model], dtype: torch.dtype, kernels: str
+) -> None:
+    model = models.make(kind)
+    config = {"threshold": 0.3, "max_consecutive_skips": None, "warmup_steps": 2}
+    records = []
+    for state_dtype in (None, dtype):
+        torch._dynamo.reset()
+        call = compiled(model, **config, state_dtype=state_dtype, kernels=kernels)
+        generate(call, model)
+        (steps,) = summary(call).generations[-1].streams.values()
+        records.append([(step.deep, step.error, step.gamma) for step in steps])
+    assert records[0] == records[1]
+
+
 def test_float8_state_takes_a_quarter_of_the_memory_and_a_scale_a_row() -> None:
     model = models.make(models.SingleStream)
     generate(compiled(model, state_dtype=torch.float8_e4m3fn), model, steps=1)
@@ -99,6 +121,7 @@ def test_float8_state_takes_a_quarter_of_the_memory_and_a_scale_a_row() -> None:
     assert tensors["r.0.0"].dtype == torch.float8_e4m3fn
     assert tensors["r.0.0"].shape == (2, 6, 16)
     assert tensors["r.0.0.scale"].shape == (2, 6, 1)
+    assert tensors["p.0.0"].dtype == tensors["h_prev.0"].dtype == torch.float32
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     assert explain(model).state_bytes == held
 
@@ -119,8 +142,100 @@ def test_float8_state_follows_the_number_of_tokens() -> None:
         assert all(torch.equal(a, b) for a, b in zip(*again, strict=True))
 
 
+class PromotingBlock(models.Block):
+    """Gives float32 under autocast, whatever it takes."""
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        return super().forward(x, time) + torch.zeros(1)
+
+
+class Promoting(models.SingleStream):
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.blocks = torch.nn.ModuleList(PromotingBlock(self.width, 2) for _ in self.blocks)
+
+
+@each_engine
+def test_a_stream_that_changes_its_dtype_in_the_probe_is_measured_alike(engine: str) -> None:
+    model = models.make(Promoting)
+    outputs, gammas = [], []
+    for kernels in ("inductor", "triton"):
+        torch._dynamo.reset()
+        config = {"threshold": math.inf, "max_consecutive_skips": 2, "engine": engine}
+        call = compiled(model, **config, kernels=kernels)
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs.append(generate(call, model))
+        (steps,) = summary(call).generations[-1].streams.values()
+        gammas.append([step.gamma for step in steps if step.gamma is not None])
+    assert gammas[0] == pytest.approx(gammas[1], rel=1e-5)
+    assert_near(*outputs)
+    found = sessions_of(model)[-1].last_cut.partition.streams[0]
+    assert [node.meta["example_value"].dtype for node in (found.x, found.h)] == [torch.bfloat16, torch.float32]
+
+
+@each_engine
+@pytest.mark.parametrize("kernels", ["inductor", "triton"])
+def test_autocast_and_weights_that_change_in_place_are_followed(kernels: str, engine: str) -> None:
+    model = models.make(models.SingleStream).requires_grad_(True)
+    call = compiled(model, threshold=0.0, kernels=kernels, engine=engine)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        for _ in range(2):
+            for step in range(3):
+                arguments = models.inputs(model, step, STEPS)
+                assert torch.equal(call(*arguments), model(*arguments))
+            for parameter in model.parameters():
+                parameter.mul_(1.3)
+            torch.clear_autocast_cache()  # as a user's next autocast does; the model itself would read stale casts
+
+
+class OtherEstimate(DCTA):
+    def estimate(self, x: Any, gamma: Any, anchors: Any, state: Any) -> Any:
+        return x.float()
+
+
+class OtherMeasure(ProbeError):  # noqa: N818
+    def measure(self, x: Any, h: Any, state: Any) -> Any:
+        return 1000 * super().measure(x, h, state)
+
+
+class Tallied(ProbeError):  # noqa: N818
+    """Counts its steps in a slot of its own."""
+
+    def slots(self) -> tuple[SlotSpec, ...]:
+        return (*super().slots(), SlotSpec("tally", per_stream=True, scalar=True))
+
+    def follow(self, x: Any, h: Any, reuse: Any, state: Any) -> dict[str, Any]:
+        return {**super().follow(x, h, reuse, state), "tally": state["tally"] + 1}
+
+
+def test_a_gate_with_a_slot_more_keeps_it_beside_the_fused_operators() -> None:
+    model = models.make(models.SingleStream)
+    generate(compiled(model, gate=Tallied(0.3), kernels="triton"), model, steps=6)
+    assert sessions_of(model)[-1].streams["0"].tensors["tally.0"].item() == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"estimator": OtherEstimate((1.0, 1.5))}, "would not run OtherEstimate.estimate: define weights beside it"),
+        ({"gate": OtherMeasure(0.1)}, "would not run OtherMeasure.measure: define error_of beside it"),
+        ({"engine": "cond"}, "writes to state in place, which engine='cond' cannot"),
+        ({"state_dtype": torch.float64}, "does not take state_dtype=torch.float64"),
+    ],
+)
+def test_what_the_fused_operators_would_leave_out_is_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"kernels='triton' {reason}")):
+        DiCacheConfig(kernels="triton", **settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e8m0fnu, torch.float8_e4m3fnuz, torch.int32])
+def test_a_dtype_that_cannot_hold_state_is_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match="state_dtype: expected None or one of"):
+        DiCacheConfig(state_dtype=dtype)
+
+
 def test_the_fused_operators_are_refused_where_their_forms_are_missing() -> None:
-    with pytest.raises(ValueError, match=r"kernels='triton' needs a estimator with the methods of policy.LinearEst"):
+    with pytest.raises(ValueError, match=r"kernels='triton' needs an estimator with the methods of policy.LinearEst"):
         DiCacheConfig(kernels="triton", estimator=Reuse())
     with pytest.raises(Exception, match=r"kernels='triton' takes streams in .*; this model's is in torch.float64"):
         generate(

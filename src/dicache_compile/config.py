@@ -11,7 +11,8 @@ import torch
 
 from .estimators import DCTA
 from .gates import ProbeError
-from .policy import Estimator, Gate, LinearEstimator, SummedGate
+from .kernels.operators import STORED
+from .policy import Estimator, Gate, why_not_fused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class DiCacheConfig:
 
     state_dtype: torch.dtype | None = None
     """Floating dtype in which tensors are kept between steps. None: each stream's own. In float8 each row (the last
-    dimension) has a float32 scale beside it."""
+    dimension) has a float32 scale beside it; what differences are taken of stays in the stream's own dtype."""
 
     timestep_input: str | None = None
     """The name of the model's timestep argument. None: found by its name, or by the sine that is taken of it."""
@@ -221,8 +222,8 @@ def _check_types(config: DiCacheConfig) -> None:
     if len(set(owners)) < len(owners):
         raise ValueError(f"trunk: expected each list once, got {config.trunk!r}")
     dtype = config.state_dtype
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"state_dtype: expected a floating torch.dtype, got {dtype!r}")
+    if dtype is not None and dtype not in (*STORED, torch.float64):
+        raise TypeError(f"state_dtype: expected None or one of {', '.join(map(str, STORED))}, got {dtype!r}")
     for name, kind in (("gate", Gate), ("estimator", Estimator)):
         value = getattr(config, name)
         if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
@@ -233,12 +234,12 @@ def _check_together(config: DiCacheConfig) -> None:
     if config.warmup_inclusive and config.warmup_ratio is None:
         raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
     if config.kernels == "triton":
-        for name, value, form in (
-            ("gate", config.make_gate(), SummedGate),
-            ("estimator", config.make_estimator(), LinearEstimator),
-        ):
-            if not isinstance(value, form):
-                raise ValueError(f"kernels='triton' needs a {name} with the methods of policy.{form.__name__}")
+        if reason := why_not_fused(config.make_gate(), config.make_estimator()):
+            raise ValueError(f"kernels='triton' {reason}")
+        if config.engine == "cond":
+            raise ValueError("kernels='triton' writes to state in place, which engine='cond' cannot")
+        if config.state_dtype == torch.float64:
+            raise ValueError("kernels='triton' does not take state_dtype=torch.float64")
     if config.num_steps is not None:
         for name in ("warmup_steps", "final_steps"):
             if getattr(config, name) > config.num_steps:

@@ -28,6 +28,8 @@ class SlotSpec:
         0  # how many anchors back it is kept, if it is written on deep steps only; 0: one value, kept as it is
     )
 
+    measured: bool = False  # whether differences of it decide: then float8, which is too coarse for that, is not used
+
     @property
     def reads(self) -> tuple[str, ...]:
         """The names under which it is read: "r" with a history of 2 is "r1", the newest, and "r2"."""
@@ -88,7 +90,7 @@ class Estimator(Protocol):
 
 
 @runtime_checkable
-class SummedGate(Protocol):
+class SummedGate(Gate, Protocol):
     """A gate whose error follows from the sums of `kernels.operators.statistics`.
 
     Its slots of the stream's shape are "h_prev", and "x_prev" if it has it, which that operator writes.
@@ -100,7 +102,7 @@ class SummedGate(Protocol):
 
 
 @runtime_checkable
-class LinearEstimator(Protocol):
+class LinearEstimator(Estimator, Protocol):
     """An estimator y = x + sum_k w_k r_k over its slot "r", whose gamma follows from the sums of `statistics`.
 
     Its slots "r" and "p" have a history of two.
@@ -113,3 +115,29 @@ class LinearEstimator(Protocol):
     def weights(self, gamma: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """The weights of r1, the newest, and r2: float32, shape (). A weight of exactly 0 masks."""
         ...
+
+
+def why_not_fused(gate: object, estimator: object) -> str | None:
+    """The reason why the fused operators cannot take the place of these two's own methods, or None."""
+    for kind, value, form, plain in (
+        ("a gate", gate, SummedGate, {"error_of": "measure"}),
+        ("an estimator", estimator, LinearEstimator, {"gamma_of": "weigh", "weights": "estimate"}),
+    ):
+        if not isinstance(value, form):
+            return f"needs {kind} with the methods of policy.{form.__name__}"
+        for fused, own in plain.items():
+            if _defined_at(value, own) < _defined_at(value, fused):
+                return f"would not run {type(value).__name__}.{own}: define {fused} beside it"
+    assert isinstance(gate, SummedGate)
+    assert isinstance(estimator, LinearEstimator)
+    slots = {spec.name: spec for spec in (*gate.slots(), *estimator.slots())}
+    for name, history in (("h_prev", 0), ("r", 2), ("p", 2)):
+        spec = slots.get(name)
+        if spec is None or spec.scalar or not spec.per_stream or spec.history != history:
+            return f"needs a slot {name!r} of the stream's shape with a history of {history}"
+    return None
+
+
+def _defined_at(value: object, method: str) -> int:
+    """How far up among the classes of an object a method is defined."""
+    return next(place for place, kind in enumerate(type(value).__mro__) if method in vars(kind))

@@ -69,7 +69,7 @@ class CudaCaptures:
         current = torch.cuda.current_stream(self._index)
         self._stream.wait_stream(current)
         try:
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self._stream), _no_autocast_cache():
                 return run()
         finally:
             current.wait_stream(self._stream)
@@ -92,6 +92,7 @@ class CudaCaptures:
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
                 torch.inference_mode(inference),
                 torch.no_grad(),  # last: leaving inference mode turns gradients on
+                _no_autocast_cache(),
             ):
                 result = run()
         except BaseException:
@@ -137,8 +138,9 @@ class CudaCaptures:
 
     def settle(self) -> None:
         """Before captures are freed: the pool's stream, by which the allocator goes, waits for what still runs."""
-        if self._last is not None:
-            self._stream.wait_stream(self._last)
+        with self._turns:
+            if self._last is not None:
+                self._stream.wait_stream(self._last)
 
     def abandon(self) -> None:
         """After a recording that failed: the next ones get a pool of their own, whatever became of this one."""
@@ -188,6 +190,18 @@ def _own_workspaces() -> Iterator[None]:
         yield
     finally:
         torch._C._cuda_clearCublasWorkspaces()
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Casts of weights that the caller's autocast keeps are gone when it ends, and would be read on."""
+    was = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(was)
 
 
 @contextmanager

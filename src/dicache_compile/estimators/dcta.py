@@ -21,7 +21,10 @@ class DCTA:
     gamma_range: tuple[float, float]
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        tensors = tuple(SlotSpec(name, per_stream=True, scalar=False, history=2) for name in ("r", "p"))
+        tensors = (
+            SlotSpec("r", per_stream=True, scalar=False, history=2),
+            SlotSpec("p", per_stream=True, scalar=False, history=2, measured=True),
+        )
         # mean|P1 - P2| changes on deep steps only, so it is kept and not computed on every step.
         return (*tensors, SlotSpec("anchor_gap", per_stream=True, scalar=True))
 

@@ -25,9 +25,9 @@ class ProbeError:
     comparison: Literal["<", "<="] = "<"
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        tensors = [SlotSpec("h_prev", per_stream=True, scalar=False)]
+        tensors = [SlotSpec("h_prev", per_stream=True, scalar=False, measured=True)]
         if self.error == "probe_minus_input":
-            tensors.append(SlotSpec("x_prev", per_stream=True, scalar=False))
+            tensors.append(SlotSpec("x_prev", per_stream=True, scalar=False, measured=True))
         return (*tensors, SlotSpec("accumulated", per_stream=False, scalar=True))
 
     def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..passes import effects
+
 _KEY = "example_value"
 
 
@@ -23,7 +25,7 @@ def record_fake_values(gm: fx.GraphModule, examples: Sequence[object], mode: Fak
     # A node that cannot be run in this way costs the cache its entry, and nothing else.
     with suppress(Exception), mode, torch.no_grad():
         for node in gm.graph.nodes:
-            if node.op in ("call_function", "call_method") and _KEY not in node.meta:
+            if node.op in ("call_function", "call_method") and _KEY not in node.meta and not effects.is_mode(node):
                 node.meta[_KEY] = _run(node)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ..kernels import operators  # noqa: F401  the operators are there once this is imported
 from ..policy import Estimator, Gate, LinearEstimator, SlotSpec, State, SummedGate
+from . import values
 from .emit import Emitter
 from .slots import StreamSlots, Updates
 
@@ -66,7 +67,10 @@ def _measure_fused(
     gate, estimator = policy.gate, policy.estimator
     assert isinstance(gate, SummedGate)
     assert isinstance(estimator, LinearEstimator)
-    names = [spec.name for spec in gate.slots() if spec.per_stream]
+    names = {spec.name for spec in _per_stream(gate)} & {"h_prev", "x_prev"}
+    if len({recorded.dtype for node in (x, h) if (recorded := values.tensor(node)) is not None}) > 1:
+        # As under autocast; the operator takes one dtype.
+        x, h = (emitter.graph.call_method("float", (node,)) for node in (x, h))
     arguments: list[Any] = [h, x]
     for name in ("h_prev", "x_prev"):
         if name in names:
@@ -79,7 +83,8 @@ def _measure_fused(
     scalars = slots.read(emitter, [spec for spec in _per_stream(estimator) if spec.scalar], anchors)
     error = emitter.trace(gate.error_of, sums)
     gamma = emitter.trace(_gamma_of, estimator, sums, h, anchors, scalars)
-    return Measured(error, gamma, {}, frozenset(names))
+    kept = slots.read(emitter, [spec for spec in _per_stream(gate) if spec.name not in names], anchors)
+    return Measured(error, gamma, kept, frozenset(names))
 
 
 def _per_stream(policy: Gate | Estimator) -> list[SlotSpec]:

@@ -27,7 +27,8 @@ class StreamSlots:
 
     place: int  # of the stream
     like: fx.Node  # has the shape of the tensors
-    dtype: torch.dtype  # in which they are kept
+    own: torch.dtype  # of the stream
+    dtype: torch.dtype  # in which its tensors are kept, but for those that float8 is too coarse for
     device: torch.device
 
     def slots(self, specs: Sequence[SlotSpec]) -> list[Slot]:
@@ -38,7 +39,7 @@ class StreamSlots:
                 if spec.scalar:
                     found.append(Slot(name, None, (), torch.float32, self.device, 0))
                     continue
-                found.append(Slot(name, self.like, (), self.dtype, self.device, 0))
+                found.append(Slot(name, self.like, (), self._dtype(spec), self.device, 0))
                 if self._is_scaled(spec):
                     found.append(Slot(_scale(name), self.like, (), torch.float32, self.device, 0, by_row=True))
         return found
@@ -83,8 +84,11 @@ class StreamSlots:
             return {names[0]: new}
         return {name: emitter.trace(put, anchors, turn, ring, new) for turn, name in enumerate(names)}
 
+    def _dtype(self, spec: SlotSpec) -> torch.dtype:
+        return self.own if spec.measured and self.dtype in FLOAT8 else self.dtype
+
     def _is_scaled(self, spec: SlotSpec) -> bool:
-        return not spec.scalar and self.dtype in FLOAT8
+        return not spec.scalar and self._dtype(spec) in FLOAT8
 
 
 def _scale(name: str) -> str:

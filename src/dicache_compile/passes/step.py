@@ -134,7 +134,7 @@ class Step:
     def _slots(self, place: int) -> StreamSlots:
         x = self.partition.streams[place].x
         carried = _tensor(x)
-        return StreamSlots(place, x, self.policy.state_dtype or carried.dtype, carried.device)
+        return StreamSlots(place, x, carried.dtype, self.policy.state_dtype or carried.dtype, carried.device)
 
 
 def _tensor(node: fx.Node) -> Tensor:

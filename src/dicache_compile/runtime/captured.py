@@ -71,10 +71,10 @@ class CapturedEngine:
         self._last = before
         if before.name == "calls":
             return None
-        reasons: list[str] = []
+        reasons = [] if before.reason is None else [before.reason]
         recording = self._launchable(before.name, inputs, state, reasons)
-        if reasons:
-            after = Rung(recording[1] if recording is not None else "calls", "; ".join(reasons))
+        after = Rung(recording[1] if recording is not None else "calls", "; ".join(reasons) or None)
+        if after != before:
             _log.warning("a step runs on the engine %r, not %r: %s", after.name, before.name, after.reason)
             self._last = self._rungs[key] = after
         if recording is None:

@@ -53,6 +53,7 @@ class CountingClock:
     def write(self, state: StreamState, time: Tensor | None) -> None:
         if state.calls >= self.steps:
             state.restart()
+        state.order()
         state.tensors["clock"].fill_(-state.calls)
         state.calls += 1
 
@@ -76,6 +77,7 @@ class EarlierClock:
 
     def write(self, state: StreamState, time: Tensor | None) -> None:
         assert time is not None
+        state.order()
         state.tensors["clock"].copy_(time.float().amax())
 
 

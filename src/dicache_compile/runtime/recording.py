@@ -87,6 +87,11 @@ class Recording:
             self.runs += 1
             return [output.clone() if isinstance(output, Tensor) else output for output in self._outputs]
 
+    def order(self) -> None:
+        """Makes the current stream wait for the last launch of any recording."""
+        with self._captures.turn():
+            pass
+
     def _use_on_current_stream(self) -> None:
         """Tells the allocator that what was allocated on one stream is now used on another one, too."""
         for tensor in (*self._inputs.tensors.values(), *self._state, *self._outputs):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..config import DiCacheConfig
@@ -103,10 +104,12 @@ class Session:
         old, state = oldest
         del self.streams[old]
         # The captured step goes on writing to the same record: that of the old stream is copied from there.
-        self.history[old].tensors = {kept: state.tensors[kept].clone() for kept in KEPT}
         before = self.history.setdefault(name, History()).tensors
-        for kept in KEPT:
-            state.tensors[kept].copy_(before[kept]) if before else state.tensors[kept].zero_()
+        state.order()
+        with torch.inference_mode(False), torch.no_grad():
+            self.history[old].tensors = {kept: state.tensors[kept].clone() for kept in KEPT}
+            for kept in KEPT:
+                state.tensors[kept].copy_(before[kept]) if before else state.tensors[kept].zero_()
         state.restart()
         return state
 

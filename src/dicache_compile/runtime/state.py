@@ -29,13 +29,20 @@ class StreamState:
     def __post_init__(self) -> None:
         self.values = tuple(self.tensors.values())
 
+    def order(self) -> None:
+        """To be called before the host writes to the state: a captured step may still run on another CUDA stream."""
+        if self.recording is not None:
+            self.recording.order()
+
     def restart(self) -> None:
         """Asks for a new generation with the next step; waits for nothing."""
+        self.order()
         self.tensors["restart"].fill_(True)
         self.calls = 0
 
     def set_schedule(self, schedule: tuple[int, int]) -> None:
         if self.schedule != schedule:
+            self.order()
             for place, value in enumerate(schedule):
                 self.tensors["schedule"][place].fill_(value)
             self.schedule = schedule

@@ -9,22 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_COPIED = {torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}  # as they are
+_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
+
 
 @dataclass(frozen=True, slots=True)
 class StaticInputs:
     """Buffers for some of a graph's inputs, filled by one fused copy, and by one more for each odd one."""
 
     tensors: Mapping[int, Tensor]  # by place among the inputs; laid out as the inputs are
-    alike: tuple[int, ...]  # the places whose inputs have the fused copy's dtype
-    recast: tuple[int, ...]  # those whose bytes are read as that dtype
-    targets: list[Tensor]  # where the fused copy goes: first what is alike, then what is recast
+    fused: tuple[int, ...]  # the places of the fused copy
+    read_as: torch.dtype | None  # as which it reads all of them; None: they are of one dtype as they are
+    targets: list[Tensor]  # where it goes
     odd: tuple[tuple[int, Tensor, tuple[int, ...]], ...]  # (place, where it goes, dimensions that are expanded)
 
     def fill(self, inputs: Sequence[Any]) -> None:
         """Copies a call's inputs over what the buffers hold."""
         if self.targets:
-            dtype = self.targets[0].dtype
-            sources = [inputs[place] for place in self.alike] + [inputs[place].view(dtype) for place in self.recast]
+            sources = [inputs[place] for place in self.fused]
+            if self.read_as is not None:
+                sources = [source.view(self.read_as) for source in sources]
             torch._foreach_copy_(self.targets, sources)
         for place, target, expanded in self.odd:
             target.copy_(_once(inputs[place], expanded))
@@ -34,16 +38,18 @@ def static_inputs(inputs: Sequence[Any], places: Sequence[int]) -> StaticInputs:
     """Buffers for the tensors at these places, with the shapes, strides and dtypes that they have now; not filled."""
     tensors = {place: _like(inputs[place]) for place in places}
     plain = [place for place in places if _is_plain(inputs[place])]
-    # The fused copy takes one dtype: that of the smallest elements, as which all others can be read.
-    smallest = min((inputs[place].dtype for place in plain), key=lambda dtype: dtype.itemsize, default=torch.uint8)
-    alike = tuple(place for place in plain if inputs[place].dtype == smallest)
-    recast = tuple(place for place in plain if place not in alike)
+    dtypes = {inputs[place].dtype for place in plain}
+    # The fused copy takes one dtype. Where there are several, whole numbers of the size of the smallest elements: as
+    # 16-bit floats CUDA would copy them by way of float32, which leaves nothing of a NaN but that it is one.
+    smallest = min((dtype.itemsize for dtype in dtypes), default=1)
+    read_as = None if len(dtypes) == 1 and dtypes <= _COPIED else _WHOLE.get(smallest)
+    fused = tuple(plain) if read_as is not None or len(dtypes) == 1 else ()
     expanded = {place: _expanded(inputs[place]) for place in places if place not in plain}
     return StaticInputs(
         tensors,
-        alike,
-        recast,
-        targets=[tensors[place].view(smallest) for place in (*alike, *recast)],
+        fused,
+        read_as,
+        targets=[tensors[place] if read_as is None else tensors[place].view(read_as) for place in fused],
         odd=tuple((place, _once(tensors[place], dims), dims) for place, dims in expanded.items()),
     )
 
