@@ -221,9 +221,9 @@ def _check_types(config: DiCacheConfig) -> None:
         raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
     if len(set(owners)) < len(owners):
         raise ValueError(f"trunk: expected each list once, got {config.trunk!r}")
-    dtype = config.state_dtype
-    if dtype is not None and dtype not in (*STORED, torch.float64):
-        raise TypeError(f"state_dtype: expected None or one of {', '.join(map(str, STORED))}, got {dtype!r}")
+    dtypes = (None, torch.float64, *STORED)
+    if config.state_dtype not in dtypes:
+        raise TypeError(f"state_dtype: expected one of {', '.join(map(str, dtypes))}, got {config.state_dtype!r}")
     for name, kind in (("gate", Gate), ("estimator", Estimator)):
         value = getattr(config, name)
         if value is not None and (isinstance(value, type) or not isinstance(value, kind)):

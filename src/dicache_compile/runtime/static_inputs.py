@@ -42,14 +42,13 @@ def static_inputs(inputs: Sequence[Any], places: Sequence[int]) -> StaticInputs:
     # The fused copy takes one dtype. Where there are several, whole numbers of the size of the smallest elements: as
     # 16-bit floats CUDA would copy them by way of float32, which leaves nothing of a NaN but that it is one.
     smallest = min((dtype.itemsize for dtype in dtypes), default=1)
-    read_as = None if len(dtypes) == 1 and dtypes <= _COPIED else _WHOLE.get(smallest)
-    fused = tuple(plain) if read_as is not None or len(dtypes) == 1 else ()
+    read_as = None if len(dtypes) == 1 and dtypes <= _COPIED else _WHOLE[smallest]
     expanded = {place: _expanded(inputs[place]) for place in places if place not in plain}
     return StaticInputs(
         tensors,
-        fused,
-        read_as,
-        targets=[tensors[place] if read_as is None else tensors[place].view(read_as) for place in fused],
+        fused=tuple(plain),
+        read_as=read_as,
+        targets=[tensors[place] if read_as is None else tensors[place].view(read_as) for place in plain],
         odd=tuple((place, _once(tensors[place], dims), dims) for place, dims in expanded.items()),
     )
 
