@@ -7,7 +7,13 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 # Threads that spin while they wait slow each other down tenfold as soon as a core is shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: demo models test lint venv
+.PHONY: bench bench-full demo models test lint venv
+
+bench: venv
+	$(BIN)/python -m bench.versus --quick
+
+bench-full: venv
+	$(BIN)/python -m bench.versus
 
 demo: venv
 	$(BIN)/python -m bench.demo

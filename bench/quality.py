@@ -21,7 +21,19 @@ class Quality:
 
 def compare(picture: Tensor, reference: Tensor) -> Quality:
     """Two pictures [3, H, W] in [-1, 1]."""
-    ours, theirs = (pixels.permute(1, 2, 0).double().numpy() for pixels in (picture, reference))
+    return Quality(psnr(picture, reference), ssim(picture, reference))
+
+
+def psnr(picture: Tensor, reference: Tensor) -> float:
+    """Of two pictures or clips of any shape, in [-1, 1]: dB over all their pixels."""
     with np.errstate(divide="ignore"):
-        psnr = peak_signal_noise_ratio(theirs, ours, data_range=DATA_RANGE)
-    return Quality(float(psnr), float(structural_similarity(theirs, ours, data_range=DATA_RANGE, channel_axis=2)))
+        return float(peak_signal_noise_ratio(_array(reference), _array(picture), data_range=DATA_RANGE))
+
+
+def ssim(picture: Tensor, reference: Tensor) -> float:
+    """Of two pictures [3, H, W] in [-1, 1]."""
+    return float(structural_similarity(_array(reference), _array(picture), data_range=DATA_RANGE, channel_axis=0))
+
+
+def _array(pixels: Tensor) -> np.ndarray:
+    return pixels.double().numpy()

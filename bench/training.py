@@ -69,8 +69,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     if resume:
         model.load_state_dict({name: weight.float() for name, weight in load_file(weights).items()})
-    decay = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)
-    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=decay)
+    averaged = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=_average)
     compiled = torch.compile(model, dynamic=False)
     optims = _optimizers(model, rate)
     total = sum(stage.steps for stage in stages)
@@ -93,6 +92,12 @@ def train(
                 if step % SAVED == 0 or not left:
                     _save(averaged.module, weights)
                     stage.draw(averaged.module.eval())
+
+
+@torch.no_grad()
+def _average(averaged: list[Tensor], current: list[Tensor], count: int | Tensor) -> None:
+    # Over a growing share of the steps so far, then over the last: the first weights would else stay in it for long.
+    torch._foreach_lerp_(averaged, current, max(1 - EMA_DECAY, 9 / (10 + int(count))))
 
 
 def _step(model: nn.Module, loss: Tensor, optims: Sequence[torch.optim.Optimizer], rate: float) -> float:

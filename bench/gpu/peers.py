@@ -6,8 +6,8 @@ own difference on every step, and only what they compare it with is set:
 - diffusers' FirstBlockCache reuses while the difference is at most its threshold. The threshold is set before each
   step, to -1 (run all blocks) or infinity (reuse). Each step is called inside `cache_context`, as pipelines do.
 - cache-dit's DBCache with one block in front and none behind (F1B0) takes the steps that must be computed as a mask,
-  and with the policy "dynamic" compares on the others, here with an infinite threshold. Its context is renewed before
-  each generation, as its documentation says for a transformer without a pipeline.
+  and with the policy "dynamic" compares on the others, here with the highest threshold with which it still compares.
+  Its context is renewed before each generation, as its documentation says for a transformer without a pipeline.
 
 Both are compiled by `torch.compile(transformer)` after the cache is put in, which is what cache-dit's guide shows; both
 break the graph at their decision, so what comes of it is one graph for each kind of block. cache-dit's guide also calls
@@ -18,15 +18,17 @@ off and given to cache-dit's own compilation alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import torch
 from torch import Tensor, nn
 
+from ..inductor_settings import what_it_sets
 from .cases import DEEP, STEPS, WARMUP
 from .systems import CACHE_DIT, FIRST_BLOCK, System
+
+ALMOST_ONE = math.nextafter(1.0, 0.0)  # from 1 on DBCache reuses without comparing
 
 
 def make(name: str, module: nn.Module) -> System:
@@ -73,14 +75,14 @@ def _cache_dit(module: Any) -> System:
         Fn_compute_blocks=1,
         Bn_compute_blocks=0,
         max_warmup_steps=WARMUP,
-        residual_diff_threshold=math.inf,
+        residual_diff_threshold=ALMOST_ONE,
         num_inference_steps=STEPS,
         steps_computation_mask=[int(deep) for deep in DEEP],
         steps_computation_policy="dynamic",
         enable_separate_cfg=False,
     )
     cache_dit.enable_cache(module, cache_config=config)
-    compiled = torch.compile(module, options=_what_it_sets(cache_dit.set_compile_configs))
+    compiled = torch.compile(module, options=what_it_sets(cache_dit.set_compile_configs))
 
     def begin() -> None:
         cache_dit.refresh_context(module, cache_config=config)
@@ -95,18 +97,3 @@ def _cached_steps(module: Any) -> int:
     manager = module._context_manager
     (context,) = (manager.get_context(name) for name in module._context_names)
     return len(context.get_cached_steps())
-
-
-def _what_it_sets(change: Callable[[], None]) -> dict[str, Any]:
-    """The settings of Inductor that a function changes, which are as they were afterwards."""
-    from torch._inductor import config
-
-    limits = ("recompile_limit", "accumulated_recompile_limit")  # of Dynamo; ours are high enough for it
-    with torch._dynamo.config.patch({name: getattr(torch._dynamo.config, name) for name in limits}):
-        before = config.get_config_copy()
-        change()
-        after = config.get_config_copy()
-    changed = {name: value for name, value in after.items() if value != before[name]}
-    for name in changed:
-        setattr(config, name, before[name])
-    return changed

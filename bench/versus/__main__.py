@@ -1,0 +1,87 @@
+"""Runs the comparison and writes its page: `python -m bench.versus --help`; `make bench` and `make bench-full`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from . import page, plots, rows, sweep
+from .compare import SHOWN, compare
+from .costs import costs
+from .roster import costed, equal, own, scheduled, tune
+from .workload import HELD_OUT, WORKLOADS, Workload
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+PARTS = ("schedule", "generations", "sweep", "costs")
+SEEDS = {"schedule": 12, "generations": 64}  # held-out seeds, and so generations of each setting
+QUICK_SEEDS = {"schedule": 4, "generations": 4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.versus", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="own settings and the schedule, few seeds; no page")
+    parser.add_argument("--tune", action="store_true", help="only find the tuned settings and write tuned.json")
+    parser.add_argument("--page", action="store_true", help="only write the page again, from the results")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given again")
+    parser.add_argument("--workload", choices=[w.key for w in WORKLOADS], action="append", help="likewise")
+    parser.add_argument("--results", type=Path, help="the file to add to; by default one of bench/results")
+    arguments = parser.parse_args()
+    quiet()
+    workloads = [w for w in WORKLOADS if arguments.workload is None or w.key in arguments.workload]
+    results = arguments.results or rows.RESULTS / ("quick.jsonl" if arguments.quick else "full.jsonl")
+    parts = arguments.part or (PARTS[:2] if arguments.quick else PARTS)
+    if arguments.tune:
+        for workload in workloads:
+            tune(workload)
+    elif arguments.page:
+        page.write(results, PAGE)
+    else:
+        measure(results, parts, workloads, arguments.quick)
+        print(f"\nThe rows: {results}")
+        if not arguments.quick:
+            page.write(results, PAGE)
+            print(f"The page: {PAGE}")
+
+
+def measure(results: Path, parts: Sequence[str], workloads: Sequence[Workload], quick: bool) -> None:
+    """Rows are on disk as soon as a comparison is done; those of an earlier one with the same key are replaced."""
+    seeds = QUICK_SEEDS if quick else SEEDS
+    for workload in workloads:
+        if "schedule" in parts:
+            found, _ = compare("schedule", workload, scheduled(workload), seeds["schedule"], quality=False)
+            rows.replace(results, found)
+        if "generations" in parts:
+            entrants = own(workload) if quick else own(workload) + equal(workload)
+            found, pictures = compare("generations", workload, entrants, seeds["generations"])
+            rows.replace(results, found)
+            if not quick:
+                titles = [workload.title(workload.prompt(seed)) for seed in range(HELD_OUT, HELD_OUT + SHOWN)]
+                plots.grid(pictures, page.grid_path(PAGE, workload), titles=titles)
+        if "costs" in parts:
+            for system in costed(workload):
+                rows.replace(results, [costs(workload, system)])
+    if "sweep" in parts:
+        for tokens, width in sweep.SIZES:
+            workload = sweep.workload(tokens, width)
+            found, _ = compare("sweep", workload, scheduled(workload), sweep.SEEDS[tokens, width], quality=False)
+            rows.replace(results, found)
+
+
+def quiet() -> None:
+    """Leaves the terminal to the progress bars: the libraries warn of their own matters."""
+    os.environ.setdefault("CACHE_DIT_LOG_LEVEL", "error")  # which it reads as it is imported
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    # Blocks that are compiled one by one share their code, and so one limit, whichever system they are of.
+    torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = 1 << 10, 1 << 14
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The bars of the benchmark, each judged from the rows alone. Peers get their best setting, and so do we."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from . import sweep
+from .rows import Row
+from .workload import STEPS, WORKLOADS
+
+OURS = "dicache_compile"
+UNCACHED = "uncached"
+FEWER_STEPS = "fewer steps"
+FORMS = {"lite": "lite", "taylorseer": "+ TaylorSeer"}  # by the field that asks for it
+DEEP_STEPS = (15, 10, 7)  # of the comparison of quality alone
+SLACK = 0.5  # deep steps that our setting may have above the asked ones and still count as equal
+SAME_QUALITY = 35.0  # dB of PSNR, mean
+LEAD = 1.3  # over the best peer at the smallest size
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar and how far we got."""
+
+    text: str  # "same schedule, shapes FLUX: the fastest"
+    reached: bool | None = None  # None: not measured
+    ours: str = ""  # "2.31x (default)"
+    peer: str = ""  # the best one: "2.06x (DBCache, F1B0)"
+    margin: str = ""  # between the two: "1.12x (1.09-1.15)"
+
+    @property
+    def verdict(self) -> str:
+        return {True: "reached", False: "**MISSED**", None: "not measured"}[self.reached]
+
+
+def bars(rows: Sequence[Row]) -> list[Bar]:
+    """Every bar, in the order of the page; those without rows are there too."""
+    sizes = [sweep.workload(*size).name for size in sweep.SIZES]
+    found = [_fastest("schedule", workload.name, rows) for workload in WORKLOADS]
+    found += [_fastest("sweep", name, rows) for name in sizes]
+    found.append(_fastest("sweep", sizes[0], rows, LEAD))
+    found += [_best_quality(deep, workload.name, rows) for workload in WORKLOADS for deep in DEEP_STEPS]
+    return found + [_most_at_same_quality(workload.name, rows) for workload in WORKLOADS]
+
+
+def ratio(ours: Row, peer: Row) -> tuple[float, float, float]:
+    """How many times faster ours is than a peer: median, 10th and 90th percentile of the seeds' ratios."""
+    pair = ours.samples.get("speed-up", ()), peer.samples.get("speed-up", ())
+    if not pair[0] or len(pair[0]) != len(pair[1]):  # not the same seeds
+        alone = ours.figures["speed-up"] / peer.figures["speed-up"]
+        return alone, alone, alone
+    each = [a / b for a, b in zip(*pair, strict=True)]
+    low, high = np.percentile(each, (10, 90))
+    return median(each), float(low), float(high)
+
+
+def deep_steps(row: Row) -> float | None:
+    """Deep steps of a generation, for systems without a cache too."""
+    if row.system == UNCACHED:
+        return float(STEPS)
+    # All steps of a shorter schedule are deep, and it says how many in its setting.
+    return row.figures.get("deep steps", row.setting.get("steps") if row.system == FEWER_STEPS else None)
+
+
+def family(row: Row) -> str:
+    """The name of its line in a plot: some systems come in two forms that nobody would call settings of one."""
+    return " ".join((row.system, *(word for field, word in FORMS.items() if row.setting.get(field) is True)))
+
+
+def name(row: Row) -> str:
+    return f"{row.system}, {row.label}"
+
+
+def _fastest(experiment: str, workload: str, rows: Iterable[Row], lead: float = 1.0) -> Bar:
+    text = f"same schedule, {workload}: " + ("the fastest" if lead == 1 else f"at least {lead}x over the best peer")
+    here = [row for row in rows if (row.experiment, row.workload, row.role) == (experiment, workload, "schedule")]
+    ours, peers = _split(row for row in here if row.system != FEWER_STEPS)  # which has a schedule of its own
+    if failure := _failure(text, here, ours, peers):
+        return failure
+    return _against(text, max(ours, key=_speed_up), max(peers, key=_speed_up), lead)
+
+
+def _best_quality(deep: int, workload: str, rows: Iterable[Row]) -> Bar:
+    text = f"{deep} deep steps, {workload}: best mean and worst PSNR"
+    here = [row for row in rows if _is_generation(row, workload) and row.role == f"{deep} deep"]
+    ours, peers = _split(row for row in here if not row.figures or "PSNR mean" in row.figures)
+    if failure := _failure(text, here, ours, peers):
+        return failure
+
+    def is_equal(row: Row) -> bool:
+        return (deep_steps(row) or STEPS) <= deep + SLACK
+
+    best = max(ours, key=lambda row: (is_equal(row), row.figures["PSNR mean"]))
+    peer_of = {figure: max(peers, key=lambda row: row.figures[figure]) for figure in ("PSNR mean", "PSNR worst")}
+    margin = [best.figures[figure] - peer.figures[figure] for figure, peer in peer_of.items()]
+    quoted = {
+        figure: f"{peer.figures[figure]:.1f} dB ({name(peer)}; {_deep(peer)})" for figure, peer in peer_of.items()
+    }
+    return Bar(
+        text,
+        is_equal(best) and min(margin) >= 0,
+        f"{best.figures['PSNR mean']:.1f} and {best.figures['PSNR worst']:.1f} dB ({best.label}; {_deep(best)})",
+        " and ".join(quoted.values()),
+        " and ".join(f"{value:+.1f}" for value in margin) + " dB",
+    )
+
+
+def _most_at_same_quality(workload: str, rows: Iterable[Row]) -> Bar:
+    text = f"mean PSNR of at least {SAME_QUALITY:.0f} dB, {workload}: the largest speed-up"
+    here = [row for row in rows if _is_generation(row, workload)]
+    ours, peers = _split(row for row in here if not row.figures or "PSNR mean" in row.figures)
+    if failure := _failure(text, here, ours, peers):
+        return failure
+    good, others = ([row for row in some if row.figures["PSNR mean"] >= SAME_QUALITY] for some in (ours, peers))
+    best, peer = max(good, key=_speed_up, default=None), max(others, key=_speed_up, default=None)
+    if best is None:
+        return Bar(text, False, "no setting of ours", "none" if peer is None else _quoted(peer))
+    if peer is None:
+        return Bar(text, True, _quoted(best), "none")
+    return _against(text, best, peer, 1.0)
+
+
+def _is_generation(row: Row, workload: str) -> bool:
+    return (row.experiment, row.workload) == ("generations", workload) and row.role != "baseline"
+
+
+def _split(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
+    """Ours and the peers', of those that ran."""
+    ran = [row for row in rows if row.figures and row.system != UNCACHED]
+    return [row for row in ran if row.system == OURS], [row for row in ran if row.system != OURS]
+
+
+def _failure(text: str, here: Iterable[Row], ours: Sequence[Row], peers: Sequence[Row]) -> Bar | None:
+    """What is to say where there is nothing to compare."""
+    if ours and peers:
+        return None
+    if ours:
+        return Bar(text, peer="no peer was measured")
+    reasons = {row.why for row in here if row.system == OURS and not row.figures}
+    return Bar(text, False, f"did not run: {'; '.join(sorted(reasons))}") if reasons else Bar(text)
+
+
+def _against(text: str, ours: Row, peer: Row, lead: float) -> Bar:
+    middle, low, high = ratio(ours, peer)
+    return Bar(text, middle >= lead, _quoted(ours), _quoted(peer), f"{middle:.2f}x ({low:.2f}-{high:.2f})")
+
+
+def _quoted(row: Row) -> str:
+    return f"{_speed_up(row):.2f}x ({row.label if row.system == OURS else name(row)})"
+
+
+def _speed_up(row: Row) -> float:
+    return row.figures["speed-up"]
+
+
+def _deep(row: Row) -> str:
+    taken = deep_steps(row)
+    return "deep steps unknown" if taken is None else f"{taken:.1f} deep"

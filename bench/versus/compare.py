@@ -1,0 +1,167 @@
+"""Runs systems side by side: each seed by all of them in turn, so that a machine that slows down slows all alike."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, median
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..quality import psnr, ssim
+from .generation import Generation, generate
+from .rows import Row, row
+from .system import Installed, System
+from .uncached import Uncached
+from .workload import HELD_OUT, Workload
+
+WARM_UP = HELD_OUT - 1  # the seed that compiles
+SHOWN, SHOWN_ROLE = 6, "10 deep"  # pictures of each line of the grid, and the settings that it shows
+EQUAL = 100.0  # dB, for equal pictures: they have infinitely many, which has no mean
+
+
+Shown = tuple[Tensor, str]
+"""A picture [3, H, W] in [-1, 1] and what stands below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entrant:
+    """A system in a comparison, and why it has this setting."""
+
+    system: System
+    role: str  # "own", "15 deep", "schedule"
+    why_not: str = ""  # why it cannot take part; "": it can, for all that is known
+
+
+@dataclass(slots=True)
+class _Runs:
+    """What one entrant did so far."""
+
+    entrant: Entrant
+    installed: Installed | None = None
+    why: str = ""
+    seconds: list[float] = field(default_factory=list)
+    speed_up: list[float] = field(default_factory=list)  # over the baseline on the same seed
+    calls: list[tuple[float, bool]] = field(default_factory=list)  # (seconds, whether deep)
+    deep: list[float] = field(default_factory=list)  # deep steps of a generation, over its streams' mean
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+    shows: list[float] = field(default_factory=list)
+    pictures: list[Shown] = field(default_factory=list)
+
+
+def compare(
+    experiment: str, workload: Workload, entrants: Sequence[Entrant], seeds: int, quality: bool = True
+) -> tuple[list[Row], dict[str, list[Shown]]]:
+    """A row for each entrant, after the baseline's, and the first pictures of the entrants by their labels.
+
+    `seeds` held-out seeds are run, each one generation of one prompt. Without `quality` only times are measured.
+    """
+    baseline = _Runs(Entrant(Uncached(), "baseline"))
+    runs = [baseline, *(_Runs(entrant) for entrant in entrants)]
+    for run in tqdm(runs, desc=f"{experiment}: {workload.name}: compiling", unit="system"):
+        _start(run, workload)
+    for seed in tqdm(range(HELD_OUT, HELD_OUT + seeds), desc=f"{experiment}: {workload.name}", unit="seed"):
+        reference = _measure(baseline, None, workload, seed, quality)
+        for run in runs[1:]:
+            if run.installed is not None:
+                _measure(run, reference, workload, seed, quality)
+    rows = [_row(experiment, workload, run) for run in runs]
+    pictures = {label: run.pictures for run in runs if (label := _grid_label(run)) and run.pictures}
+    del runs, run, baseline
+    torch._dynamo.reset()
+    gc.collect()
+    return rows, pictures
+
+
+def _grid_label(run: _Runs) -> str:
+    """What stands beside a line of the grid; "" for what is not in it: a line for each system is enough."""
+    if run.entrant.role not in ("baseline", SHOWN_ROLE):
+        return ""
+    system = run.entrant.system
+    return f"{system.name}\n{system.label if len(system.label) < 30 else run.entrant.role}"
+
+
+def _start(run: _Runs, workload: Workload) -> None:
+    system = run.entrant.system
+    run.why = run.entrant.why_not or system.why_not(workload) or ""
+    if run.why:
+        return
+    try:
+        installed = system.install(workload.load(), workload)
+        generate(installed, workload, WARM_UP)
+        generate(installed, workload, WARM_UP)  # what compiles only once a second generation starts
+    except Exception as error:  # a system that fails gets a row that says so
+        logging.getLogger(__name__).warning("%s, %s", system.name, system.label, exc_info=True)
+        run.why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    else:
+        run.installed = installed
+
+
+def _measure(run: _Runs, reference: Generation | None, workload: Workload, seed: int, quality: bool) -> Generation:
+    assert run.installed is not None, run.why
+    done = generate(run.installed, workload, seed)
+    run.seconds.append(done.seconds)
+    run.speed_up.append(1.0 if reference is None else reference.seconds / done.seconds)
+    if done.deep is not None:
+        run.calls += zip(done.calls, done.deep, strict=True)
+        run.deep.append(sum(done.deep) / len(workload.streams))
+    else:
+        run.calls += [(seconds, True) for seconds in done.calls]
+    if quality:
+        run.shows.append(float(workload.shows(done.pixels, workload.prompt(seed))))
+        note = ""
+        if reference is not None:
+            near, alike = _quality(workload, done.pixels, reference.pixels)
+            run.psnr.append(min(near, EQUAL))
+            run.ssim.append(alike)
+            note = f"{near:.1f} dB"
+        if len(run.pictures) < SHOWN:
+            run.pictures.append((workload.strip(done.pixels), note))
+    return done
+
+
+def _quality(workload: Workload, ours: Tensor, reference: Tensor) -> tuple[float, float]:
+    """PSNR in dB over all pixels, of all frames together; SSIM as the mean of the frames'."""
+    frames = zip(workload.frames(ours), workload.frames(reference), strict=True)
+    return psnr(ours, reference), fmean(itertools.starmap(ssim, frames))
+
+
+def _row(experiment: str, workload: Workload, run: _Runs) -> Row:
+    system, role = run.entrant.system, run.entrant.role
+    if run.installed is None:
+        return row(experiment, workload, system, role, {}, why=run.why)
+    figures = {
+        "seconds median": median(run.seconds),
+        "seconds p95": _percentile(run.seconds, 95),
+        "speed-up": median(run.speed_up),
+        "speed-up p10": _percentile(run.speed_up, 10),
+        "speed-up p90": _percentile(run.speed_up, 90),
+        "generations": len(run.seconds),
+    }
+    for name, kind in (("deep", True), ("reused", False)):
+        if chosen := [seconds for seconds, deep in run.calls if deep is kind]:
+            figures[f"{name} call ms"] = 1000 * median(chosen)
+    if run.deep:
+        figures["deep steps"] = fmean(run.deep)
+    if run.psnr:
+        figures |= {f"PSNR {name}": value for name, value in _spread(run.psnr).items()}
+        figures |= {f"SSIM {name}": value for name, value in _spread(run.ssim).items()}
+    if run.shows:
+        figures["shows its prompt"] = fmean(run.shows)
+    samples = {"speed-up": run.speed_up, "seconds": run.seconds, "PSNR": run.psnr}
+    return row(experiment, workload, system, role, figures, samples)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"mean": fmean(values), "p5": _percentile(values, 5), "worst": min(values)}
+
+
+def _percentile(values: Iterable[float], share: float) -> float:
+    return float(np.percentile(list(values), share))

@@ -1,0 +1,68 @@
+"""The systems as families: one line of a plot each, with what may be tuned besides the threshold."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from .dbcache import DBCache
+from .first_block import FirstBlock
+from .mag import Mag
+from .ours import Ours
+from .published import PublishedDiCache
+from .sea import Sea
+from .system import System
+from .taylorseer import TaylorSeer
+from .workload import STEPS, Workload
+
+Variants = Callable[[Workload, int, tuple[float, ...]], Sequence[System]]
+"""(workload, deep steps to reach, MagCache's ratios) to the settings whose dial is worth turning."""
+
+
+def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
+    rules = [(warmup, _longest_run(warmup, deep)) for warmup in (3, 4, 5)]
+    return [
+        Ours(changed={"warmup_steps": warmup, "max_consecutive_skips": skips, "gamma_range": (1, 2)})
+        for warmup, skips in [*rules, (3, None)]
+    ]
+
+
+def _longest_run(warmup: int, deep: int) -> int:
+    """Reused steps in a row that are needed if all runs are as long as another."""
+    return math.ceil((STEPS - warmup) / (deep - warmup)) - 1
+
+
+def _mag(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
+    runs = {3, _longest_run(3, deep)}
+    return [Mag(ratios, max_skip_steps=skips, retention_ratio=share) for skips in sorted(runs) for share in (0.1, 0.2)]
+
+
+def _taylorseer(workload: Workload, deep: int, ratios: tuple[float, ...], lite: bool) -> Sequence[System]:
+    return [TaylorSeer.for_deep(deep, max_order=order, lite=lite) for order in (1, 2)]
+
+
+def _sea(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
+    return [Sea(max_consecutive_cached=skips) for skips in sorted({2, _longest_run(2, deep)})]
+
+
+def _dbcache(workload: Workload, deep: int, ratios: tuple[float, ...], taylorseer: bool) -> Sequence[System]:
+    rules = [(warmup, _longest_run(warmup, deep)) for warmup in (3, 4, 8) if warmup < deep]
+    return [DBCache(taylorseer=taylorseer, warmup=warmup, max_continuous=skips) for warmup, skips in rules]
+
+
+def _published(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
+    return [PublishedDiCache(workload.key)]  # type: ignore[arg-type]
+
+
+FAMILIES: dict[str, Variants] = {
+    "dicache_compile": _ours,
+    "FirstBlockCache": lambda workload, deep, ratios: [FirstBlock()],
+    "MagCache": _mag,
+    "TaylorSeerCache": partial(_taylorseer, lite=False),
+    "TaylorSeerCache lite": partial(_taylorseer, lite=True),
+    "SeaCache": _sea,
+    "DBCache": partial(_dbcache, taylorseer=False),
+    "DBCache TaylorSeer": partial(_dbcache, taylorseer=True),
+    "DiCache, published": _published,
+}

@@ -1,0 +1,69 @@
+"""This project's cache, as its README says."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from dicache_compile import DiCacheConfig, dicache_backend, explain, stream, summary
+
+from .isolate import compile_alone
+from .system import Installed, Schedule
+from .workload import STEPS, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """A config: a preset's fields or the defaults, with some changed."""
+
+    name: ClassVar[str] = "dicache_compile"
+    source: ClassVar[str] = "this repository"
+    recipe: ClassVar[str] = "torch.compile(model, backend=dicache_backend, fullgraph=True)"
+    dial: ClassVar[str | None] = "threshold"
+    preset: Literal["flux", "hunyuan", "wan"] | None = None
+    threshold: float | None = None  # None: as in the preset or by default
+    changed: dict[str, Any] = field(default_factory=dict)
+    schedule: Schedule | None = None
+    compiled: bool = True
+
+    @property
+    def label(self) -> str:
+        if self.schedule is not None:
+            return "schedule"
+        words = [f"preset {self.preset}"] if self.preset else []
+        words += [f"threshold {self.threshold:.4g}"] if self.threshold is not None else []
+        words += [f"{name} {value}" for name, value in self.changed.items()]
+        return ", ".join(words) or "default"
+
+    def why_not(self, workload: Workload) -> None:
+        return None
+
+    def config(self) -> DiCacheConfig:
+        options = {"num_steps": STEPS, **self.changed}
+        if self.threshold is not None:
+            options["threshold"] = self.threshold
+        if self.schedule is not None:
+            options |= {
+                "threshold": math.inf,
+                "warmup_steps": self.schedule.warmup,
+                "max_consecutive_skips": self.schedule.interval - 1,
+            }
+        if not self.compiled:
+            options["lowering"] = "eager"
+        return DiCacheConfig.preset(self.preset, **options) if self.preset else DiCacheConfig(**options)
+
+    def install(self, model: nn.Module, workload: Workload) -> Installed:
+        run = compile_alone(model, backend=dicache_backend, fullgraph=True, options=self.config().options())
+
+        def call(name: str, step: int, inputs: dict[str, Any]) -> Any:
+            with stream(name):
+                return run(**inputs)
+
+        def deep() -> list[bool]:
+            streams = summary(run).generations[-1].streams
+            return [record.deep for records in zip(*streams.values(), strict=True) for record in records]
+
+        return Installed(call, deep=deep, state=lambda: explain(run).state_bytes * len(workload.streams))

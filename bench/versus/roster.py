@@ -1,0 +1,131 @@
+"""Which systems, with which settings, take part in which comparison; and `tuned.json`, where tuned settings stand."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .compare import Entrant
+from .dbcache import DBCache
+from .families import FAMILIES
+from .first_block import FirstBlock
+from .mag import Mag, calibrate
+from .ours import Ours
+from .published import PublishedDiCache
+from .pyramid import PyramidAttentionBroadcast
+from .sea import Sea
+from .system import Schedule, System, setting
+from .taylorseer import TaylorSeer
+from .tune import SEEDS, Tuner
+from .uncached import FewerSteps, Uncached
+from .workload import Workload
+
+TUNED = Path(__file__).with_name("tuned.json")
+KINDS = {kind.__name__: kind for kind in (DBCache, FirstBlock, Mag, Ours, PublishedDiCache, Sea, TaylorSeer)}
+TARGETS = (15, 10, 7)  # deep steps
+SCHEDULE = Schedule(warmup=3, interval=3)  # 12 of 30 steps are deep
+
+
+def own(workload: Workload) -> list[Entrant]:
+    """Each system with its own defaults, and ours with each preset."""
+    range_ = 5 if workload.key == "wan" else None  # of cross-attentions, which FLUX has none of
+    systems: list[System] = [
+        Uncached(compiled=False),
+        Ours(),
+        *(Ours(preset=name) for name in ("flux", "hunyuan", "wan")),
+        *_peers(workload),
+        PyramidAttentionBroadcast(cross_attention_block_skip_range=range_),
+        PublishedDiCache(workload.key),  # type: ignore[arg-type]
+    ]
+    return [Entrant(system, "own") for system in systems]
+
+
+def equal(workload: Workload, targets: Sequence[int] = TARGETS) -> list[Entrant]:
+    """Each family at the same numbers of deep steps, and the uncached model with as many steps in all."""
+    found = _tuned()[workload.key]["settings"]
+    uncached = [Entrant(FewerSteps(target), f"{target} deep") for target in targets]
+    return uncached + [_equal(workload, family, target, found[family]) for family in FAMILIES for target in targets]
+
+
+def _equal(workload: Workload, family: str, target: int, found: dict[str, Any]) -> Entrant:
+    role, fields = f"{target} deep", found[str(target)]
+    if fields is None:
+        some, *_ = FAMILIES[family](workload, target, _ratios(workload))
+        return Entrant(some, role, f"no setting that was tried has {target} deep steps")
+    return Entrant(_system(fields), role)
+
+
+def scheduled(workload: Workload) -> list[Entrant]:
+    """Every system that can be given a schedule, with the same one. It decides all the same, where it can."""
+    systems: list[Any] = [Ours(), *_peers(workload), *_published(workload)]
+    return [Entrant(replace(system, schedule=SCHEDULE), "schedule") for system in systems]
+
+
+def costed(workload: Workload) -> list[System]:
+    """One setting of each system: what it costs besides time depends little on the setting."""
+    return [
+        Uncached(),
+        Uncached(compiled=False),
+        Ours(),
+        *_peers(workload),
+        PyramidAttentionBroadcast(),
+        *_published(workload),
+    ]
+
+
+def _peers(workload: Workload) -> list[System]:
+    return [
+        FirstBlock(),
+        Mag(_ratios(workload)),
+        TaylorSeer(),
+        TaylorSeer(lite=True),
+        Sea(),
+        DBCache(),
+        DBCache(taylorseer=True),
+    ]
+
+
+def _published(workload: Workload) -> list[System]:
+    # The sweep's models are FLUX.
+    return [PublishedDiCache("wan" if workload.key == "wan" else "flux")]
+
+
+def _ratios(workload: Workload) -> tuple[float, ...]:
+    """MagCache's, which its own calibration measures; models that nothing is learnt by have none worth it."""
+    return tuple(_tuned().get(workload.key, {}).get("ratios", [1.0] * 30))
+
+
+def tune(workload: Workload) -> None:
+    """Finds the workload's tuned settings, and puts them in the place of what the file had for it."""
+    ratios = calibrate(workload, SEEDS)
+    tuner = Tuner(workload)
+    settings: dict[str, dict[str, Any]] = {family: {} for family in FAMILIES}
+    for family, variants in (bar := tqdm(FAMILIES.items(), desc=f"tuning: {workload.name}", unit="family")):
+        for target in TARGETS:
+            bar.set_postfix_str(f"{family}, {target} deep")
+            best = tuner.best(variants(workload, target, ratios), target)
+            settings[family][str(target)] = None if best is None else {
+                "kind": type(best.system).__name__, **setting(best.system), "deep": best.deep, "psnr": best.psnr
+            }  # fmt: skip
+    everything = json.loads(TUNED.read_text()) if TUNED.exists() else {}
+    everything[workload.key] = {"ratios": ratios, "settings": settings}
+    TUNED.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+@functools.cache
+def _tuned() -> dict[str, Any]:
+    return json.loads(TUNED.read_text())
+
+
+def _system(fields: dict[str, Any]) -> System:
+    """The inverse of `setting`."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    kind = KINDS[values.pop("kind")]
+    del values["deep"], values["psnr"]
+    return kind(**values)

@@ -1,0 +1,87 @@
+"""Finds the settings of each system that have about so many deep steps, and of those the best.
+
+On seeds that nothing is measured on, eagerly, and for every system alike: its threshold is searched for in each of its
+variants, and of what comes within half a step of the target the best mean PSNR wins. `python -m bench.versus --tune`
+writes what is found to `tuned.json`, which the comparisons read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+from ..quality import psnr
+from .compare import EQUAL
+from .generation import generate
+from .system import System
+from .uncached import Uncached
+from .workload import Workload
+
+SEEDS = range(3)
+LOWEST, HIGHEST = 0.003, 3.0  # of a threshold
+HALVINGS = 8
+NEAR, AT = 0.5, 0.2  # deep steps from the target: good enough to compare, and to stop searching
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A setting on the seeds of calibration."""
+
+    system: System
+    deep: float  # mean deep steps
+    psnr: float  # mean, dB
+
+
+class Tuner:
+    """One workload's tuning; it keeps the uncached pictures and every trial."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        installed = Uncached(compiled=False).install(workload.load(), workload)
+        self._references = [generate(installed, workload, seed).pixels for seed in SEEDS]
+        self._trials: list[Trial] = []
+
+    def best(self, variants: Sequence[System], target: int) -> Trial | None:
+        """The best of the variants, whatever their dial, with about `target` deep steps; None if none has."""
+        trials = list(itertools.chain.from_iterable(self._reach(system, target) for system in variants))
+        near = [trial for trial in trials if abs(trial.deep - target) <= NEAR]
+        return max(near, key=lambda trial: trial.psnr, default=None)
+
+    def _reach(self, system: System, target: int) -> list[Trial]:
+        """Turns the dial until the target is met; more of it means fewer deep steps."""
+        if system.dial is None:
+            return [self._try(system)]
+        known = [trial for trial in self._trials if _at(trial.system, 0.0) == _at(system, 0.0)]
+        for _ in range(HALVINGS):
+            if any(abs(trial.deep - target) <= AT for trial in known):
+                break
+            low = max((_dial(t.system) for t in known if t.deep > target), default=LOWEST)
+            high = min((_dial(t.system) for t in known if t.deep < target), default=HIGHEST)
+            if high <= low * 1.01:
+                break
+            known.append(self._try(_at(system, float(f"{math.sqrt(low * high):.3g}"))))
+        return known
+
+    def _try(self, system: System) -> Trial:
+        eager = replace(system, compiled=False) if system.compiled else system  # type: ignore[type-var]
+        installed = eager.install(self.workload.load(), self.workload)
+        deep, quality = [], []
+        for seed, reference in zip(SEEDS, self._references, strict=True):
+            done = generate(installed, self.workload, seed)
+            assert done.deep is not None, system.name
+            deep.append(sum(done.deep) / len(self.workload.streams))
+            quality.append(min(EQUAL, psnr(done.pixels, reference)))
+        self._trials.append(trial := Trial(system, fmean(deep), fmean(quality)))
+        return trial
+
+
+def _dial(system: System) -> float:
+    assert system.dial is not None
+    return getattr(system, system.dial)
+
+
+def _at(system: System, value: float) -> System:
+    return system if system.dial is None else replace(system, **{system.dial: value})  # type: ignore[type-var]

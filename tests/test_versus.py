@@ -1,0 +1,128 @@
+"""The compared systems do what the benchmark says of them: each on tiny models, eagerly, without a time being taken."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.clips import model as clips
+from bench.shapes import model as shapes
+from bench.versus import sweep
+from bench.versus.dbcache import DBCache
+from bench.versus.first_block import FirstBlock
+from bench.versus.generation import Generation, generate
+from bench.versus.mag import Mag
+from bench.versus.ours import Ours
+from bench.versus.published import PublishedDiCache
+from bench.versus.pyramid import PyramidAttentionBroadcast
+from bench.versus.sea import Sea
+from bench.versus.system import Schedule, System
+from bench.versus.taylorseer import TaylorSeer
+from bench.versus.uncached import Uncached
+from bench.versus.workload import FLUX, STEPS, WAN, Workload
+
+SMALL = {"num_attention_heads": 2}
+SIDE = 8  # pixels, instead of 32
+
+
+def tiny_flux() -> nn.Module:
+    torch.manual_seed(0)
+    config = {**shapes.CONFIG, **SMALL, "num_layers": 2, "num_single_layers": 3}
+    return diffusers.FluxTransformer2DModel(**config).eval().requires_grad_(False)
+
+
+def tiny_wan() -> nn.Module:
+    torch.manual_seed(0)
+    config = {**clips.CONFIG, **SMALL, "ffn_dim": 64, "num_layers": 4}
+    return diffusers.WanTransformer3DModel(**config).eval().requires_grad_(False)
+
+
+def small_pictures(model: Callable[..., Any], prompts: Sequence[Any], seed: int, steps: int) -> Tensor:
+    return shapes.generate(model, prompts, seed, steps, size=SIDE)
+
+
+def small_clips(model: Callable[..., Any], prompts: Sequence[Any], seed: int, steps: int) -> Tensor:
+    return clips.generate(model, prompts, seed, steps, frames=2)
+
+
+WORKLOADS = (
+    dataclasses.replace(FLUX, load=tiny_flux, sample=small_pictures),
+    dataclasses.replace(WAN, load=tiny_wan, sample=small_clips),
+)
+SYSTEMS: tuple[Callable[..., System], ...] = (
+    Ours,
+    FirstBlock,
+    partial(Mag, (1.0,) * STEPS),
+    TaylorSeer,
+    partial(TaylorSeer, lite=True),
+    Sea,
+    DBCache,
+    partial(DBCache, taylorseer=True),
+)
+each_workload = pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.key)
+
+
+def run(system: System, workload: Workload, seed: int = 0) -> Generation:
+    installed = system.install(workload.load(), workload)
+    generate(installed, workload, seed + 1)  # what it leaves behind must not be seen
+    return generate(installed, workload, seed)
+
+
+def scheduled(workload: Workload, schedule: Schedule) -> list[System]:
+    published = PublishedDiCache(workload.key, schedule=schedule)  # type: ignore[arg-type]
+    return [*(make(schedule=schedule, compiled=False) for make in SYSTEMS), published]
+
+
+@each_workload
+@pytest.mark.parametrize("schedule", [Schedule(3, 3), Schedule(5, 4)], ids=str)
+def test_every_system_runs_exactly_the_steps_of_a_schedule_deep(workload: Workload, schedule: Schedule) -> None:
+    expected = tuple(schedule.deep(step) for step in range(STEPS) for _ in workload.streams)
+    for system in scheduled(workload, schedule):
+        done = run(system, workload)
+        assert done.deep == expected, (system.name, system.label)
+        assert torch.isfinite(done.pixels).all()
+
+
+@each_workload
+def test_a_system_that_reuses_nothing_draws_what_the_uncached_model_draws(workload: Workload) -> None:
+    plain = run(Uncached(compiled=False), workload)
+    for system in scheduled(workload, Schedule(STEPS, 1)):
+        done = run(system, workload)
+        # The scripts add the probe's residual on their way to the deep blocks; all else is the same arithmetic.
+        torch.testing.assert_close(done.pixels, plain.pixels, rtol=0, atol=1e-5, msg=f"{system.name}, {system.label}")
+
+
+@each_workload
+def test_a_system_that_reuses_draws_something_else(workload: Workload) -> None:
+    plain = run(Uncached(compiled=False), workload)
+    systems = [*scheduled(workload, Schedule(3, 3)), PyramidAttentionBroadcast(compiled=False)]
+    for system in systems:
+        assert not torch.equal(run(system, workload).pixels, plain.pixels), (system.name, system.label)
+
+
+@each_workload
+def test_the_published_rule_and_our_preset_decide_and_draw_alike(workload: Workload) -> None:
+    theirs = run(PublishedDiCache(workload.key), workload)  # type: ignore[arg-type]
+    ours = run(Ours(preset=workload.key, compiled=False), workload)  # type: ignore[arg-type]
+    assert theirs.deep == ours.deep
+    torch.testing.assert_close(theirs.pixels, ours.pixels)
+
+
+def test_the_sweeps_models_are_of_the_sizes_that_they_are_named_by() -> None:
+    workload = sweep.workload(64, 128)
+    seen: dict[str, Any] = {}
+
+    def model(**inputs: Any) -> tuple[Tensor]:
+        seen.update(inputs)
+        return (inputs["hidden_states"],)
+
+    workload.sample(model, [None], 0, 2)
+    assert seen["hidden_states"].shape == (1, 64, sweep.CHANNELS)
+    assert workload.load().inner_dim == 128
