@@ -56,7 +56,9 @@ class PlainDiCache:
 
     def _reuses(self, x: Tensor, h: Tensor) -> bool:
         error = None
-        if self.h_prev is not None:
+        if self.error == "estimate":
+            error = self._estimate_error(x, h) if self.index else None
+        elif self.h_prev is not None:
             assert self.x_prev is not None
             error = self._relative(h, self.h_prev)
             if self.error == "probe_minus_input":
@@ -64,25 +66,37 @@ class PlainDiCache:
         self.errors.append(error)
         forced = self.index < self.warmup or not self.anchors
         forced |= self.last_forced is not None and self.index >= self.last_forced
-        total = self.accumulated + (error or 0.0)
+        total = (0.0 if self.error == "estimate" else self.accumulated) + (error or 0.0)
         within = total <= self.threshold if self.inclusive else total < self.threshold
         reuse = not forced and within and (self.max_skips is None or self.skipped < self.max_skips)
         self.accumulated, self.skipped = (total, self.skipped + 1) if reuse else (0.0, 0)
         return reuse
 
     def _estimate(self, x: Tensor, h: Tensor) -> Tensor:
-        dtype = x.dtype  # residuals are stored as the stream is
-        newest, probe_newest = (part.to(dtype).float() for part in self.anchors[-1])
-        if len(self.anchors) < 2:
-            self.gammas.append(None)
-            return x.float() + newest
-        older, probe_older = (part.to(dtype).float() for part in self.anchors[-2])
-        gap = (probe_newest - probe_older).abs().mean().item()
-        moved = (h.float() - x.float() - probe_older).abs().mean().item()
-        low, high = self.gamma_range
-        gamma = min(max(moved / gap, low), high) if gap > 0 and math.isfinite(moved) else 1.0
+        gamma = self._gamma(x, h)
         self.gammas.append(gamma)
-        return x.float() + older + gamma * (newest - older)
+        return x.float() + self._extrapolated(0, x.dtype, gamma)
+
+    def _estimate_error(self, x: Tensor, h: Tensor) -> float:
+        """How far the same estimate of the probe's residual is off."""
+        return self._relative(self._extrapolated(1, x.dtype, self._gamma(x, h)), h.float() - x.float())
+
+    def _gamma(self, x: Tensor, h: Tensor) -> float | None:
+        if len(self.anchors) < 2:
+            return None
+        newest, older = (probe.to(x.dtype).float() for _, probe in (self.anchors[-1], self.anchors[-2]))
+        gap = (newest - older).abs().mean().item()
+        moved = (h.float() - x.float() - older).abs().mean().item()
+        low, high = self.gamma_range
+        return min(max(moved / gap, low), high) if gap > 0 and math.isfinite(moved) else 1.0
+
+    def _extrapolated(self, part: int, dtype: torch.dtype, gamma: float | None) -> Tensor:
+        """From the last anchors' residuals (0) or probe residuals (1), which are stored as the stream is."""
+        newest = self.anchors[-1][part].to(dtype).float()
+        if gamma is None:
+            return newest
+        older = self.anchors[-2][part].to(dtype).float()
+        return older + gamma * (newest - older)
 
     @staticmethod
     def _relative(a: Tensor, b: Tensor) -> float:

@@ -22,7 +22,7 @@ from dicache_compile.options import split_options
         ("gamma_range", (1.5, 1.0), "gamma_range: expected low <= high"),
         ("gamma_range", 1.5, "gamma_range: expected two numbers"),
         ("gamma_range", (1.0, math.nan), "gamma_range: expected a number"),
-        ("error", "delta_y", "error: expected one of 'probe', 'probe_minus_input', got 'delta_y'"),
+        ("error", "delta_y", "error: expected one of 'probe', 'probe_minus_input', 'estimate', got 'delta_y'"),
         ("comparison", "<<", "comparison: expected one of"),
         ("warmup_steps", -1, "warmup_steps: expected at least 0"),
         ("warmup_ratio", 1.5, "warmup_ratio: expected a number from 0 to 1"),

@@ -71,7 +71,7 @@ def test_reusing_all_runs_exactly_the_forced_steps_and_equals_the_oracle(
 @each_engine
 @each_dtype
 @each_model
-@pytest.mark.parametrize("error", ["probe", "probe_minus_input"])
+@pytest.mark.parametrize("error", ["probe", "probe_minus_input", "estimate"])
 def test_a_threshold_between_decides_and_estimates_as_the_oracle(
     kind: type[Model], dtype: torch.dtype, engine: str, error: Any
 ) -> None:

@@ -37,7 +37,7 @@ def cases(draw: st.DrawFn) -> tuple[models.Model, dict[str, Any], dict[str, int]
         "warmup_steps": draw(st.integers(0, 4)),
         "max_consecutive_skips": draw(st.one_of(st.none(), st.integers(0, 4))),
         "gamma_range": (low, low + draw(st.floats(0, 2))),
-        "error": draw(st.sampled_from(["probe", "probe_minus_input"])),
+        "error": draw(st.sampled_from(["probe", "probe_minus_input", "estimate"])),
         "comparison": draw(st.sampled_from(["<", "<="])),
         "streams": draw(st.sampled_from(["auto", 1])),
         "final_steps": draw(st.integers(0, 2)),

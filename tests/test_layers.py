@@ -15,7 +15,7 @@ ROOT = Path(dicache_compile.__file__).parent
 LAYERS = (
     ("errors", "plan", "kernels", "policy", "cuda"),
     ("gates", "estimators", "passes"),
-    ("config", "lowering"),
+    ("config", "checks", "lowering"),
     ("options", "cut", "cost"),
     ("runtime",),
     ("integrations", "summary", "reset", "explain", "backend"),

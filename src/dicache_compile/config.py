@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
+from . import checks
 from .estimators import DCTA
-from .gates import ProbeError
-from .kernels.operators import STORED
-from .policy import Estimator, Gate, why_not_fused
+from .gates import EstimateError, ProbeError
+from .policy import Decider, EstimateGate, Estimator, Gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +34,10 @@ class DiCacheConfig:
     gamma_range: tuple[float, float] = (1.0, 1.5)
     """Where gamma is clipped: 1 is plain reuse, above it extrapolates. The FLUX and HunyuanVideo scripts' range."""
 
-    error: Literal["probe", "probe_minus_input"] = "probe"
-    """What is accumulated: the relative change of h, or its distance to that of x (`delta_minus` in the scripts, which
-    needs thresholds about five times smaller). The paper's choice is the first."""
+    error: Literal["probe", "probe_minus_input", "estimate"] = "probe"
+    """What is compared with the threshold. "probe", the paper's choice: the relative change of h, accumulated.
+    "probe_minus_input": its distance to that of x, accumulated (`delta_minus` in the scripts, which needs thresholds
+    about five times smaller). "estimate": how far off the estimator is on the probe itself, in this step alone."""
 
     comparison: Literal["<", "<="] = "<"
     """How the accumulated error is compared with the threshold: `<` in the FLUX and WAN scripts, `<=` in Hunyuan's."""
@@ -94,7 +94,7 @@ class DiCacheConfig:
     """Raise where a graph cannot be cut, instead of running it uncached with a warning. Small fragments around a graph
     break run uncached in silence all the same."""
 
-    gate: Gate | None = None
+    gate: Gate | EstimateGate | None = None
     """Another gate than the probe's error. `threshold`, `error` and `comparison` are then its own affair."""
 
     estimator: Estimator | None = None
@@ -105,8 +105,7 @@ class DiCacheConfig:
             object.__setattr__(self, "trunk", tuple(self.trunk))
         if isinstance(self.gamma_range, list):
             object.__setattr__(self, "gamma_range", tuple(self.gamma_range))
-        for check in (_check_numbers, _check_choices, _check_types, _check_together):
-            check(self)
+        checks.check(self)
 
     @classmethod
     def preset(cls, name: Literal["flux", "hunyuan", "wan"], **overrides: Any) -> DiCacheConfig:
@@ -140,8 +139,12 @@ class DiCacheConfig:
                 last = max(num_steps - self.final_steps, 0)
         return warmup, last
 
-    def make_gate(self) -> Gate:
-        return ProbeError(self.threshold, self.error, self.comparison) if self.gate is None else self.gate
+    def make_gate(self) -> Decider:
+        if self.gate is not None:
+            return self.gate
+        if self.error == "estimate":
+            return EstimateError(self.threshold, self.comparison)
+        return ProbeError(self.threshold, self.error, self.comparison)
 
     def make_estimator(self) -> Estimator:
         return DCTA(self.gamma_range) if self.estimator is None else self.estimator
@@ -176,85 +179,3 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "max_consecutive_skips": None,
     },
 }
-
-
-def _check_numbers(config: DiCacheConfig) -> None:
-    _real("threshold", config.threshold, 0, math.inf)
-    for name, least in (("probe_depth", 1), ("warmup_steps", 0), ("final_steps", 0)):
-        _whole(name, getattr(config, name), least)
-    for name, least in (("max_consecutive_skips", 0), ("num_steps", 1)):
-        if getattr(config, name) is not None:
-            _whole(name, getattr(config, name), least)
-    if config.warmup_ratio is not None:
-        _real("warmup_ratio", config.warmup_ratio, 0, 1)
-    if not isinstance(config.gamma_range, tuple) or len(config.gamma_range) != 2:
-        raise TypeError(f"gamma_range: expected two numbers (low, high), got {config.gamma_range!r}")
-    low, high = config.gamma_range
-    for bound in (low, high):
-        _real("gamma_range", bound, 0, math.inf)
-    if not low <= high:
-        raise ValueError(f"gamma_range: expected low <= high, got {config.gamma_range!r}")
-
-
-def _check_choices(config: DiCacheConfig) -> None:
-    for name, choices in (
-        ("error", ("probe", "probe_minus_input")),
-        ("comparison", ("<", "<=")),
-        ("streams", ("auto", 1)),
-        ("lowering", ("inductor", "eager")),
-        ("kernels", ("inductor", "triton")),
-        ("engine", ("auto", "conditional", "graphs", "calls", "cond")),
-    ):
-        value = getattr(config, name)
-        if isinstance(value, bool) or value not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_types(config: DiCacheConfig) -> None:
-    for name in ("warmup_inclusive", "strict"):
-        if not isinstance(getattr(config, name), bool):
-            raise TypeError(f"{name}: expected True or False, got {getattr(config, name)!r}")
-    if config.timestep_input is not None and not isinstance(config.timestep_input, str):
-        raise TypeError(f"timestep_input: expected the name of an argument, got {config.timestep_input!r}")
-    owners = config.trunk_owners()
-    if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
-        raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
-    if len(set(owners)) < len(owners):
-        raise ValueError(f"trunk: expected each list once, got {config.trunk!r}")
-    dtypes = (None, torch.float64, *STORED)
-    if config.state_dtype not in dtypes:
-        raise TypeError(f"state_dtype: expected one of {', '.join(map(str, dtypes))}, got {config.state_dtype!r}")
-    for name, kind in (("gate", Gate), ("estimator", Estimator)):
-        value = getattr(config, name)
-        if value is not None and (isinstance(value, type) or not isinstance(value, kind)):
-            raise TypeError(f"{name}: expected an object with the methods of policy.{kind.__name__}, got {value!r}")
-
-
-def _check_together(config: DiCacheConfig) -> None:
-    if config.warmup_inclusive and config.warmup_ratio is None:
-        raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
-    if config.kernels == "triton":
-        if reason := why_not_fused(config.make_gate(), config.make_estimator()):
-            raise ValueError(f"kernels='triton' {reason}")
-        if config.engine == "cond":
-            raise ValueError("kernels='triton' writes to state in place, which engine='cond' cannot")
-        if config.state_dtype == torch.float64:
-            raise ValueError("kernels='triton' does not take state_dtype=torch.float64")
-    if config.num_steps is not None:
-        for name in ("warmup_steps", "final_steps"):
-            if getattr(config, name) > config.num_steps:
-                raise ValueError(f"{name}={getattr(config, name)} is more than num_steps={config.num_steps}")
-
-
-def _real(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected a number from {low} to {high}, got {value!r}")
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value!r}")

@@ -37,17 +37,10 @@ class SlotSpec:
 
 
 @runtime_checkable
-class Gate(Protocol):
-    """Says whether this step may reuse."""
+class Decider(Protocol):
+    """Says whether this step may reuse, by an error that a `Gate` or an `EstimateGate` takes."""
 
     def slots(self) -> tuple[SlotSpec, ...]: ...
-
-    def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
-        """The error of one stream: float32, shape (). The step's error is the largest of all streams'.
-
-        On the first step of a generation the state is stale and the result is not used.
-        """
-        ...
 
     def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
         """What one stream's slots become, on every step; `reuse` (bool, shape ()) says what was decided."""
@@ -62,6 +55,27 @@ class Gate(Protocol):
 
     def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
         """What the slots that are not per stream become, once it is known whether the step reuses."""
+        ...
+
+
+@runtime_checkable
+class Gate(Decider, Protocol):
+    """Takes the error from what the trunk is given and what the probe makes of it."""
+
+    def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
+        """The error of one stream: float32, shape (). The step's error is the largest of all streams'.
+
+        On the first step of a generation the state is stale and the result is not used.
+        """
+        ...
+
+
+@runtime_checkable
+class EstimateGate(Decider, Protocol):
+    """Takes the error from how well the estimator does where the truth is known; needs a `CheckedEstimator`."""
+
+    def measure_estimate(self, check: Tensor) -> Tensor:
+        """As `Gate.measure`, from what `CheckedEstimator.check` gave for the stream."""
         ...
 
 
@@ -86,6 +100,15 @@ class Estimator(Protocol):
 
     def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
         """What the slots become on a step that ran the deep blocks; one with a history gets a new newest."""
+        ...
+
+
+@runtime_checkable
+class CheckedEstimator(Estimator, Protocol):
+    """An estimator that can be tried on the probe, whose own result is known on every step."""
+
+    def check(self, x: Tensor, h: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
+        """The error of the estimate that it would make of h: float32, shape (). Called as `Gate.measure` is."""
         ...
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import clipped_ratio, extrapolate, mean_abs_difference
+from ..kernels import clipped_ratio, extrapolate, mean_abs_difference, relative_l1
 from ..policy import SlotSpec, State
 
 
@@ -46,6 +46,11 @@ class DCTA:
 
     def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
         return extrapolate(x, state["r1"], state["r2"], gamma, anchors > 1)
+
+    def check(self, x: Tensor, h: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
+        """The relative L1 error of P2 + gamma (P1 - P2), or of P1, as an estimate of p."""
+        p = h.float() - x.float()
+        return relative_l1(extrapolate(torch.zeros_like(p), state["p1"], state["p2"], gamma, anchors > 1), p)
 
     def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
         # Rounded as it is stored, so that the gap is the distance of the anchors that later steps will see.

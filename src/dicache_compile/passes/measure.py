@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, fx
 
 from ..kernels import operators  # noqa: F401  the operators are there once this is imported
-from ..policy import Estimator, Gate, LinearEstimator, SlotSpec, State, SummedGate
+from ..policy import (
+    CheckedEstimator,
+    Decider,
+    EstimateGate,
+    Estimator,
+    Gate,
+    LinearEstimator,
+    SlotSpec,
+    State,
+    SummedGate,
+)
 from . import values
 from .emit import Emitter
 from .slots import StreamSlots, Updates
@@ -19,7 +29,7 @@ from .slots import StreamSlots, Updates
 class Policy:
     """What a step decides and estimates with."""
 
-    gate: Gate
+    gate: Decider
     estimator: Estimator
     max_consecutive_skips: int | None
     state_dtype: torch.dtype | None  # None: each stream's own
@@ -43,7 +53,13 @@ def measure(emitter: Emitter, policy: Policy, slots: StreamSlots, x: fx.Node, h:
         return _measure_fused(emitter, policy, slots, x, h, anchors)
     kept = slots.read(emitter, _per_stream(gate), anchors)
     known = slots.read(emitter, _per_stream(estimator), anchors)
-    error, gamma = emitter.trace(gate.measure, x, h, kept), emitter.trace(estimator.weigh, x, h, anchors, known)
+    gamma = emitter.trace(estimator.weigh, x, h, anchors, known)
+    if isinstance(gate, EstimateGate):
+        assert isinstance(estimator, CheckedEstimator)
+        error = emitter.trace(gate.measure_estimate, emitter.trace(estimator.check, x, h, gamma, anchors, known))
+    else:
+        assert isinstance(gate, Gate)
+        error = emitter.trace(gate.measure, x, h, kept)
     return Measured(error, gamma, kept, frozenset())
 
 
@@ -87,11 +103,11 @@ def _measure_fused(
     return Measured(error, gamma, kept, frozenset(names))
 
 
-def _per_stream(policy: Gate | Estimator) -> list[SlotSpec]:
+def _per_stream(policy: Decider | Estimator) -> list[SlotSpec]:
     return [spec for spec in policy.slots() if spec.per_stream]
 
 
-def _named(policy: Gate | Estimator, name: str) -> SlotSpec:
+def _named(policy: Decider | Estimator, name: str) -> SlotSpec:
     return next(spec for spec in policy.slots() if spec.name == name)
 
 

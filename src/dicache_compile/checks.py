@@ -1,0 +1,107 @@
+"""Checks a config as it is made: each field by itself, then those that go together."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from .kernels.operators import STORED
+from .policy import CheckedEstimator, EstimateGate, Estimator, Gate, why_not_fused
+
+if TYPE_CHECKING:
+    from .config import DiCacheConfig
+
+
+def check(config: DiCacheConfig) -> None:
+    """Raises TypeError or ValueError, naming the field: a wrong type, a value out of range, a contradiction."""
+    for one in (_check_numbers, _check_choices, _check_types, _check_together):
+        one(config)
+
+
+def _check_numbers(config: DiCacheConfig) -> None:
+    _real("threshold", config.threshold, 0, math.inf)
+    for name, least in (("probe_depth", 1), ("warmup_steps", 0), ("final_steps", 0)):
+        _whole(name, getattr(config, name), least)
+    for name, least in (("max_consecutive_skips", 0), ("num_steps", 1)):
+        if getattr(config, name) is not None:
+            _whole(name, getattr(config, name), least)
+    if config.warmup_ratio is not None:
+        _real("warmup_ratio", config.warmup_ratio, 0, 1)
+    if not isinstance(config.gamma_range, tuple) or len(config.gamma_range) != 2:
+        raise TypeError(f"gamma_range: expected two numbers (low, high), got {config.gamma_range!r}")
+    low, high = config.gamma_range
+    for bound in (low, high):
+        _real("gamma_range", bound, 0, math.inf)
+    if not low <= high:
+        raise ValueError(f"gamma_range: expected low <= high, got {config.gamma_range!r}")
+
+
+def _check_choices(config: DiCacheConfig) -> None:
+    for name, choices in (
+        ("error", ("probe", "probe_minus_input", "estimate")),
+        ("comparison", ("<", "<=")),
+        ("streams", ("auto", 1)),
+        ("lowering", ("inductor", "eager")),
+        ("kernels", ("inductor", "triton")),
+        ("engine", ("auto", "conditional", "graphs", "calls", "cond")),
+    ):
+        value = getattr(config, name)
+        if isinstance(value, bool) or value not in choices:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_types(config: DiCacheConfig) -> None:
+    for name in ("warmup_inclusive", "strict"):
+        if not isinstance(getattr(config, name), bool):
+            raise TypeError(f"{name}: expected True or False, got {getattr(config, name)!r}")
+    if config.timestep_input is not None and not isinstance(config.timestep_input, str):
+        raise TypeError(f"timestep_input: expected the name of an argument, got {config.timestep_input!r}")
+    owners = config.trunk_owners()
+    if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
+        raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
+    if len(set(owners)) < len(owners):
+        raise ValueError(f"trunk: expected each list once, got {config.trunk!r}")
+    dtypes = (None, torch.float64, *STORED)
+    if config.state_dtype not in dtypes:
+        raise TypeError(f"state_dtype: expected one of {', '.join(map(str, dtypes))}, got {config.state_dtype!r}")
+    for name, kinds in (("gate", (Gate, EstimateGate)), ("estimator", (Estimator,))):
+        value = getattr(config, name)
+        if value is not None and (isinstance(value, type) or not isinstance(value, kinds)):
+            forms = " or ".join(f"policy.{kind.__name__}" for kind in kinds)
+            raise TypeError(f"{name}: expected an object with the methods of {forms}, got {value!r}")
+
+
+def _check_together(config: DiCacheConfig) -> None:
+    if config.warmup_inclusive and config.warmup_ratio is None:
+        raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
+    gate, estimator = config.make_gate(), config.make_estimator()
+    if isinstance(gate, EstimateGate) and not isinstance(estimator, CheckedEstimator):
+        asking = "error='estimate'" if config.gate is None else f"gate={gate!r}"
+        raise ValueError(f"{asking} needs an estimator with the methods of policy.CheckedEstimator, got {estimator!r}")
+    if config.kernels == "triton":
+        if reason := why_not_fused(gate, estimator):
+            raise ValueError(f"kernels='triton' {reason}")
+        if config.engine == "cond":
+            raise ValueError("kernels='triton' writes to state in place, which engine='cond' cannot")
+        if config.state_dtype == torch.float64:
+            raise ValueError("kernels='triton' does not take state_dtype=torch.float64")
+    if config.num_steps is not None:
+        for name in ("warmup_steps", "final_steps"):
+            if getattr(config, name) > config.num_steps:
+                raise ValueError(f"{name}={getattr(config, name)} is more than num_steps={config.num_steps}")
+
+
+def _real(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}: expected a number from {low} to {high}, got {value!r}")
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
