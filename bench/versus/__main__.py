@@ -14,6 +14,7 @@ import torch
 from . import page, plots, rows, sweep
 from .compare import SHOWN, compare
 from .costs import costs
+from .families import FAMILIES
 from .roster import costed, equal, own, scheduled, tune
 from .workload import HELD_OUT, WORKLOADS, Workload
 
@@ -27,6 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.versus", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="own settings and the schedule, few seeds; no page")
     parser.add_argument("--tune", action="store_true", help="only find the tuned settings and write tuned.json")
+    parser.add_argument(
+        "--family", choices=FAMILIES, action="append", help="with --tune, only this; may be given again"
+    )
     parser.add_argument("--page", action="store_true", help="only write the page again, from the results")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given again")
     parser.add_argument("--workload", choices=[w.key for w in WORKLOADS], action="append", help="likewise")
@@ -38,7 +42,7 @@ def main() -> None:
     parts = arguments.part or (PARTS[:2] if arguments.quick else PARTS)
     if arguments.tune:
         for workload in workloads:
-            tune(workload)
+            tune(workload, arguments.family)
     elif arguments.page:
         page.write(results, PAGE)
     else:

@@ -9,7 +9,7 @@ from functools import partial
 from .dbcache import DBCache
 from .first_block import FirstBlock
 from .mag import Mag
-from .ours import Ours
+from .ours import ESTIMATE, Ours
 from .published import PublishedDiCache
 from .sea import Sea
 from .system import System
@@ -21,10 +21,10 @@ Variants = Callable[[Workload, int, tuple[float, ...]], Sequence[System]]
 
 
 def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
-    rules = [(warmup, _longest_run(warmup, deep)) for warmup in (3, 4, 5)]
+    rules = [(3, None), (4, None), (3, _longest_run(3, deep) + 1)]
     return [
-        Ours(changed={"warmup_steps": warmup, "max_consecutive_skips": skips, "gamma_range": (1, 2)})
-        for warmup, skips in [*rules, (3, None)]
+        Ours(threshold=0.1, changed={**ESTIMATE, "warmup_steps": warmup, "max_consecutive_skips": skips})
+        for warmup, skips in rules
     ]
 
 

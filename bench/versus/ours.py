@@ -14,6 +14,8 @@ from .isolate import compile_alone
 from .system import Installed, Schedule
 from .workload import STEPS, Workload
 
+ESTIMATE: dict[str, Any] = {"error": "estimate", "gamma_range": (1, 2)}  # the estimator checked on the probe
+
 
 @dataclass(frozen=True, slots=True)
 class Ours:

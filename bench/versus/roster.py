@@ -16,7 +16,7 @@ from .dbcache import DBCache
 from .families import FAMILIES
 from .first_block import FirstBlock
 from .mag import Mag, calibrate
-from .ours import Ours
+from .ours import ESTIMATE, Ours
 from .published import PublishedDiCache
 from .pyramid import PyramidAttentionBroadcast
 from .sea import Sea
@@ -38,6 +38,7 @@ def own(workload: Workload) -> list[Entrant]:
     systems: list[System] = [
         Uncached(compiled=False),
         Ours(),
+        *(Ours(threshold=threshold, changed=ESTIMATE) for threshold in (0.05, 0.1, 0.2)),
         *(Ours(preset=name) for name in ("flux", "hunyuan", "wan")),
         *_peers(workload),
         PyramidAttentionBroadcast(cross_attention_block_skip_range=range_),
@@ -101,20 +102,22 @@ def _ratios(workload: Workload) -> tuple[float, ...]:
     return tuple(_tuned().get(workload.key, {}).get("ratios", [1.0] * 30))
 
 
-def tune(workload: Workload) -> None:
-    """Finds the workload's tuned settings, and puts them in the place of what the file had for it."""
+def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
+    """Finds tuned settings, of all families or of some, and puts them in the place of what the file had for them."""
+    everything = json.loads(TUNED.read_text()) if TUNED.exists() else {}
+    before = everything.get(workload.key, {"settings": {}})
     ratios = calibrate(workload, SEEDS)
     tuner = Tuner(workload)
-    settings: dict[str, dict[str, Any]] = {family: {} for family in FAMILIES}
-    for family, variants in (bar := tqdm(FAMILIES.items(), desc=f"tuning: {workload.name}", unit="family")):
+    settings: dict[str, dict[str, Any]] = {}
+    chosen = {family: FAMILIES[family] for family in families or FAMILIES}
+    for family, variants in (bar := tqdm(chosen.items(), desc=f"tuning: {workload.name}", unit="family")):
         for target in TARGETS:
             bar.set_postfix_str(f"{family}, {target} deep")
             best = tuner.best(variants(workload, target, ratios), target)
-            settings[family][str(target)] = None if best is None else {
+            settings.setdefault(family, {})[str(target)] = None if best is None else {
                 "kind": type(best.system).__name__, **setting(best.system), "deep": best.deep, "psnr": best.psnr
             }  # fmt: skip
-    everything = json.loads(TUNED.read_text()) if TUNED.exists() else {}
-    everything[workload.key] = {"ratios": ratios, "settings": settings}
+    everything[workload.key] = {"ratios": ratios, "settings": before["settings"] | settings}
     TUNED.write_text(json.dumps(everything, indent=1) + "\n")
 
 
