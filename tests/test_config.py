@@ -17,7 +17,7 @@ from dicache_compile.options import split_options
         ("threshold", math.nan, "threshold: expected a number"),
         ("threshold", "0.1", "threshold: expected a number, got '0.1'"),
         ("threshold", True, "threshold: expected a number, got True"),
-        ("probe_depth", 0, "probe_depth: expected at least 1"),
+        ("probe_depth", -1, "probe_depth: expected at least 0"),
         ("probe_depth", 1.0, "probe_depth: expected a whole number"),
         ("gamma_range", (1.5, 1.0), "gamma_range: expected low <= high"),
         ("gamma_range", 1.5, "gamma_range: expected two numbers"),

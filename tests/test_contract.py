@@ -91,7 +91,7 @@ def test_a_threshold_between_decides_and_estimates_as_the_oracle(
         assert step.gamma == (pytest.approx(gamma, rel=1e-5) if gamma is not None else None)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3, 4, 5])
 @each_model
 def test_a_deeper_probe_measures_what_leaves_it(kind: type[Model], depth: int) -> None:
     model = models.make(kind, depth=6)

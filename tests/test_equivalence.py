@@ -33,11 +33,11 @@ def cases(draw: st.DrawFn) -> tuple[models.Model, dict[str, Any], dict[str, int]
     model = models.make(kind, dtype, seed=draw(st.integers(0, 5)), depth=depth, **sizes)
     low = draw(st.floats(0, 2))
     config = {
-        "probe_depth": draw(st.integers(1, depth - 1)),
+        "probe_depth": (probe := draw(st.integers(0, depth - 1))),
         "warmup_steps": draw(st.integers(0, 4)),
         "max_consecutive_skips": draw(st.one_of(st.none(), st.integers(0, 4))),
         "gamma_range": (low, low + draw(st.floats(0, 2))),
-        "error": draw(st.sampled_from(["probe", "probe_minus_input", "estimate"])),
+        "error": draw(st.sampled_from(["probe", "probe_minus_input", *["estimate"] * (probe > 0)])),
         "comparison": draw(st.sampled_from(["<", "<="])),
         "streams": draw(st.sampled_from(["auto", 1])),
         "final_steps": draw(st.integers(0, 2)),

@@ -117,7 +117,7 @@ def test_partition_places_each_node_where_it_is_needed() -> None:
     )
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
 @pytest.mark.parametrize("kind", models.ALL)
 def test_partition_never_reads_backwards(kind: type[models.Model], depth: int) -> None:
     model = models.make(kind, depth=4)

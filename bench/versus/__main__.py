@@ -61,7 +61,7 @@ def measure(results: Path, parts: Sequence[str], workloads: Sequence[Workload], 
             found, _ = compare("schedule", workload, scheduled(workload), seeds["schedule"], quality=False)
             rows.replace(results, found)
         if "generations" in parts:
-            entrants = own(workload) if quick else own(workload) + equal(workload)
+            entrants = own(workload, quick=True) if quick else own(workload) + equal(workload)
             found, pictures = compare("generations", workload, entrants, seeds["generations"])
             rows.replace(results, found)
             if not quick:

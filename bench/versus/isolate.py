@@ -2,8 +2,9 @@
 
 Dynamo keeps its graphs, and its decision to give up on a frame, with the frame's code, which all models of a class and
 all hooks of a kind share. Caches break the graph in the loop over the blocks, at which Dynamo gives the model's forward
-up: were it not for a region of its own, every later compile of that class would run eagerly and not say so. Regions
-keep their own graphs and decisions, but look into the common ones first, so everything here has to be compiled here.
+up: every later compile of that class would run it eagerly, even with `fullgraph`, and not say so. A region of its own
+(`isolate_recompiles`) keeps its own graphs and decisions; it also looks among the common ones, so that everything here
+is best compiled here.
 """
 
 from __future__ import annotations

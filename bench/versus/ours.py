@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Literal
 from torch import nn
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, stream, summary
+from dicache_compile.estimators import Reuse
 
 from .isolate import compile_alone
 from .system import Installed, Schedule
 from .workload import STEPS, Workload
 
+STATIC: dict[str, Any] = {"probe_depth": 0, "estimator": Reuse()}  # no block runs on a reused step, and little decides
 ESTIMATE: dict[str, Any] = {"error": "estimate", "gamma_range": (1, 2)}  # the estimator checked on the probe
 
 
@@ -34,7 +36,7 @@ class Ours:
     @property
     def label(self) -> str:
         if self.schedule is not None:
-            return "schedule"
+            return "schedule" + ", no probe" * (self.changed == STATIC)
         words = [f"preset {self.preset}"] if self.preset else []
         words += [f"threshold {self.threshold:.4g}"] if self.threshold is not None else []
         words += [f"{name} {value}" for name, value in self.changed.items()]

@@ -1,8 +1,8 @@
 """diffusers' Pyramid Attention Broadcast: attentions run on every few steps, and their outputs are reused in between.
 
 Its hooks keep one state for all streams, so that with guidance in calls of its own the unconditional call would be
-given the conditional one's attentions; here each stream has its state, as diffusers' main branch has it since. There
-is no step that is deep or not, and so no schedule.
+given the conditional one's attentions; here each stream has its state, as diffusers' documentation of its main branch
+says of a context's name. There is no step that is deep or not, and so no schedule.
 
 Its documentation does not say how to compile it. Its count of calls is a constant of the graph, so each of a
 generation's steps is compiled for itself, in the first generation: whole by `torch.compile(model)`, which is the faster

@@ -16,7 +16,7 @@ from .dbcache import DBCache
 from .families import FAMILIES
 from .first_block import FirstBlock
 from .mag import Mag, calibrate
-from .ours import ESTIMATE, Ours
+from .ours import ESTIMATE, STATIC, Ours
 from .published import PublishedDiCache
 from .pyramid import PyramidAttentionBroadcast
 from .sea import Sea
@@ -32,14 +32,18 @@ TARGETS = (15, 10, 7)  # deep steps
 SCHEDULE = Schedule(warmup=3, interval=3)  # 12 of 30 steps are deep
 
 
-def own(workload: Workload) -> list[Entrant]:
-    """Each system with its own defaults, and ours with each preset."""
+def own(workload: Workload, quick: bool = False) -> list[Entrant]:
+    """Each system with its own defaults; unless it must be quick, ours with each preset too, and no compiler."""
     range_ = 5 if workload.key == "wan" else None  # of cross-attentions, which FLUX has none of
-    systems: list[System] = [
+    slow = [
         Uncached(compiled=False),
-        Ours(),
-        *(Ours(threshold=threshold, changed=ESTIMATE) for threshold in (0.05, 0.1, 0.2)),
+        *(Ours(threshold=threshold, changed=ESTIMATE) for threshold in (0.05, 0.2)),
         *(Ours(preset=name) for name in ("flux", "hunyuan", "wan")),
+    ]
+    systems: list[System] = [
+        Ours(),
+        Ours(threshold=0.1, changed=ESTIMATE),
+        *([] if quick else slow),
         *_peers(workload),
         PyramidAttentionBroadcast(cross_attention_block_skip_range=range_),
         PublishedDiCache(workload.key),  # type: ignore[arg-type]
@@ -64,7 +68,7 @@ def _equal(workload: Workload, family: str, target: int, found: dict[str, Any]) 
 
 def scheduled(workload: Workload) -> list[Entrant]:
     """Every system that can be given a schedule, with the same one. It decides all the same, where it can."""
-    systems: list[Any] = [Ours(), *_peers(workload), *_published(workload)]
+    systems: list[Any] = [Ours(), Ours(changed=STATIC), *_peers(workload), *_published(workload)]
     return [Entrant(replace(system, schedule=SCHEDULE), "schedule") for system in systems]
 
 

@@ -1,8 +1,8 @@
 """diffusers' SeaCache: reuses the blocks' residual while the latents, filtered by frequency, have changed little.
 
 Its documentation says that Wan takes "the generic repeated-block path in eager mode", and nothing on compiling it.
-`torch.compile(model)` runs, but compiles the last block anew for each step, whose number is a constant of its graph,
-and leaves the first block eager. So the blocks are compiled before the cache is put in, as for MagCache.
+`torch.compile(model)` runs, but compiles anew on every step, as sigma is a constant of its graphs, and leaves the first
+block eager. With the blocks compiled before the cache is put in, as for MagCache, it is as fast and compiles once.
 
 FLUX, which it has no adapter for, it takes with a callback that gives its latents as [C, T, H, W]: as here, a picture
 is a clip of one frame.

@@ -22,7 +22,7 @@ def check(config: DiCacheConfig) -> None:
 
 def _check_numbers(config: DiCacheConfig) -> None:
     _real("threshold", config.threshold, 0, math.inf)
-    for name, least in (("probe_depth", 1), ("warmup_steps", 0), ("final_steps", 0)):
+    for name, least in (("probe_depth", 0), ("warmup_steps", 0), ("final_steps", 0)):
         _whole(name, getattr(config, name), least)
     for name, least in (("max_consecutive_skips", 0), ("num_steps", 1)):
         if getattr(config, name) is not None:
@@ -80,6 +80,8 @@ def _check_together(config: DiCacheConfig) -> None:
     if isinstance(gate, EstimateGate) and not isinstance(estimator, CheckedEstimator):
         asking = "error='estimate'" if config.gate is None else f"gate={gate!r}"
         raise ValueError(f"{asking} needs an estimator with the methods of policy.CheckedEstimator, got {estimator!r}")
+    if isinstance(gate, EstimateGate) and config.probe_depth == 0:
+        raise ValueError("probe_depth=0 leaves no probe to try the estimator on, which error='estimate' does")
     if config.kernels == "triton":
         if reason := why_not_fused(gate, estimator):
             raise ValueError(f"kernels='triton' {reason}")

@@ -29,7 +29,8 @@ class DiCacheConfig:
     measures (table of HunyuanVideo: 35 dB, 1.8x); it uses 0.4 on FLUX and 0.1 to 0.2 on video models."""
 
     probe_depth: int = 1
-    """Blocks that run on every step. The paper's choice on every model; more costs speed and gains little."""
+    """Blocks that run on every step. The paper takes 1 on every model; more costs speed and gains little. 0: none, so
+    that the gate knows the trunk's input alone, and gamma is 1."""
 
     gamma_range: tuple[float, float] = (1.0, 1.5)
     """Where gamma is clipped: 1 is plain reuse, above it extrapolates. The FLUX and HunyuanVideo scripts' range."""

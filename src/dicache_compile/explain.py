@@ -186,4 +186,6 @@ def _bytes(slot: Slot) -> int:
 
 
 def _span(paths: tuple[str, ...]) -> str:
+    if not paths:
+        return "none"
     return paths[0] if len(paths) == 1 else f"{paths[0]} ... {paths[-1]} ({len(paths)})"

@@ -70,7 +70,8 @@ def _regions(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, Re
     deep_blocks = [node for block in trunk.blocks[probe_depth:] for node in block.nodes]
     # A block also computes things of its own that no stream enters (the modulation from the timestep, the keys of the
     # prompt). What carries a stream is downstream of the first block's streams; the rest is free to run elsewhere.
-    entered = _entered(flow, trunk)
+    entries = _entries(flow, trunk)
+    entered = _entered(flow, trunk, entries)
     deep = flow.upstream(deep_blocks) & entered
     probe = flow.upstream(probe_blocks) & entered
     deep -= probe
@@ -84,6 +85,9 @@ def _regions(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, Re
             regions[node] = Region.DEEP
         elif node in entered:
             regions[node] = Region.EPILOGUE
+    if not probe_blocks:
+        # What enters the trunk is what the gate sees and the estimate is added to, whoever else reads it.
+        regions.update({node: Region.PROLOGUE for node in entries if not _is_anywhere(node)})
     scopes = {node: scope for scope in effects.vmap_scopes(flow.order) for node in scope}
     for scope in set(scopes.values()):
         of_streams = [regions[node] for node in scope if node in regions]
@@ -98,11 +102,10 @@ def _is_anywhere(node: fx.Node) -> bool:
     return node.op in ("placeholder", "get_attr", "output") or effects.is_mode(node)
 
 
-def _entered(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
-    """All nodes that a stream of the trunk reaches: downstream of what links the first block to the second."""
+def _entries(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
+    """Where the streams that link the first block to the second enter the first."""
     first, second = trunk.blocks[0], trunk.blocks[1]
     into_second = flow.upstream(second.nodes)
-    after_first = flow.downstream(first.nodes)
     # The first block's nodes on the way to the second, and of those the ones on the residual stream or after it.
     results = [n for n in first.nodes if any(u in into_second and u not in first.nodes for u in flow.needed_by(n))]
     inside = set(first.nodes)
@@ -111,9 +114,13 @@ def _entered(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
         path = residual_path(result, lambda node: node not in inside)
         if path is not None:
             entries.add(path[-1])
-    if not entries:
-        return after_first
-    return {node for node in flow.downstream(entries) if node in after_first}
+    return entries
+
+
+def _entered(flow: Dataflow, trunk: Trunk, entries: set[fx.Node]) -> set[fx.Node]:
+    """All nodes that a stream of the trunk reaches."""
+    after_first = flow.downstream(trunk.blocks[0].nodes)
+    return {node for node in flow.downstream(entries) if node in after_first} if entries else after_first
 
 
 def _place_free_nodes(

@@ -1,6 +1,7 @@
 """Finds the streams of a cut: where each value that leaves the deep region enters the trunk and leaves the probe.
 
-Requires: a region for every node. Ensures: x, h and y of one shape each, x from before the trunk, h from the probe.
+Requires: a region for every node. Ensures: x, h and y of one shape each, x from before the trunk, h from the probe, or
+x itself where there is no probe.
 Where a value is a part of a sequence that is never apart from its neighbour, x and h are slices of that sequence.
 Not handled: a value whose residual path leads nowhere, unless only one value of its shape goes from probe to deep;
 parts of sequences whose length is not fixed (the whole is taken).
@@ -95,10 +96,14 @@ def _places(
         # A block may add a condition as it is: `x + project(pose)`.
         return before_trunk(step) and step[0] in from_latents
 
-    down = residual_steps((y, None), leaves_probe) or _only_candidate(y, flow, regions)
-    up = residual_steps(down[-1], before_trunk, denoised) if down is not None else None
+    if Region.PROBE in regions.values():
+        down = residual_steps((y, None), leaves_probe) or _only_candidate(y, flow, regions)
+        up = residual_steps(down[-1], before_trunk, denoised) if down is not None else None
+    else:  # no block is a probe: what enters the trunk is all that is known of a step
+        down = up = residual_steps((y, None), before_trunk, denoised)
     if down is None or up is None:
-        missing = "in the probe's results" if down is None else "where the trunk starts"
+        in_probe = down is None and Region.PROBE in regions.values()
+        missing = "in the probe's results" if in_probe else "where the trunk starts"
         shape = tuple(values.size_text(y) or ())
         raise UnsupportedGraphError(
             "partition",
