@@ -76,7 +76,7 @@ def run(system: System, workload: Workload, seed: int = 0) -> Generation:
 
 
 def scheduled(workload: Workload, schedule: Schedule) -> list[System]:
-    published = PublishedDiCache(workload.key, schedule=schedule)  # type: ignore[arg-type]
+    published = PublishedDiCache(workload.family, schedule=schedule)
     return [*(make(schedule=schedule, compiled=False) for make in SYSTEMS), published]
 
 
@@ -109,8 +109,8 @@ def test_a_system_that_reuses_draws_something_else(workload: Workload) -> None:
 
 @each_workload
 def test_the_published_rule_and_our_preset_decide_and_draw_alike(workload: Workload) -> None:
-    theirs = run(PublishedDiCache(workload.key), workload)  # type: ignore[arg-type]
-    ours = run(Ours(preset=workload.key, compiled=False), workload)  # type: ignore[arg-type]
+    theirs = run(PublishedDiCache(workload.family), workload)
+    ours = run(Ours(preset=workload.family, compiled=False), workload)
     assert theirs.deep == ours.deep
     torch.testing.assert_close(theirs.pixels, ours.pixels)
 

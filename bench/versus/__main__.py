@@ -11,15 +11,15 @@ from pathlib import Path
 
 import torch
 
-from . import page, plots, rows, sweep
-from .compare import SHOWN, compare
+from . import gallery, page, rows, sweep
+from .compare import compare
 from .costs import costs
 from .families import FAMILIES
 from .roster import costed, equal, own, scheduled, tune
-from .workload import HELD_OUT, WORKLOADS, Workload
+from .workload import WORKLOADS, Workload
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-PARTS = ("schedule", "generations", "sweep", "costs")
+PARTS = ("schedule", "generations", "pictures", "sweep", "costs")
 SEEDS = {"schedule": 12, "generations": 64}  # held-out seeds, and so generations of each setting
 QUICK_SEEDS = {"schedule": 4, "generations": 4}
 
@@ -58,22 +58,20 @@ def measure(results: Path, parts: Sequence[str], workloads: Sequence[Workload], 
     seeds = QUICK_SEEDS if quick else SEEDS
     for workload in workloads:
         if "schedule" in parts:
-            found, _ = compare("schedule", workload, scheduled(workload), seeds["schedule"], quality=False)
+            found = compare("schedule", workload, scheduled(workload), seeds["schedule"], quality=False)
             rows.replace(results, found)
         if "generations" in parts:
             entrants = own(workload, quick=True) if quick else own(workload) + equal(workload)
-            found, pictures = compare("generations", workload, entrants, seeds["generations"])
-            rows.replace(results, found)
-            if not quick:
-                titles = [workload.title(workload.prompt(seed)) for seed in range(HELD_OUT, HELD_OUT + SHOWN)]
-                plots.grid(pictures, page.grid_path(PAGE, workload), titles=titles)
+            rows.replace(results, compare("generations", workload, entrants, seeds["generations"]))
+        if "pictures" in parts:
+            gallery.draw(workload, page.grid_path(PAGE, workload))
         if "costs" in parts:
             for system in costed(workload):
                 rows.replace(results, [costs(workload, system)])
     if "sweep" in parts:
         for tokens, width in sweep.SIZES:
             workload = sweep.workload(tokens, width)
-            found, _ = compare("sweep", workload, scheduled(workload), sweep.SEEDS[tokens, width], quality=False)
+            found = compare("sweep", workload, scheduled(workload), sweep.SEEDS[tokens, width], quality=False)
             rows.replace(results, found)
 
 

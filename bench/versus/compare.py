@@ -22,12 +22,7 @@ from .uncached import Uncached
 from .workload import HELD_OUT, Workload
 
 WARM_UP = HELD_OUT - 1  # the seed that compiles
-SHOWN, SHOWN_ROLE = 6, "10 deep"  # pictures of each line of the grid, and the settings that it shows
 EQUAL = 100.0  # dB, for equal pictures: they have infinitely many, which has no mean
-
-
-Shown = tuple[Tensor, str]
-"""A picture [3, H, W] in [-1, 1] and what stands below it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +48,12 @@ class _Runs:
     psnr: list[float] = field(default_factory=list)
     ssim: list[float] = field(default_factory=list)
     shows: list[float] = field(default_factory=list)
-    pictures: list[Shown] = field(default_factory=list)
 
 
 def compare(
     experiment: str, workload: Workload, entrants: Sequence[Entrant], seeds: int, quality: bool = True
-) -> tuple[list[Row], dict[str, list[Shown]]]:
-    """A row for each entrant, after the baseline's, and the first pictures of the entrants by their labels.
+) -> list[Row]:
+    """A row for each entrant, after the baseline's.
 
     `seeds` held-out seeds are run, each one generation of one prompt. Without `quality` only times are measured.
     """
@@ -73,19 +67,10 @@ def compare(
             if run.installed is not None:
                 _measure(run, reference, workload, seed, quality)
     rows = [_row(experiment, workload, run) for run in runs]
-    pictures = {label: run.pictures for run in runs if (label := _grid_label(run)) and run.pictures}
     del runs, run, baseline
     torch._dynamo.reset()
     gc.collect()
-    return rows, pictures
-
-
-def _grid_label(run: _Runs) -> str:
-    """What stands beside a line of the grid; "" for what is not in it: a line for each system is enough."""
-    if run.entrant.role not in ("baseline", SHOWN_ROLE):
-        return ""
-    system = run.entrant.system
-    return f"{system.name}\n{system.label if len(system.label) < 30 else run.entrant.role}"
+    return rows
 
 
 def _start(run: _Runs, workload: Workload) -> None:
@@ -116,14 +101,10 @@ def _measure(run: _Runs, reference: Generation | None, workload: Workload, seed:
         run.calls += [(seconds, True) for seconds in done.calls]
     if quality:
         run.shows.append(float(workload.shows(done.pixels, workload.prompt(seed))))
-        note = ""
         if reference is not None:
             near, alike = _quality(workload, done.pixels, reference.pixels)
             run.psnr.append(min(near, EQUAL))
             run.ssim.append(alike)
-            note = f"{near:.1f} dB"
-        if len(run.pictures) < SHOWN:
-            run.pictures.append((workload.strip(done.pixels), note))
     return done
 
 

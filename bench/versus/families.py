@@ -52,7 +52,7 @@ def _dbcache(workload: Workload, deep: int, ratios: tuple[float, ...], taylorsee
 
 
 def _published(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
-    return [PublishedDiCache(workload.key)]  # type: ignore[arg-type]
+    return [PublishedDiCache(workload.family)]
 
 
 FAMILIES: dict[str, Variants] = {

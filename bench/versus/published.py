@@ -59,7 +59,7 @@ class PublishedDiCache:
         return f"{self.variant} script" + (f", threshold {self.threshold:.4g}" if self.schedule is None else "")
 
     def why_not(self, workload: Workload) -> str | None:
-        return None if self.variant == workload.key else f"the {self.variant} script is for another model"
+        return None if self.variant == workload.family else f"the {self.variant} script is for another model"
 
     def install(self, model: Any, workload: Workload) -> Installed:
         owners = ("transformer_blocks", "single_transformer_blocks") if self.variant == "flux" else ("blocks",)

@@ -63,7 +63,7 @@ class PyramidAttentionBroadcast:
 
         def call(stream: str, step: int, inputs: dict[str, Any]) -> Any:
             held.before(step)
-            now[0] = float(inputs["timestep"][0]) * TIMESTEP[workload.key]
+            now[0] = float(inputs["timestep"][0]) * TIMESTEP[workload.family]
             for hook, state in zip(broadcast, own[stream], strict=True):
                 hook.state = state
             with model.cache_context(stream):

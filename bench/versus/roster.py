@@ -34,7 +34,7 @@ SCHEDULE = Schedule(warmup=3, interval=3)  # 12 of 30 steps are deep
 
 def own(workload: Workload, quick: bool = False) -> list[Entrant]:
     """Each system with its own defaults; unless it must be quick, ours with each preset too, and no compiler."""
-    range_ = 5 if workload.key == "wan" else None  # of cross-attentions, which FLUX has none of
+    range_ = 5 if workload.family == "wan" else None  # of cross-attentions, which FLUX has none of
     slow = [
         Uncached(compiled=False),
         *(Ours(threshold=threshold, changed=ESTIMATE) for threshold in (0.05, 0.2)),
@@ -46,7 +46,7 @@ def own(workload: Workload, quick: bool = False) -> list[Entrant]:
         *([] if quick else slow),
         *_peers(workload),
         PyramidAttentionBroadcast(cross_attention_block_skip_range=range_),
-        PublishedDiCache(workload.key),  # type: ignore[arg-type]
+        PublishedDiCache(workload.family),
     ]
     return [Entrant(system, "own") for system in systems]
 
@@ -68,7 +68,7 @@ def _equal(workload: Workload, family: str, target: int, found: dict[str, Any]) 
 
 def scheduled(workload: Workload) -> list[Entrant]:
     """Every system that can be given a schedule, with the same one. It decides all the same, where it can."""
-    systems: list[Any] = [Ours(), Ours(changed=STATIC), *_peers(workload), *_published(workload)]
+    systems: list[Any] = [Ours(), Ours(changed=STATIC), *_peers(workload), PublishedDiCache(workload.family)]
     return [Entrant(replace(system, schedule=SCHEDULE), "schedule") for system in systems]
 
 
@@ -80,7 +80,7 @@ def costed(workload: Workload) -> list[System]:
         Ours(),
         *_peers(workload),
         PyramidAttentionBroadcast(),
-        *_published(workload),
+        PublishedDiCache(workload.family),
     ]
 
 
@@ -94,11 +94,6 @@ def _peers(workload: Workload) -> list[System]:
         DBCache(),
         DBCache(taylorseer=True),
     ]
-
-
-def _published(workload: Workload) -> list[System]:
-    # The sweep's models are FLUX.
-    return [PublishedDiCache("wan" if workload.key == "wan" else "flux")]
 
 
 def _ratios(workload: Workload) -> tuple[float, ...]:

@@ -60,7 +60,7 @@ class Sea:
             cache_end_steps=0 if scheduled else self.cache_end_steps,
             max_consecutive_cached=0 if scheduled else self.max_consecutive_cached,
             power_exp=self.power_exp,
-            raw_vision_callback=_picture if workload.key == "flux" else None,
+            raw_vision_callback=_picture if workload.family == "flux" else None,
         )
         model.enable_cache(config)
         (root,) = hooks(model, SeaCacheRootHook)
@@ -71,7 +71,7 @@ class Sea:
             held.before(step)
             if self.schedule is not None:
                 config.threshold = 0.0 if self.schedule.deep(step) else math.inf
-            sigma = float(inputs["timestep"][0]) / SIGMA[workload.key]
+            sigma = float(inputs["timestep"][0]) / SIGMA[workload.family]
             with model.cache_context(stream, step_index=step, sigma=sigma, num_inference_steps=STEPS):
                 result = model(**inputs)
             deep.append(root.state_manager._state_cache[stream].consecutive_cached == 0)

@@ -25,6 +25,7 @@ def workload(tokens: int, width: int) -> Workload:
     return Workload(
         f"{tokens} tokens x width {width}",
         f"{tokens}x{width}",
+        "flux",
         ("cond",),
         partial(_load, width),
         (None,),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Workload:
 
     name: str  # "shapes FLUX"
     key: str  # "flux", for file names and the command line
+    family: Literal["flux", "wan"]  # whose class the model is of
     streams: tuple[str, ...]  # the calls of a step, in order, by the names that diffusers' pipelines give them
     load: Callable[[], nn.Module]
     prompts: tuple[Any, ...]
@@ -54,6 +55,7 @@ class Workload:
 FLUX = Workload(
     "shapes FLUX",
     "flux",
+    "flux",
     ("cond",),
     shapes.load,
     tuple(itertools.product(SHAPES, COLOURS)),
@@ -62,6 +64,7 @@ FLUX = Workload(
 )
 WAN = Workload(
     "clips Wan",
+    "wan",
     "wan",
     ("cond", "uncond"),
     clips.load,

@@ -1,0 +1,44 @@
+"""The grid of pictures: the same prompts and noise by every family, at the same number of deep steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ..quality import psnr
+from . import plots
+from .generation import generate
+from .roster import equal
+from .system import System
+from .uncached import Uncached
+from .workload import HELD_OUT, Workload
+
+DEEP = 10  # of 30 steps
+SEEDS = range(HELD_OUT, HELD_OUT + 6)
+
+
+def draw(workload: Workload, path: Path) -> None:
+    """Draws it from eager runs: what is on a picture does not depend on how it was compiled, but for rounding."""
+    references = _pictures(Uncached(), workload)
+    lines = {"uncached": [(workload.strip(pixels), "") for pixels in references]}
+    for entrant in equal(workload, [DEEP]):
+        if not entrant.why_not:
+            pictures = zip(_pictures(entrant.system, workload), references, strict=True)
+            lines[_label(entrant.system)] = [
+                (workload.strip(p), f"{psnr(p, reference):.1f} dB") for p, reference in pictures
+            ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plots.grid(lines, path, titles=[workload.title(workload.prompt(seed)) for seed in SEEDS])
+
+
+def _pictures(system: System, workload: Workload) -> list[Tensor]:
+    eager = replace(system, compiled=False) if system.compiled else system  # type: ignore[type-var]
+    installed = eager.install(workload.load(), workload)
+    return [generate(installed, workload, seed).pixels for seed in SEEDS]
+
+
+def _label(system: System) -> str:
+    forms = [word for word in ("lite", "taylorseer") if getattr(system, word, False)]
+    return "\n".join((system.name, *forms))
