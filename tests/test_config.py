@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig
+from dicache_compile.estimators import Reuse
 from dicache_compile.options import split_options
 
 
@@ -50,6 +51,15 @@ def test_a_bad_value_is_an_error_at_construction_that_names_the_field(field: str
     with pytest.raises((TypeError, ValueError)) as caught:
         DiCacheConfig(**{field: value})
     assert error in str(caught.value)
+
+
+def test_an_error_of_the_estimate_needs_an_estimator_that_can_be_checked_and_a_probe() -> None:
+    with pytest.raises(ValueError, match=r"error='estimate' needs an estimator with the methods of policy\.Checked"):
+        DiCacheConfig(error="estimate", estimator=Reuse())
+    with pytest.raises(ValueError, match="probe_depth=0 leaves no probe to try the estimator on"):
+        DiCacheConfig(error="estimate", probe_depth=0)
+    with pytest.raises(ValueError, match=r"needs a gate with the methods of policy\.SummedGate"):
+        DiCacheConfig(error="estimate", kernels="triton")
 
 
 def test_a_config_is_frozen_and_its_options_make_it_again() -> None:

@@ -19,7 +19,7 @@ from bench.versus.dbcache import DBCache
 from bench.versus.first_block import FirstBlock
 from bench.versus.generation import Generation, generate
 from bench.versus.mag import Mag
-from bench.versus.ours import Ours
+from bench.versus.ours import STATIC, Ours
 from bench.versus.published import PublishedDiCache
 from bench.versus.pyramid import PyramidAttentionBroadcast
 from bench.versus.sea import Sea
@@ -58,6 +58,7 @@ WORKLOADS = (
 )
 SYSTEMS: tuple[Callable[..., System], ...] = (
     Ours,
+    partial(Ours, changed=STATIC),
     FirstBlock,
     partial(Mag, (1.0,) * STEPS),
     TaylorSeer,

@@ -46,6 +46,9 @@ def main() -> None:
     elif arguments.page:
         page.write(results, PAGE)
     else:
+        if not arguments.quick and {"generations", "pictures"} & set(parts):
+            for workload in workloads:  # before anything is measured: a missing setting is an error
+                equal(workload)
         measure(results, parts, workloads, arguments.quick)
         print(f"\nThe rows: {results}")
         if not arguments.quick:

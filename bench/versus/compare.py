@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import itertools
-import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -83,7 +82,6 @@ def _start(run: _Runs, workload: Workload) -> None:
         generate(installed, workload, WARM_UP)
         generate(installed, workload, WARM_UP)  # what compiles only once a second generation starts
     except Exception as error:  # a system that fails gets a row that says so
-        logging.getLogger(__name__).warning("%s, %s", system.name, system.label, exc_info=True)
         run.why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     else:
         run.installed = installed

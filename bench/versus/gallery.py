@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from ..quality import psnr
 from . import plots
 from .generation import generate
 from .roster import equal
-from .system import System
+from .system import System, eager
 from .uncached import Uncached
 from .workload import HELD_OUT, Workload
 
@@ -34,8 +33,7 @@ def draw(workload: Workload, path: Path) -> None:
 
 
 def _pictures(system: System, workload: Workload) -> list[Tensor]:
-    eager = replace(system, compiled=False) if system.compiled else system  # type: ignore[type-var]
-    installed = eager.install(workload.load(), workload)
+    installed = eager(system).install(workload.load(), workload)
     return [generate(installed, workload, seed).pixels for seed in SEEDS]
 
 

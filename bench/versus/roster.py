@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .bars import DEEP_STEPS
 from .compare import Entrant
 from .dbcache import DBCache
 from .families import FAMILIES
@@ -24,11 +25,10 @@ from .system import Schedule, System, setting
 from .taylorseer import TaylorSeer
 from .tune import SEEDS, Tuner
 from .uncached import FewerSteps, Uncached
-from .workload import Workload
+from .workload import STEPS, WORKLOADS, Workload
 
 TUNED = Path(__file__).with_name("tuned.json")
 KINDS = {kind.__name__: kind for kind in (DBCache, FirstBlock, Mag, Ours, PublishedDiCache, Sea, TaylorSeer)}
-TARGETS = (15, 10, 7)  # deep steps
 SCHEDULE = Schedule(warmup=3, interval=3)  # 12 of 30 steps are deep
 
 
@@ -51,8 +51,13 @@ def own(workload: Workload, quick: bool = False) -> list[Entrant]:
     return [Entrant(system, "own") for system in systems]
 
 
-def equal(workload: Workload, targets: Sequence[int] = TARGETS) -> list[Entrant]:
+def equal(workload: Workload, targets: Sequence[int] = DEEP_STEPS) -> list[Entrant]:
     """Each family at the same numbers of deep steps, and the uncached model with as many steps in all."""
+    if workload.key not in _tuned():
+        raise ValueError(
+            f"{TUNED.name} has no settings for the {workload.name}: find them with "
+            f"`python -m bench.versus --tune --workload {workload.key}`"
+        )
     found = _tuned()[workload.key]["settings"]
     uncached = [Entrant(FewerSteps(target), f"{target} deep") for target in targets]
     return uncached + [_equal(workload, family, target, found[family]) for family in FAMILIES for target in targets]
@@ -96,9 +101,13 @@ def _peers(workload: Workload) -> list[System]:
     ]
 
 
+@functools.cache
 def _ratios(workload: Workload) -> tuple[float, ...]:
-    """MagCache's, which its own calibration measures; models that nothing is learnt by have none worth it."""
-    return tuple(_tuned().get(workload.key, {}).get("ratios", [1.0] * 30))
+    """MagCache's, which its own calibration measures; the sweep's models only follow a schedule, and need none."""
+    if workload not in WORKLOADS:
+        return (1.0,) * STEPS
+    known = _tuned().get(workload.key)
+    return tuple(known["ratios"]) if known else calibrate(workload, SEEDS)
 
 
 def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
@@ -110,7 +119,7 @@ def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
     settings: dict[str, dict[str, Any]] = {}
     chosen = {family: FAMILIES[family] for family in families or FAMILIES}
     for family, variants in (bar := tqdm(chosen.items(), desc=f"tuning: {workload.name}", unit="family")):
-        for target in TARGETS:
+        for target in DEEP_STEPS:
             bar.set_postfix_str(f"{family}, {target} deep")
             best = tuner.best(variants(workload, target, ratios), target)
             settings.setdefault(family, {})[str(target)] = None if best is None else {

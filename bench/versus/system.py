@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
 
 from torch import nn
@@ -61,6 +61,11 @@ class System(Protocol):
     def install(self, model: nn.Module, workload: Workload) -> Installed:
         """Puts the system into a model of its own, which nothing else is in."""
         ...
+
+
+def eager(system: System) -> System:
+    """The same setting without a compiler; what always runs eagerly stays as it is."""
+    return replace(system, compiled=False) if system.compiled else system  # type: ignore[type-var]
 
 
 def setting(system: System) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from statistics import fmean
 from ..quality import psnr
 from .compare import EQUAL
 from .generation import generate
-from .system import System
+from .system import System, eager
 from .uncached import Uncached
 from .workload import Workload
 
@@ -66,8 +66,7 @@ class Tuner:
         return known
 
     def _try(self, system: System) -> Trial:
-        eager = replace(system, compiled=False) if system.compiled else system  # type: ignore[type-var]
-        installed = eager.install(self.workload.load(), self.workload)
+        installed = eager(system).install(self.workload.load(), self.workload)
         deep, quality = [], []
         for seed, reference in zip(SEEDS, self._references, strict=True):
             done = generate(installed, self.workload, seed)
