@@ -24,6 +24,7 @@ class PlainDiCache:
     last_forced: int | None = None
     max_skips: int | None = None
     error: str = "probe"
+    order: int = 1
     inclusive: bool = False
     h_prev: Tensor | None = None
     x_prev: Tensor | None = None
@@ -96,7 +97,24 @@ class PlainDiCache:
         if gamma is None:
             return newest
         older = self.anchors[-2][part].to(dtype).float()
-        return older + gamma * (newest - older)
+        line = older + gamma * (newest - older)
+        if self.order == 1 or len(self.anchors) < 3:
+            return line
+        # Half of the way to Lagrange's parabola through 1, 0 and -back.
+        oldest = self.anchors[-3][part].to(dtype).float()
+        back = self._back(dtype)
+        parabola = (
+            newest * gamma * (gamma + back) / (1 + back)
+            + older * (1 - gamma) * (gamma + back) / back
+            + oldest * gamma * (gamma - 1) / (back * (1 + back))
+        )
+        return (line + parabola) / 2
+
+    def _back(self, dtype: torch.dtype) -> float:
+        """The gap of the two older of the last three anchors over that of the two newer."""
+        newest, older, oldest = (self.anchors[-age][1].to(dtype).float() for age in (1, 2, 3))
+        gap, before = ((newest - older).abs().mean().item(), (older - oldest).abs().mean().item())
+        return min(max(before / gap, 0.25), 4.0) if gap > 0 else 1.0
 
     @staticmethod
     def _relative(a: Tensor, b: Tensor) -> float:

@@ -43,6 +43,7 @@ from dicache_compile.options import split_options
         ("lowering", "aot", "lowering: expected one of"),
         ("engine", "cudagraphs", "engine: expected one of"),
         ("strict", 1, "strict: expected True or False"),
+        ("order", 3, "order: expected one of 1, 2, got 3"),
         ("gate", "probe", "gate: expected an object with the methods of policy.Gate"),
         ("estimator", int, "estimator: expected an object with the methods of policy.Estimator"),
     ],
@@ -60,6 +61,11 @@ def test_an_error_of_the_estimate_needs_an_estimator_that_can_be_checked_and_a_p
         DiCacheConfig(error="estimate", probe_depth=0)
     with pytest.raises(ValueError, match=r"needs a gate with the methods of policy\.SummedGate"):
         DiCacheConfig(error="estimate", kernels="triton")
+
+
+def test_a_second_order_estimate_has_no_fused_operator() -> None:
+    with pytest.raises(ValueError, match="order=2 needs kernels='inductor'"):
+        DiCacheConfig(order=2, kernels="triton")
 
 
 def test_a_config_is_frozen_and_its_options_make_it_again() -> None:

@@ -71,17 +71,19 @@ def test_reusing_all_runs_exactly_the_forced_steps_and_equals_the_oracle(
 @each_engine
 @each_dtype
 @each_model
-@pytest.mark.parametrize("error", ["probe", "probe_minus_input", "estimate"])
+@pytest.mark.parametrize(
+    ("error", "order"), [("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2)]
+)
 def test_a_threshold_between_decides_and_estimates_as_the_oracle(
-    kind: type[Model], dtype: torch.dtype, engine: str, error: Any
+    kind: type[Model], dtype: torch.dtype, engine: str, error: Any, order: Any
 ) -> None:
     model = models.make(kind, dtype)
-    dense = PlainDiCache(model, 0.0, error=error)
+    dense = PlainDiCache(model, 0.0, error=error, order=order)
     generate(dense, model)
     typical = sorted(e for e in dense.errors if e is not None)[len(dense.errors) // 2]
     threshold = 2.5 * typical
-    call = compiled(model, threshold=threshold, max_consecutive_skips=3, error=error, engine=engine)
-    oracle = PlainDiCache(model, threshold, max_skips=3, error=error)
+    call = compiled(model, threshold=threshold, max_consecutive_skips=3, error=error, order=order, engine=engine)
+    oracle = PlainDiCache(model, threshold, max_skips=3, error=error, order=order)
     assert_near(generate(call, model), generate(oracle, model))
     steps = summary(call).generations[-1].streams["0"]
     assert [step.deep for step in steps] == oracle.deep

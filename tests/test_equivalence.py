@@ -38,6 +38,7 @@ def cases(draw: st.DrawFn) -> tuple[models.Model, dict[str, Any], dict[str, int]
         "max_consecutive_skips": draw(st.one_of(st.none(), st.integers(0, 4))),
         "gamma_range": (low, low + draw(st.floats(0, 2))),
         "error": draw(st.sampled_from(["probe", "probe_minus_input", *["estimate"] * (probe > 0)])),
+        "order": draw(st.sampled_from([1, 2])),
         "comparison": draw(st.sampled_from(["<", "<="])),
         "streams": draw(st.sampled_from(["auto", 1])),
         "final_steps": draw(st.integers(0, 2)),
@@ -67,6 +68,7 @@ def oracle(model: models.Model, threshold: float, config: dict[str, Any]) -> Pla
         last_forced=STEPS - config["final_steps"] if config["final_steps"] else None,
         max_skips=config["max_consecutive_skips"],
         error=config["error"],
+        order=config["order"],
         inclusive=config["comparison"] == "<=",
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dicache_compile.estimators import DCTA
+from dicache_compile.estimators import DCTA, SecondOrderDCTA
 from dicache_compile.gates import ProbeError
 from dicache_compile.kernels import clipped_ratio, extrapolate, mean_abs_difference, relative_l1
 
@@ -116,6 +116,55 @@ def test_dcta_anchors_hold_both_residuals_and_the_gap_to_the_one_before() -> Non
     assert torch.equal(new["r"], y - x)
     assert torch.equal(new["p"], h - x)
     torch.testing.assert_close(new["anchor_gap"], ((h - x) - state["p1"]).abs().mean())
+
+
+@given(share=st.floats(0, 3), back=st.floats(0.3, 3.9), seed=st.integers(0, 100))
+def test_second_order_without_damping_is_exact_where_the_residual_is_a_parabola_of_the_probe(
+    share: float, back: float, seed: int
+) -> None:
+    start, way, a, b, c = (tensor.double() for tensor in tensors(seed, 5))
+
+    def probe(at: float) -> Tensor:
+        return start + at * way
+
+    def residual(at: float) -> Tensor:
+        return a + at * b + at * at * c
+
+    state = {f"p{age}": probe(at) for age, at in ((1, 1.0), (2, 0.0), (3, -back))}
+    state |= {f"r{age}": residual(at) for age, at in ((1, 1.0), (2, 0.0), (3, -back))}
+    state |= {"anchor_gap": way.abs().mean().float(), "gap_ratio": torch.tensor(back)}
+    exact = SecondOrderDCTA((0.0, 10.0), damping=1.0)
+    x, anchors = torch.zeros(SHAPE), torch.tensor(3)
+    gamma = exact.weigh(x, probe(share), anchors, state)
+    # Coefficients of the three float32 residuals are at most 4 * 7 / 0.3.
+    torch.testing.assert_close(
+        exact.estimate(x, gamma, anchors, state).double(), residual(share), rtol=1e-4, atol=2e-3
+    )
+    line = DCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
+    half = SecondOrderDCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
+    torch.testing.assert_close(half, (line + exact.estimate(x, gamma, anchors, state)) / 2, rtol=1e-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("anchors", [1, 2])
+def test_second_order_with_fewer_anchors_is_first_order_and_masks_what_does_not_exist(anchors: int) -> None:
+    state = dcta_state() | {f"{name}3": torch.full(SHAPE, float("nan")) for name in "rp"}
+    state["gap_ratio"] = torch.tensor(float("nan"))
+    x, p, count = torch.zeros(SHAPE), tensors(7, 1)[0], torch.tensor(anchors)
+    first, second = DCTA((1.0, 2.0)), SecondOrderDCTA((1.0, 2.0))
+    gamma = second.weigh(x, p, count, state)
+    torch.testing.assert_close(gamma, first.weigh(x, p, count, state), equal_nan=True)
+    torch.testing.assert_close(second.estimate(x, gamma, count, state), first.estimate(x, gamma, count, state))
+    torch.testing.assert_close(second.check(x, p, gamma, count, state), first.check(x, p, gamma, count, state))
+
+
+def test_second_order_anchors_hold_the_gap_before_over_the_new_one() -> None:
+    state = dcta_state()
+    x, h, y = tensors(9, 3)
+    new = SecondOrderDCTA((1.0, 1.5)).anchor(x, h, y, state)
+    gap = ((h - x) - state["p1"]).abs().mean()
+    torch.testing.assert_close(new["gap_ratio"], state["anchor_gap"] / gap)
+    still = SecondOrderDCTA((1.0, 1.5)).anchor(torch.zeros(SHAPE), state["p1"], y, state)
+    assert still["gap_ratio"] == 1  # where the probe has not moved there is no ratio
 
 
 @given(

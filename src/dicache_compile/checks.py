@@ -40,6 +40,7 @@ def _check_numbers(config: DiCacheConfig) -> None:
 
 def _check_choices(config: DiCacheConfig) -> None:
     for name, choices in (
+        ("order", (1, 2)),
         ("error", ("probe", "probe_minus_input", "estimate")),
         ("comparison", ("<", "<=")),
         ("streams", ("auto", 1)),
@@ -83,6 +84,8 @@ def _check_together(config: DiCacheConfig) -> None:
     if isinstance(gate, EstimateGate) and config.probe_depth == 0:
         raise ValueError("probe_depth=0 leaves no probe to try the estimator on, which error='estimate' does")
     if config.kernels == "triton":
+        if config.order == 2 and config.estimator is None:
+            raise ValueError("kernels='triton' has the estimate from two anchors alone: order=2 needs kernels='inductor'")
         if reason := why_not_fused(gate, estimator):
             raise ValueError(f"kernels='triton' {reason}")
         if config.engine == "cond":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from . import checks
-from .estimators import DCTA
+from .estimators import DCTA, SecondOrderDCTA
 from .gates import EstimateError, ProbeError
 from .policy import Decider, EstimateGate, Estimator, Gate
 
@@ -34,6 +34,10 @@ class DiCacheConfig:
 
     gamma_range: tuple[float, float] = (1.0, 1.5)
     """Where gamma is clipped: 1 is plain reuse, above it extrapolates. The FLUX and HunyuanVideo scripts' range."""
+
+    order: Literal[1, 2] = 1
+    """The estimate's. 1, the paper's: on the line through the last two anchors. 2: half of the way from there to the
+    parabola through the last three, for one more residual and probe residual of state. Pays with error="estimate"."""
 
     error: Literal["probe", "probe_minus_input", "estimate"] = "probe"
     """What is compared with the threshold. "probe", the paper's choice: the relative change of h, accumulated.
@@ -99,7 +103,7 @@ class DiCacheConfig:
     """Another gate than the probe's error. `threshold`, `error` and `comparison` are then its own affair."""
 
     estimator: Estimator | None = None
-    """Another estimator than the two-anchor one. `gamma_range` is then its own affair."""
+    """Another estimator than the two-anchor one. `gamma_range` and `order` are then its own affair."""
 
     def __post_init__(self) -> None:
         if isinstance(self.trunk, list):
@@ -148,7 +152,9 @@ class DiCacheConfig:
         return ProbeError(self.threshold, self.error, self.comparison)
 
     def make_estimator(self) -> Estimator:
-        return DCTA(self.gamma_range) if self.estimator is None else self.estimator
+        if self.estimator is not None:
+            return self.estimator
+        return DCTA(self.gamma_range) if self.order == 1 else SecondOrderDCTA(self.gamma_range)
 
     def trunk_owners(self) -> tuple[str, ...]:
         if self.trunk is None:

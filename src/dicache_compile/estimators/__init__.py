@@ -2,5 +2,6 @@
 
 from .dcta import DCTA
 from .reuse import Reuse
+from .second_order import SecondOrderDCTA
 
-__all__ = ["DCTA", "Reuse"]
+__all__ = ["DCTA", "Reuse", "SecondOrderDCTA"]
