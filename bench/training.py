@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 EMA_DECAY = 0.998
 WARM_UP = 100  # optimizer steps
@@ -81,7 +82,10 @@ def train(
                 step += 1
                 # Warm-up, then a cosine down to a twentieth.
                 factor = min(1.0, step / WARM_UP) * (0.525 + 0.475 * math.cos(math.pi * step / total))
-                recent.append(_step(model, stage.loss(compiled, generator), optims, rate * factor))
+                # The matrix products in bfloat16; the CPU's fused attention has a slow backward pass in it.
+                with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+                    loss = stage.loss(compiled, generator)
+                recent.append(_step(model, loss, optims, rate * factor))
                 averaged.update_parameters(model)
                 if step % SHOWN == 0 or not left:
                     minutes = round((time.monotonic() - started) / 60, 2)

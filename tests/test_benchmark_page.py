@@ -13,7 +13,7 @@ import torch
 
 from bench.versus import page, plots, regress, sweep, tables
 from bench.versus.bars import Bar, bars
-from bench.versus.rows import Row
+from bench.versus.rows import Row, read
 from bench.versus.rows import replace as store
 
 OURS, PEER = "dicache_compile", "FirstBlockCache"
@@ -133,6 +133,15 @@ def test_a_page_of_little_says_what_is_missing_and_what_did_not_run(tmp_path: Pa
     linked = {tmp_path / "docs" / line.split("(")[1].rstrip(")") for line in text.splitlines() if line[:2] == "!["}
     assert linked == set((tmp_path / "docs" / "benchmarks").iterdir())
     assert {path.name for path in linked} == {"flux-pareto.png", "overhead.png"}
+
+
+def test_a_system_that_is_measured_again_loses_what_it_had_there_and_no_other_does(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    before = [drawn(OURS, "15 deep", 40, 30, 15), drawn(PEER, "15 deep", 39, 29, 15), timed("schedule", OURS, 2.0)]
+    store(file, before)
+    again = replace(drawn(OURS, "15 deep", 41, 31, 15), label="another setting")
+    store(file, [again])
+    assert read(file) == [*before[1:], again]
 
 
 def test_a_page_of_nothing_has_no_pictures(tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ class Clips:
 
 def render(count: int, generator: torch.Generator, frames: int = FRAMES) -> Clips:
     """`count` random clips, or their first frames. The shape keeps its size, its tilt and its speed."""
-    scenes = imagine(count, generator, radius=(0.34, 0.46), off=0.15)
+    scenes = imagine(count, generator, radius=(0.44, 0.56), off=0.08)
     motion = torch.randint(len(MOTIONS), (count,), generator=generator)
-    travel = 0.5 + 0.3 * torch.rand(count, 1, generator=generator)  # from the first frame to the last, in half sides
+    travel = 0.5 + 0.15 * torch.rand(count, 1, generator=generator)  # from the first frame to the last, in half sides
     path = travel * torch.tensor(list(MOTIONS.values()))[motion]
     moments = [scenes.centre + path * (frame / (FRAMES - 1) - 0.5) for frame in range(frames)]
     pixels = torch.stack([draw(replace(scenes, centre=centre), SIZE) for centre in moments], dim=2)

@@ -68,7 +68,7 @@ if __name__ == "__main__":
     torch.manual_seed(arguments.seed)
     train(
         initial(),
-        [stage(SHORT, arguments.short, 64), stage(FRAMES, arguments.long, 16)],
+        [stage(SHORT, arguments.short, 64), stage(FRAMES, arguments.long, 32)],
         WEIGHTS,
         seed=arguments.seed,
         rate=arguments.rate,

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from . import gallery, page, rows, sweep
-from .compare import compare
+from .compare import Entrant, compare
 from .costs import costs
 from .families import FAMILIES
 from .roster import costed, equal, own, scheduled, tune
@@ -34,6 +34,9 @@ def main() -> None:
     parser.add_argument("--page", action="store_true", help="only write the page again, from the results")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given again")
     parser.add_argument("--workload", choices=[w.key for w in WORKLOADS], action="append", help="likewise")
+    parser.add_argument(
+        "--system", action="append", help="only this, such as TaylorSeerCache, and the baseline; may be given again"
+    )
     parser.add_argument("--results", type=Path, help="the file to add to; by default one of bench/results")
     arguments = parser.parse_args()
     quiet()
@@ -46,35 +49,50 @@ def main() -> None:
     elif arguments.page:
         page.write(results, PAGE)
     else:
+        known = {entrant.system.name for workload in workloads for entrant in own(workload)}
+        if unknown := set(arguments.system or ()) - known:
+            parser.error(f"--system: no {', '.join(sorted(unknown))} among {', '.join(sorted(known))}")
         if not arguments.quick and {"generations", "pictures"} & set(parts):
             for workload in workloads:  # before anything is measured: a missing setting is an error
                 equal(workload)
-        measure(results, parts, workloads, arguments.quick)
+        measure(results, parts, workloads, arguments.quick, arguments.system)
         print(f"\nThe rows: {results}")
         if not arguments.quick:
             page.write(results, PAGE)
             print(f"The page: {PAGE}")
 
 
-def measure(results: Path, parts: Sequence[str], workloads: Sequence[Workload], quick: bool) -> None:
-    """Rows are on disk as soon as a comparison is done; those of an earlier one with the same key are replaced."""
+def measure(
+    results: Path,
+    parts: Sequence[str],
+    workloads: Sequence[Workload],
+    quick: bool,
+    only: Sequence[str] | None = None,
+) -> None:
+    """Rows are on disk as soon as a comparison is done, in the place of those that its systems had there."""
+
+    def chosen(entrants: Sequence[Entrant]) -> list[Entrant]:
+        return [entrant for entrant in entrants if only is None or entrant.system.name in only]
+
     seeds = QUICK_SEEDS if quick else SEEDS
     for workload in workloads:
         if "schedule" in parts:
-            found = compare("schedule", workload, scheduled(workload), seeds["schedule"], quality=False)
+            found = compare("schedule", workload, chosen(scheduled(workload)), seeds["schedule"], quality=False)
             rows.replace(results, found)
         if "generations" in parts:
             entrants = own(workload, quick=True) if quick else own(workload) + equal(workload)
-            rows.replace(results, compare("generations", workload, entrants, seeds["generations"]))
+            rows.replace(results, compare("generations", workload, chosen(entrants), seeds["generations"]))
         if "pictures" in parts:
             gallery.draw(workload, page.grid_path(PAGE, workload))
         if "costs" in parts:
-            for system in costed(workload):
-                rows.replace(results, [costs(workload, system)])
+            done = []
+            for entrant in chosen(costed(workload)):
+                done.append(costs(workload, entrant.system))
+                rows.replace(results, done)
     if "sweep" in parts:
         for tokens, width in sweep.SIZES:
             workload = sweep.workload(tokens, width)
-            found = compare("sweep", workload, scheduled(workload), sweep.SEEDS[tokens, width], quality=False)
+            found = compare("sweep", workload, chosen(scheduled(workload)), sweep.SEEDS[tokens, width], quality=False)
             rows.replace(results, found)
 
 

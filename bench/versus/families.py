@@ -21,7 +21,7 @@ Variants = Callable[[Workload, int, tuple[float, ...]], Sequence[System]]
 
 
 def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
-    rules = [(3, None), (4, None), (3, _longest_run(3, deep) + 1)]
+    rules = [(3, None), (4, None), (5, None), (3, _longest_run(3, deep) + 1)]
     return [
         Ours(threshold=0.1, changed={**ESTIMATE, "warmup_steps": warmup, "max_consecutive_skips": skips})
         for warmup, skips in rules

@@ -16,7 +16,9 @@ from .system import Installed, Schedule
 from .workload import STEPS, Workload
 
 STATIC: dict[str, Any] = {"probe_depth": 0, "estimator": Reuse()}  # no block runs on a reused step, and little decides
-ESTIMATE: dict[str, Any] = {"error": "estimate", "gamma_range": (1, 2)}  # the estimator checked on the probe
+# The estimator checked on the probe: from two anchors, and from three.
+FIRST_ORDER: dict[str, Any] = {"error": "estimate", "gamma_range": (1, 2)}
+ESTIMATE: dict[str, Any] = {"error": "estimate", "order": 2, "gamma_range": (1, 3)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from .dbcache import DBCache
 from .families import FAMILIES
 from .first_block import FirstBlock
 from .mag import Mag, calibrate
-from .ours import ESTIMATE, STATIC, Ours
+from .ours import ESTIMATE, FIRST_ORDER, STATIC, Ours
 from .published import PublishedDiCache
 from .pyramid import PyramidAttentionBroadcast
 from .sea import Sea
@@ -34,9 +34,9 @@ SCHEDULE = Schedule(warmup=3, interval=3)  # 12 of 30 steps are deep
 
 def own(workload: Workload, quick: bool = False) -> list[Entrant]:
     """Each system with its own defaults; unless it must be quick, ours with each preset too, and no compiler."""
-    range_ = 5 if workload.family == "wan" else None  # of cross-attentions, which FLUX has none of
     slow = [
         Uncached(compiled=False),
+        Ours(threshold=0.1, changed=FIRST_ORDER),
         *(Ours(threshold=threshold, changed=ESTIMATE) for threshold in (0.05, 0.2)),
         *(Ours(preset=name) for name in ("flux", "hunyuan", "wan")),
     ]
@@ -45,7 +45,7 @@ def own(workload: Workload, quick: bool = False) -> list[Entrant]:
         Ours(threshold=0.1, changed=ESTIMATE),
         *([] if quick else slow),
         *_peers(workload),
-        PyramidAttentionBroadcast(cross_attention_block_skip_range=range_),
+        PyramidAttentionBroadcast(cross_attention_block_skip_range=_cross_range(workload)),
         PublishedDiCache(workload.family),
     ]
     return [Entrant(system, "own") for system in systems]
@@ -77,16 +77,23 @@ def scheduled(workload: Workload) -> list[Entrant]:
     return [Entrant(replace(system, schedule=SCHEDULE), "schedule") for system in systems]
 
 
-def costed(workload: Workload) -> list[System]:
+def costed(workload: Workload) -> list[Entrant]:
     """One setting of each system: what it costs besides time depends little on the setting."""
-    return [
+    systems: list[System] = [
         Uncached(),
         Uncached(compiled=False),
         Ours(),
+        Ours(threshold=0.1, changed=ESTIMATE),
         *_peers(workload),
-        PyramidAttentionBroadcast(),
+        PyramidAttentionBroadcast(cross_attention_block_skip_range=_cross_range(workload)),
         PublishedDiCache(workload.family),
     ]
+    return [Entrant(system, "own") for system in systems]
+
+
+def _cross_range(workload: Workload) -> int | None:
+    """PyramidAttentionBroadcast's of cross-attentions, which FLUX has none of."""
+    return 5 if workload.family == "wan" else None
 
 
 def _peers(workload: Workload) -> list[System]:

@@ -78,9 +78,13 @@ def row(
 
 
 def replace(path: Path, rows: Sequence[Row]) -> None:
-    """Adds rows to a file, in the place of those that have their keys; it is whole at every moment."""
-    keys = {row.key for row in rows}
-    kept = [row for row in read(path) if row.key not in keys] if path.exists() else []
+    """Adds rows to a file, in the place of all that their systems had there; it is whole at every moment.
+
+    Of a system's settings some are tuned, so an older measurement may have others.
+    """
+    measured = {(row.experiment, row.workload, row.system) for row in rows}
+    before = read(path) if path.exists() else []
+    kept = [row for row in before if (row.experiment, row.workload, row.system) not in measured]
     path.parent.mkdir(exist_ok=True)
     beside = path.with_suffix(".new")
     beside.write_text("".join(json.dumps(asdict(row)) + "\n" for row in (*kept, *rows)))
