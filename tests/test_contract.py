@@ -71,9 +71,7 @@ def test_reusing_all_runs_exactly_the_forced_steps_and_equals_the_oracle(
 @each_engine
 @each_dtype
 @each_model
-@pytest.mark.parametrize(
-    ("error", "order"), [("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2)]
-)
+@pytest.mark.parametrize(("error", "order"), [("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2)])
 def test_a_threshold_between_decides_and_estimates_as_the_oracle(
     kind: type[Model], dtype: torch.dtype, engine: str, error: Any, order: Any
 ) -> None:

@@ -137,9 +137,7 @@ def test_second_order_without_damping_is_exact_where_the_residual_is_a_parabola_
     x, anchors = torch.zeros(SHAPE), torch.tensor(3)
     gamma = exact.weigh(x, probe(share), anchors, state)
     # Coefficients of the three float32 residuals are at most 4 * 7 / 0.3.
-    torch.testing.assert_close(
-        exact.estimate(x, gamma, anchors, state).double(), residual(share), rtol=1e-4, atol=2e-3
-    )
+    torch.testing.assert_close(exact.estimate(x, gamma, anchors, state).double(), residual(share), rtol=1e-4, atol=2e-3)
     line = DCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
     half = SecondOrderDCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
     torch.testing.assert_close(half, (line + exact.estimate(x, gamma, anchors, state)) / 2, rtol=1e-4, atol=2e-3)

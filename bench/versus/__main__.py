@@ -16,6 +16,7 @@ from .compare import Entrant, compare
 from .costs import costs
 from .families import FAMILIES
 from .roster import costed, equal, own, scheduled, tune
+from .uncached import FewerSteps
 from .workload import WORKLOADS, Workload
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--system", action="append", help="only this, such as TaylorSeerCache, and the baseline; may be given again"
     )
+    parser.add_argument("--size", type=_size, action="append", help="of the sweep only this, such as 64x128; likewise")
     parser.add_argument("--results", type=Path, help="the file to add to; by default one of bench/results")
     arguments = parser.parse_args()
     quiet()
@@ -49,17 +51,24 @@ def main() -> None:
     elif arguments.page:
         page.write(results, PAGE)
     else:
-        known = {entrant.system.name for workload in workloads for entrant in own(workload)}
+        known = {entrant.system.name for workload in workloads for entrant in own(workload)} | {FewerSteps.name}
         if unknown := set(arguments.system or ()) - known:
             parser.error(f"--system: no {', '.join(sorted(unknown))} among {', '.join(sorted(known))}")
         if not arguments.quick and {"generations", "pictures"} & set(parts):
             for workload in workloads:  # before anything is measured: a missing setting is an error
                 equal(workload)
-        measure(results, parts, workloads, arguments.quick, arguments.system)
+        measure(results, parts, workloads, arguments.quick, arguments.system, arguments.size)
         print(f"\nThe rows: {results}")
         if not arguments.quick:
             page.write(results, PAGE)
             print(f"The page: {PAGE}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    known = {f"{tokens}x{width}": (tokens, width) for tokens, width in sweep.SIZES}
+    if text not in known:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(known)}")
+    return known[text]
 
 
 def measure(
@@ -68,6 +77,7 @@ def measure(
     workloads: Sequence[Workload],
     quick: bool,
     only: Sequence[str] | None = None,
+    sizes: Sequence[tuple[int, int]] | None = None,
 ) -> None:
     """Rows are on disk as soon as a comparison is done, in the place of those that its systems had there."""
 
@@ -90,10 +100,13 @@ def measure(
                 done.append(costs(workload, entrant.system))
                 rows.replace(results, done)
     if "sweep" in parts:
-        for tokens, width in sweep.SIZES:
+        threads = torch.get_num_threads()
+        for tokens, width in sweep.SIZES if sizes is None else sizes:
             workload = sweep.workload(tokens, width)
+            sweep.fastest_threads(workload, threads)
             found = compare("sweep", workload, chosen(scheduled(workload)), sweep.SEEDS[tokens, width], quality=False)
             rows.replace(results, found)
+        torch.set_num_threads(threads)
 
 
 def quiet() -> None:

@@ -123,6 +123,7 @@ def _row(experiment: str, workload: Workload, run: _Runs) -> Row:
         "speed-up p10": _percentile(run.speed_up, 10),
         "speed-up p90": _percentile(run.speed_up, 90),
         "generations": len(run.seconds),
+        "threads": torch.get_num_threads(),
     }
     for name, kind in (("deep", True), ("reused", False)):
         if chosen := [seconds for seconds, deep in run.calls if deep is kind]:

@@ -98,7 +98,8 @@ def _sweep(rows: Iterable[Row], page: Path) -> str:
         (
             "## Where host cost matters\n",
             "One FLUX of random weights from few tokens and little width to many (tokens x width), all systems on the\n"
-            "same schedule. What a cache does on the host costs most where the model does least.\n",
+            "same schedule. What a cache does on the host costs most where the model does least. Each size runs on as\n"
+            "many threads as are fastest for the uncached model.\n",
             _part("### Speed-up", _schedule(here), tables.sizes(here, tables.speed_up)),
             _part("### Reused call, ms (uncached: any call)", tables.sizes(here, tables.reused_ms)),
             _image(page, "overhead.png", "Speed-up and reused call over the model's size"),

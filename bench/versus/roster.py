@@ -33,19 +33,23 @@ SCHEDULE = Schedule(warmup=3, interval=3)  # 12 of 30 steps are deep
 
 
 def own(workload: Workload, quick: bool = False) -> list[Entrant]:
-    """Each system with its own defaults; unless it must be quick, ours with each preset too, and no compiler."""
+    """Each system with its own defaults.
+
+    If it need not be quick: ours with each preset too, no compiler, and PyramidAttentionBroadcast, which compiles each
+    step of a generation by itself, for minutes.
+    """
     slow = [
         Uncached(compiled=False),
         Ours(threshold=0.1, changed=FIRST_ORDER),
         *(Ours(threshold=threshold, changed=ESTIMATE) for threshold in (0.05, 0.2)),
         *(Ours(preset=name) for name in ("flux", "hunyuan", "wan")),
+        PyramidAttentionBroadcast(cross_attention_block_skip_range=_cross_range(workload)),
     ]
     systems: list[System] = [
         Ours(),
         Ours(threshold=0.1, changed=ESTIMATE),
         *([] if quick else slow),
         *_peers(workload),
-        PyramidAttentionBroadcast(cross_attention_block_skip_range=_cross_range(workload)),
         PublishedDiCache(workload.family),
     ]
     return [Entrant(system, "own") for system in systems]

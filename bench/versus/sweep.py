@@ -1,15 +1,22 @@
-"""Where the host's work shows: one FLUX of random weights, from few tokens and little width to many and much."""
+"""Where the host's work shows: one FLUX of random weights, from few tokens and little width to many and much.
+
+Each size runs on as many threads as are fastest for the uncached model: below some size they wait for each other for
+longer than they compute, and that would hide what a cache costs.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from torch import Tensor, nn
 
+from .generation import generate
+from .uncached import Uncached
 from .workload import Workload
 
 SIZES = ((64, 128), (256, 128), (256, 384), (1024, 384), (1024, 768))  # (tokens, width)
@@ -32,6 +39,27 @@ def workload(tokens: int, width: int) -> Workload:
         partial(_sample, tokens, width),
         lambda pixels, prompt: False,
     )
+
+
+def fastest_threads(workload: Workload, most: int, tries: int = 5) -> int:
+    """How many threads, from one to `most`, the uncached, compiled model is fastest on; sets that number.
+
+    It has to be set before a model is compiled: Inductor's code holds it.
+    """
+    counts = list(range(1, most + 1))
+    installed = []
+    for count in counts:
+        torch.set_num_threads(count)
+        installed.append(Uncached().install(workload.load(), workload))
+        generate(installed[-1], workload, 0)
+    seconds: dict[int, list[float]] = {count: [] for count in counts}
+    for seed in range(tries):
+        for count, model in zip(counts, installed, strict=True):
+            torch.set_num_threads(count)
+            seconds[count].append(generate(model, workload, seed).seconds)
+    best = min(counts, key=lambda count: median(seconds[count]))
+    torch.set_num_threads(best)
+    return best
 
 
 def _load(width: int) -> nn.Module:

@@ -78,7 +78,13 @@ def sizes(rows: Sequence[Row], column: Column) -> str:
         ]
         for at in found.values()
     ]
-    return markdown([*_NAMES, *(f"{tokens} x {width}" for tokens, width in sweep.SIZES)], lines)
+    threads = {row.workload: int(row.figures["threads"]) for row in ran if "threads" in row.figures}
+    titles = [f"{tokens} x {width}" for tokens, width in sweep.SIZES]
+    titles = [
+        f"{title}, {threads[name]} thread{'s' * (threads[name] > 1)}" if name in threads else title
+        for title, name in zip(titles, names, strict=True)
+    ]
+    return markdown([*_NAMES, *titles], lines)
 
 
 def systems(rows: Iterable[Row]) -> str:

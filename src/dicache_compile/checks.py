@@ -85,7 +85,7 @@ def _check_together(config: DiCacheConfig) -> None:
         raise ValueError("probe_depth=0 leaves no probe to try the estimator on, which error='estimate' does")
     if config.kernels == "triton":
         if config.order == 2 and config.estimator is None:
-            raise ValueError("kernels='triton' has the estimate from two anchors alone: order=2 needs kernels='inductor'")
+            raise ValueError("kernels='triton' estimates from two anchors only: order=2 needs kernels='inductor'")
         if reason := why_not_fused(gate, estimator):
             raise ValueError(f"kernels='triton' {reason}")
         if config.engine == "cond":
