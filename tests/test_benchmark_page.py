@@ -137,11 +137,11 @@ def test_a_page_of_little_says_what_is_missing_and_what_did_not_run(tmp_path: Pa
 
 def test_a_system_that_is_measured_again_loses_what_it_had_there_and_no_other_does(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    before = [drawn(OURS, "15 deep", 40, 30, 15), drawn(PEER, "15 deep", 39, 29, 15), timed("schedule", OURS, 2.0)]
-    store(file, before)
+    others = [drawn(PEER, "15 deep", 39, 29, 15), drawn(OURS, "own", 40, 30, 15), timed("schedule", OURS, 2.0)]
+    store(file, [drawn(OURS, "15 deep", 40, 30, 15), drawn(OURS, "7 deep", 30, 20, 7), *others])
     again = replace(drawn(OURS, "15 deep", 41, 31, 15), label="another setting")
     store(file, [again])
-    assert read(file) == [*before[1:], again]
+    assert read(file) == [*others, again]
 
 
 def test_a_page_of_nothing_has_no_pictures(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Row:
     workload: str  # "shapes FLUX"
     system: str  # "FirstBlockCache"
     label: str  # the setting in words
-    role: str  # why this setting: "own", "15 deep", "schedule"
+    role: str  # why this setting: "own", "baseline", "15 deep", "schedule"
     figures: dict[str, float]  # each name has its unit; empty: it was not run, and `why` says why
     samples: dict[str, list[float]] = field(default_factory=dict)  # one for each generation, to judge noise by
     why: str = ""
@@ -47,6 +47,11 @@ class Row:
     def key(self) -> tuple[str, ...]:
         """What two files have in common."""
         return self.experiment, self.workload, self.system, self.label, self.role
+
+    @property
+    def comparison(self) -> tuple[str, ...]:
+        """What is measured at once of a system: of its roles, all numbers of deep steps are one."""
+        return self.experiment, self.workload, self.system, self.role.lstrip("0123456789 ")
 
 
 def row(
@@ -82,9 +87,8 @@ def replace(path: Path, rows: Sequence[Row]) -> None:
 
     Of a system's settings some are tuned, so an older measurement may have others.
     """
-    measured = {(row.experiment, row.workload, row.system) for row in rows}
-    before = read(path) if path.exists() else []
-    kept = [row for row in before if (row.experiment, row.workload, row.system) not in measured]
+    measured = {row.comparison for row in rows}
+    kept = [row for row in read(path) if row.comparison not in measured] if path.exists() else []
     path.parent.mkdir(exist_ok=True)
     beside = path.with_suffix(".new")
     beside.write_text("".join(json.dumps(asdict(row)) + "\n" for row in (*kept, *rows)))
