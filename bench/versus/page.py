@@ -16,17 +16,19 @@ INTRO = """\
 
 # Benchmarks
 
-This cache beside the others: the same models, prompts, seeds and process, each system compiled as its own documentation
-says. To make this page again: `make bench-full`.
+This cache beside the others: the same models, prompts and seeds, each system compiled as its own documentation says.
+To make this page again: `make bench-full`.
 
 """
 METHOD = f"""
 How it was measured:
 
-- A seed is one generation of one prompt in {STEPS} steps. Each seed is run by all systems in turn, so that a machine
-  that slows down slows all alike. The seeds are held out: nothing was trained, calibrated or tuned on them.
-- **speed-up**: the seconds of `torch.compile` without a cache over the system's, on the same seed and in the same
-  process: the median of the seeds and, in brackets, the 10th to the 90th percentile.
+- A seed is one generation of one prompt in {STEPS} steps. Each seed is run by all systems of a comparison in turn, so
+  that a machine that slows down slows all alike. The seeds are held out: nothing was trained, calibrated or tuned on
+  them. Own settings, equal deep steps and the schedule are comparisons of their own; one may be made in parts
+  (`--system`), each with the uncached model in turn.
+- **speed-up**: the seconds of `torch.compile` without a cache over the system's, on the same seed, in the same process
+  and turn: the median of the seeds and, in brackets, the 10th to the 90th percentile.
 - **deep steps**: steps of a generation on which all blocks ran, on average. **deep call ms**, **reused call ms**: the
   median time of one call of the model.
 - **PSNR**, **SSIM**: against what the uncached, compiled model draws from the same seed; p5 is the 5th percentile.
