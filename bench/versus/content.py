@@ -97,7 +97,7 @@ def _ink(pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tint = rgb - rgb.mean(1, keepdim=True)
     ground = tint.median(2, keepdim=True).values
     strength = (tint - ground).norm(dim=1)
-    # The smallest shapes of a clip are 6 % of a frame, and their smooth edge is most of that: hence the top 2 %.
+    # The smallest shapes of a clip are 9 % of a frame, and their smooth edge is most of that: hence the top 2 %.
     core = strength > 0.7 * strength.quantile(0.98, dim=1, keepdim=True)
     mean = (rgb * core[:, None]).sum(2) / core.sum(1, keepdim=True).clamp(min=1)
     error, colour = torch.cdist(mean, inks).min(1)
