@@ -138,6 +138,14 @@ def test_partition_measures_the_image_and_not_a_text_of_the_same_shape() -> None
     assert "l_prompt_" not in upstream
 
 
+@torch.no_grad()
+def test_partition_does_not_take_a_gate_of_the_streams_size_for_where_it_starts() -> None:
+    # With one token, what scales a branch is as large as the stream; and only a linear leads to where that starts.
+    model = models.make(models.Skips)
+    found = cut_of(model, *models.inputs(model, 0, 4, tokens=1), probe_depth=3)
+    assert [(stream.x.name, stream.h.name) for stream in found.partition.streams] == [("x", "x_6")]
+
+
 def test_partition_refuses_a_depth_that_skips_nothing() -> None:
     trunk, gm, flow = trunk_of(Tiny(3), *tiny_inputs())
     assert why_not_splittable(trunk, 2) is None

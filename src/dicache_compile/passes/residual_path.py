@@ -56,13 +56,13 @@ def residual_steps(
     A step for which `rather` holds is taken before one for which only `arrived` does.
 
     Tries plain additions first; where those lead nowhere, also scaled and normalised streams (`s * x + f(x)`,
-    `norm(x + f(x))`); and last, linears that join a stream with an earlier one (`linear(cat(x, skip))`).
+    `norm(x + f(x))`); and last, linears that join a stream with an earlier one (`linear(cat(x, skip))`). Of what is
+    no plain addition both are tried for `rather` first: a gate by which a branch is scaled may be of the stream's size.
     """
-    for also in (frozenset[str](), frozenset(_SCALED), frozenset(_SCALED | _MIXED)):
-        for aim in (arrived,) if rather is None else (rather, arrived):
-            if (found := _walk(start, aim, also)) is not None:
-                return found
-    return None
+    plain, wider = frozenset[str](), (frozenset(_SCALED), frozenset(_SCALED | _MIXED))
+    aims = (arrived,) if rather is None else (rather, arrived)
+    tries = [(aim, plain) for aim in aims] + [(aim, also) for aim in aims for also in wider]
+    return next((found for aim, also in tries if (found := _walk(start, aim, also)) is not None), None)
 
 
 def _walk(start: Step, arrived: Callable[[Step], bool], also: frozenset[str]) -> tuple[Step, ...] | None:
