@@ -26,6 +26,7 @@ class PlainDiCache:
     error: str = "probe"
     order: int = 1
     inclusive: bool = False
+    leader: PlainDiCache | None = None  # the stream that is called before it in each step, whose decision it takes over
     h_prev: Tensor | None = None
     x_prev: Tensor | None = None
     accumulated: float = 0.0
@@ -69,6 +70,8 @@ class PlainDiCache:
         forced |= self.last_forced is not None and self.index >= self.last_forced
         total = (0.0 if self.error == "estimate" else self.accumulated) + (error or 0.0)
         within = total <= self.threshold if self.inclusive else total < self.threshold
+        if self.leader is not None:
+            within = not self.leader.deep[self.index] and math.isfinite(error or 0.0)
         reuse = not forced and within and (self.max_skips is None or self.skipped < self.max_skips)
         self.accumulated, self.skipped = (total, self.skipped + 1) if reuse else (0.0, 0)
         return reuse

@@ -43,6 +43,7 @@ from dicache_compile.options import split_options
         ("lowering", "aot", "lowering: expected one of"),
         ("engine", "cudagraphs", "engine: expected one of"),
         ("strict", 1, "strict: expected True or False"),
+        ("joint", 1, "joint: expected True or False, got 1"),
         ("order", 3, "order: expected one of 1, 2, got 3"),
         ("gate", "probe", "gate: expected an object with the methods of policy.Gate"),
         ("estimator", int, "estimator: expected an object with the methods of policy.Estimator"),

@@ -41,6 +41,7 @@ def cases(draw: st.DrawFn) -> tuple[models.Model, dict[str, Any], dict[str, int]
         "order": draw(st.sampled_from([1, 2])),
         "comparison": draw(st.sampled_from(["<", "<="])),
         "streams": draw(st.sampled_from(["auto", 1])),
+        "joint": draw(st.booleans()),  # which one stream by itself does not notice
         "final_steps": draw(st.integers(0, 2)),
         "num_steps": STEPS,
     }

@@ -21,10 +21,14 @@ Variants = Callable[[Workload, int, tuple[float, ...]], Sequence[System]]
 
 
 def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
-    rules = [(3, None), (4, None), (5, None), (3, _longest_run(3, deep) + 1)]
+    longest = _longest_run(3, deep) + 1
+    rules = [(3, None, 1.7), (5, None, 1.7), (5, None, 2), (3, None, 3), (5, None, 3), (3, longest, 3)]
     return [
-        Ours(threshold=0.1, changed={**ESTIMATE, "warmup_steps": warmup, "max_consecutive_skips": skips})
-        for warmup, skips in rules
+        Ours(
+            threshold=0.1,
+            changed={**ESTIMATE, "gamma_range": (1, gamma), "warmup_steps": warmup, "max_consecutive_skips": skips},
+        )
+        for warmup, skips, gamma in rules
     ]
 
 

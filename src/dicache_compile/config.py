@@ -72,6 +72,12 @@ class DiCacheConfig:
     """"auto": a call belongs to the stream that `stream` or diffusers' `cache_context` names, else calls that share a
     timestep are numbered, which reads the timestep on the host. 1: unnamed calls are all of one stream."""
 
+    joint: bool = False
+    """Whether the calls of one step, such as the two of guidance, decide together: the first one at a timestep decides,
+    the others do as it did. Guidance multiplies what sets its two calls apart, so one that is estimated beside one that
+    is not costs more than two. Streams named "request/cond" and "request/uncond" are of one request, and so are all
+    whose names have no "/". False, as in the scripts: each stream decides by itself."""
+
     state_dtype: torch.dtype | None = None
     """Floating dtype in which tensors are kept between steps. None: each stream's own. In float8 each row (the last
     dimension) has a float32 scale beside it; what differences are taken of stays in the stream's own dtype."""

@@ -14,6 +14,7 @@ from torch import Tensor
 LOG_ROWS = 1024  # steps that a stream remembers
 LOG_COLUMNS = ("index", "timestep", "deep", "forced", "error", "accumulated", "gamma")
 NO_LIMIT = 2**62
+JOINT = ("leader_time", "leader_reuses")  # slots that the streams of one request share, where they decide together
 
 _Updates = dict[str, Tensor]
 
@@ -26,8 +27,13 @@ class ControlSlot:
     initial: float = 0
 
 
-def control_slots(conditions: int) -> tuple[ControlSlot, ...]:
+def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
     """What every stream keeps besides the gate's and the estimator's slots, for that many condition inputs."""
+    together = (
+        ControlSlot("leader_time", (), torch.float32, float("nan")),  # the timestep of the last step that led,
+        ControlSlot("leader_reuses", (), torch.bool),  # and what it decided
+        ControlSlot("led", (), torch.bool),  # whether this stream's last step was such a one
+    )
     return (
         ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
         ControlSlot("clock", (), torch.float32),  # host: the timestep, where the graph itself does not get it
@@ -41,6 +47,7 @@ def control_slots(conditions: int) -> tuple[ControlSlot, ...]:
         ControlSlot("stable", (conditions,), torch.bool),  # whether a checksum was the same twice
         ControlSlot("log", (LOG_ROWS, len(LOG_COLUMNS)), torch.float32),
         ControlSlot("logged", (), torch.int64),  # rows ever written
+        *(together if joint else ()),
     )
 
 
@@ -86,6 +93,25 @@ def forced(now: Mapping[str, Tensor], schedule: Tensor) -> Tensor:
     """Whether this step runs deep whatever the gate says: bool, shape ()."""
     index = now["index"]
     return (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0)
+
+
+def follow(
+    now: Mapping[str, Tensor], state: Mapping[str, Tensor], may: Tensor, within: Tensor, error: Tensor
+) -> tuple[Tensor, _Updates]:
+    """(whether this step reuses, the slots after that) where the streams of a request decide together.
+
+    The first stream at a timestep leads: it reuses where it `may` and its error is `within` the threshold. The others
+    do as it did where they may, unless their error is infinite or no number.
+    """
+    # A stream that led at this timestep and is called at it again, as by second-order samplers, leads again.
+    again = state["led"] & (state["time"] == now["time"])
+    leads = again | (state["leader_time"] != now["time"])
+    reuse = may & torch.where(leads, within, state["leader_reuses"] & (error < float("inf")))
+    return reuse, {
+        "leader_time": now["time"],
+        "leader_reuses": torch.where(leads, reuse, state["leader_reuses"]),
+        "led": leads,
+    }
 
 
 def finish(now: Mapping[str, Tensor], reuse: Tensor) -> _Updates:

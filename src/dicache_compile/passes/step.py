@@ -33,10 +33,7 @@ class Step:
     def slots(self) -> tuple[Slot, ...]:
         """The tensors of a stream's state."""
         device = _tensor(self.partition.streams[0].x).device
-        found = [
-            Slot(slot.name, None, slot.shape, slot.dtype, device, slot.initial)
-            for slot in control.control_slots(len(self.inputs.conditions))
-        ]
+        found = [Slot(slot.name, None, slot.shape, slot.dtype, device, slot.initial) for slot in self._control()]
         if any(spec.history for spec in self.policy.gate.slots()):
             raise ValueError("a gate's slot cannot have a history: `follow` writes it on every step")
         for spec in (*self.policy.gate.slots(), *self.policy.estimator.slots()):
@@ -74,12 +71,14 @@ class Step:
         error, first = emitter.trace(_largest_error, [stream.error for stream in measured], now["index"])
         within, compared = emitter.trace(gate.judge, error, shared)
         limit = self.policy.max_consecutive_skips
-        forced, reuse = emitter.trace(
-            _decide, within, now, old["schedule"], control.NO_LIMIT if limit is None else limit
-        )
+        forced, may = emitter.trace(_free, now, old["schedule"], control.NO_LIMIT if limit is None else limit)
+        if self.policy.joint:
+            reuse, led = emitter.trace(control.follow, now, old, may, within, error)
+        else:
+            reuse, led = emitter.trace(torch.logical_and, may, within), {}
         gammas = [stream.gamma for stream in measured]
 
-        updates: Updates = dict(now)
+        updates: Updates = {**now, **led}
         updates |= emitter.trace(control.finish, now, reuse)
         row = emitter.trace(_columns, now, reuse, forced, first, error, compared, gammas[0])
         updates |= emitter.trace(control.record, row, old)
@@ -124,7 +123,7 @@ class Step:
         return [emitter.read(node) if isinstance(node, fx.Node) else node for node in self.outputs()]
 
     def _control(self) -> tuple[control.ControlSlot, ...]:
-        return control.control_slots(len(self.inputs.conditions))
+        return control.control_slots(len(self.inputs.conditions), self.policy.joint)
 
     def _shared(self, emitter: Emitter, fresh: fx.Node) -> Updates:
         """The gate's slots that are not per stream, back at 0 where a generation starts."""
@@ -159,9 +158,10 @@ def _largest_error(errors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(first, torch.zeros_like(largest), largest), first
 
 
-def _decide(within: Tensor, now: Mapping[str, Tensor], schedule: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+def _free(now: Mapping[str, Tensor], schedule: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """(whether the step is forced to run deep, whether it may reuse if its error is small enough)."""
     forced = control.forced(now, schedule)
-    return forced, ~forced & within & (now["skipped"] < limit)
+    return forced, ~forced & (now["skipped"] < limit)
 
 
 def _one_more(anchors: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DiCacheConfig
-from ..passes.control import LOG_ROWS
+from ..passes.control import JOINT, LOG_ROWS
 from ..plan import Slot
 from .state import KEPT, StreamState, allocate
-from .streams import Numbering
+from .streams import Numbering, request_of
 
 MAX_STREAMS = 16  # with state at the same time; the longest unused gives way, and starts anew when it comes back
 MAX_RESTING = 4  # states with captures that are kept for streams which now have another shape
@@ -91,7 +91,10 @@ class Session:
         """The state that a stream had for this graph and shape; its next step starts a generation."""
         state = self._resting.pop((name, owner, key), None)
         history = self.history.get(name)
-        if state is None or history is None or any(state.tensors[kept] is not history.tensors[kept] for kept in KEPT):
+        if state is None or history is None:
+            return None
+        kept = {**history.tensors, **self._shared(name, state.tensors[KEPT[0]].device)}
+        if any(state.tensors[slot] is not tensor for slot, tensor in kept.items()):
             return None
         state.restart()
         return state
@@ -102,6 +105,8 @@ class Session:
         if oldest is None or oldest[1].recording is None or (oldest[1].owner, oldest[1].key) != (owner, key):
             return None
         old, state = oldest
+        if JOINT[0] in state.tensors and request_of(old) != request_of(name):
+            return None
         del self.streams[old]
         # The captured step goes on writing to the same record: that of the old stream is copied from there.
         before = self.history.setdefault(name, History()).tensors
@@ -114,12 +119,20 @@ class Session:
         return state
 
     def _kept(self, name: str, slots: Sequence[Slot]) -> dict[str, Tensor]:
-        """The record of a stream's earlier states, if it is on the device where the next one will be."""
+        """What a stream's next state takes over: the record of its earlier ones, and what its request shares."""
         device = next(slot.device for slot in slots if slot.name in KEPT)
         history = self.history.setdefault(name, History())
         if any(tensor.device != device for tensor in history.tensors.values()):
             history = self.history[name] = History()
-        return history.tensors
+        return {**history.tensors, **self._shared(name, device)}
+
+    def _shared(self, name: str, device: torch.device) -> dict[str, Tensor]:
+        """The slots that the streams of a stream's request share, if it has one that keeps them on this device."""
+        for other, state in self.streams.items():
+            shared = {slot: state.tensors[slot] for slot in JOINT if slot in state.tensors}
+            if shared and request_of(other) == request_of(name) and shared[JOINT[0]].device == device:
+                return shared
+        return {}
 
     def begin_call(self, name: str) -> None:
         self.last_call = next(_clock)

@@ -39,6 +39,11 @@ def current_name() -> str | None:
     return "/".join(filter(None, (_explicit.get(), _pipeline.get()))) or None
 
 
+def request_of(name: str) -> str:
+    """The request that a stream is of: "a" of "a/cond"; "" of a name without one."""
+    return name.rpartition("/")[0]
+
+
 @contextmanager
 def _named(variable: ContextVar[str | None], name: str) -> Iterator[None]:
     if not isinstance(name, str):
