@@ -32,7 +32,7 @@ class PlainDiCache:
     accumulated: float = 0.0
     skipped: int = 0
     index: int = 0
-    anchors: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (residual, probe residual), newest last
+    anchors: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (residual, place), newest last
     deep: list[bool] = field(default_factory=list)
     errors: list[float | None] = field(default_factory=list)
     gammas: list[float | None] = field(default_factory=list)
@@ -50,7 +50,7 @@ class PlainDiCache:
         if not reuse:
             carried = self.model.run(carried, self.probe_depth, self.model.depth)
             y = carried["x"].clone()
-            self.anchors.append((y.float() - x.float(), h.float() - x.float()))
+            self.anchors.append((y.float() - x.float(), self._place(x, h)))
             self.gammas.append(None)
         else:
             carried = {**carried, "x": self._estimate(x, h).to(x.dtype)}
@@ -83,14 +83,14 @@ class PlainDiCache:
 
     def _estimate_error(self, x: Tensor, h: Tensor) -> float:
         """How far the same estimate of the probe's residual is off."""
-        return self._relative(self._extrapolated(1, x.dtype, self._gamma(x, h)), h.float() - x.float())
+        return self._relative(self._extrapolated(1, x.dtype, self._gamma(x, h)), self._place(x, h))
 
     def _gamma(self, x: Tensor, h: Tensor) -> float | None:
         if len(self.anchors) < 2:
             return None
         newest, older = (probe.to(x.dtype).float() for _, probe in (self.anchors[-1], self.anchors[-2]))
         gap = (newest - older).abs().mean().item()
-        moved = (h.float() - x.float() - older).abs().mean().item()
+        moved = (self._place(x, h) - older).abs().mean().item()
         low, high = self.gamma_range
         return min(max(moved / gap, low), high) if gap > 0 and math.isfinite(moved) else 1.0
 
@@ -112,6 +112,10 @@ class PlainDiCache:
             + oldest * gamma * (gamma - 1) / (back * (1 + back))
         )
         return (line + parabola) / 2
+
+    def _place(self, x: Tensor, h: Tensor) -> Tensor:
+        """What gamma is measured on: the probe's residual, or the input where no block is a probe."""
+        return h.float() - x.float() if self.probe_depth else x.float()
 
     def _back(self, dtype: torch.dtype) -> float:
         """The gap of the two older of the last three anchors over that of the two newer."""

@@ -69,6 +69,11 @@ def test_a_second_order_estimate_has_no_fused_operator() -> None:
         DiCacheConfig(order=2, kernels="triton")
 
 
+def test_the_fused_operators_measure_along_a_probe() -> None:
+    with pytest.raises(ValueError, match="probe_depth=0 needs kernels='inductor'"):
+        DiCacheConfig(probe_depth=0, kernels="triton")
+
+
 def test_a_config_is_frozen_and_its_options_make_it_again() -> None:
     config = DiCacheConfig(threshold=0.2, trunk=["a", "b"], gamma_range=[1, 2])  # type: ignore[arg-type]
     with pytest.raises(AttributeError):

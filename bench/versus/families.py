@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from .dbcache import DBCache
 from .first_block import FirstBlock
 from .mag import Mag
-from .ours import ESTIMATE, Ours
+from .ours import ESTIMATE, UNPROBED, Ours
 from .published import PublishedDiCache
 from .sea import Sea
 from .system import System
@@ -30,6 +31,24 @@ def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[
         )
         for warmup, skips, gamma in rules
     ]
+
+
+def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
+    return [
+        Ours(
+            threshold=math.inf,
+            changed={**UNPROBED, "warmup_steps": warmup, "max_consecutive_skips": skips, "final_steps": final},
+        )
+        for warmup, skips, final in _schedules(deep)
+    ]
+
+
+def _schedules(deep: int) -> Iterator[tuple[int, int, int]]:
+    """(steps of warm-up, reused steps in a row, forced last steps) that make so many deep steps."""
+    for warmup, skips, final in itertools.product(range(3, 9), range(1, 8), (0, 1)):
+        steps = [step < warmup or (step - warmup) % (skips + 1) == skips for step in range(STEPS)]
+        if sum(steps[: STEPS - final]) + final == deep and not (final and steps[-1]):
+            yield warmup, skips, final
 
 
 def _longest_run(warmup: int, deep: int) -> int:
@@ -61,6 +80,7 @@ def _published(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequ
 
 FAMILIES: dict[str, Variants] = {
     "dicache_compile": _ours,
+    "dicache_compile unprobed": _unprobed,
     "FirstBlockCache": lambda workload, deep, ratios: [FirstBlock()],
     "MagCache": _mag,
     "TaylorSeerCache": partial(_taylorseer, lite=False),

@@ -16,6 +16,8 @@ from .system import Installed, Schedule
 from .workload import STEPS, Workload
 
 STATIC: dict[str, Any] = {"probe_depth": 0, "estimator": Reuse()}  # no block runs on a reused step, and little decides
+# No block either, and from three anchors an estimate along the model's input.
+UNPROBED: dict[str, Any] = {"probe_depth": 0, "order": 2, "gamma_range": (1, 2)}
 # The estimator checked on the probe, both calls of guidance together: from two anchors, and from three.
 FIRST_ORDER: dict[str, Any] = {"error": "estimate", "joint": True, "gamma_range": (1, 2)}
 ESTIMATE: dict[str, Any] = {"error": "estimate", "joint": True, "order": 2, "gamma_range": (1, 3)}

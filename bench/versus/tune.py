@@ -52,7 +52,7 @@ class Tuner:
 
     def _reach(self, system: System, target: int) -> list[Trial]:
         """Turns the dial until the target is met; more of it means fewer deep steps."""
-        if system.dial is None:
+        if system.dial is None or _dial(system) == math.inf:  # a schedule, which decides nothing
             return [self._try(system)]
         known = [trial for trial in self._trials if _at(trial.system, 0.0) == _at(system, 0.0)]
         for _ in range(HALVINGS):

@@ -86,6 +86,8 @@ def _check_together(config: DiCacheConfig) -> None:
     if config.kernels == "triton":
         if config.order == 2 and config.estimator is None:
             raise ValueError("kernels='triton' estimates from two anchors only: order=2 needs kernels='inductor'")
+        if config.probe_depth == 0 and config.estimator is None:
+            raise ValueError("kernels='triton' measures along the probe: probe_depth=0 needs kernels='inductor'")
         if reason := why_not_fused(gate, estimator):
             raise ValueError(f"kernels='triton' {reason}")
         if config.engine == "cond":

@@ -30,7 +30,7 @@ class DiCacheConfig:
 
     probe_depth: int = 1
     """Blocks that run on every step. The paper takes 1 on every model; more costs speed and gains little. 0: none, so
-    that the gate knows the trunk's input alone, and gamma is 1."""
+    that the trunk's input alone decides, and gamma tells how far that has moved."""
 
     gamma_range: tuple[float, float] = (1.0, 1.5)
     """Where gamma is clipped: 1 is plain reuse, above it extrapolates. The FLUX and HunyuanVideo scripts' range."""
@@ -160,7 +160,9 @@ class DiCacheConfig:
     def make_estimator(self) -> Estimator:
         if self.estimator is not None:
             return self.estimator
-        return DCTA(self.gamma_range) if self.order == 1 else SecondOrderDCTA(self.gamma_range)
+        return (DCTA if self.order == 1 else SecondOrderDCTA)(
+            self.gamma_range, "probe" if self.probe_depth else "input"
+        )
 
     def trunk_owners(self) -> tuple[str, ...]:
         if self.trunk is None:

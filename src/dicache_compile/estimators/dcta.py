@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +17,11 @@ class DCTA:
     """y = x + R2 + gamma (R1 - R2), gamma = clip(mean|p - P2| / mean|P1 - P2|); with one anchor y = x + R1.
 
     R1, P1 are the residual y - x and the probe residual h - x of the newest deep step, R2, P2 those of the one before.
+    Where there is no probe, p is x itself (`along="input"`, our rule): gamma then tells how far the input has moved.
     """
 
     gamma_range: tuple[float, float]
+    along: Literal["probe", "input"] = "probe"
 
     def slots(self) -> tuple[SlotSpec, ...]:
         tensors = (
@@ -29,7 +32,7 @@ class DCTA:
         return (*tensors, SlotSpec("anchor_gap", per_stream=True, scalar=True))
 
     def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return self._gamma(mean_abs_difference(h.float() - x.float(), state["p2"]), anchors, state)
+        return self._gamma(mean_abs_difference(self._place(x, h), state["p2"]), anchors, state)
 
     def gamma_of(self, sums: Tensor, elements: int, anchors: Tensor, state: State) -> Tensor:
         return self._gamma(sums[2] / elements, anchors, state)
@@ -49,10 +52,14 @@ class DCTA:
 
     def check(self, x: Tensor, h: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
         """The relative L1 error of P2 + gamma (P1 - P2), or of P1, as an estimate of p."""
-        p = h.float() - x.float()
+        p = self._place(x, h)
         return relative_l1(extrapolate(torch.zeros_like(p), state["p1"], state["p2"], gamma, anchors > 1), p)
 
     def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
         # Rounded as it is stored, so that the gap is the distance of the anchors that later steps will see.
-        p = (h.float() - x.float()).type_as(state["p1"])
+        p = self._place(x, h).type_as(state["p1"])
         return {"r": y.float() - x.float(), "p": p, "anchor_gap": mean_abs_difference(p, state["p1"])}
+
+    def _place(self, x: Tensor, h: Tensor) -> Tensor:
+        """Where a step stands on the trajectory: p, float32."""
+        return x.float() if self.along == "input" else h.float() - x.float()

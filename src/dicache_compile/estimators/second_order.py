@@ -41,7 +41,7 @@ class SecondOrderDCTA(DCTA):
         return x.float() + self._curve("r", gamma, anchors, state)
 
     def check(self, x: Tensor, h: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return relative_l1(self._curve("p", gamma, anchors, state), h.float() - x.float())
+        return relative_l1(self._curve("p", gamma, anchors, state), self._place(x, h))
 
     def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
         new = DCTA.anchor(self, x, h, y, state)
