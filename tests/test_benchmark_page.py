@@ -198,6 +198,16 @@ def test_two_samples_are_too_few_to_judge() -> None:
     assert regress.too_few({old.key: old}, {new.key: new}) == [old.key]
 
 
+def test_speed_ups_on_other_numbers_of_threads_are_not_judged() -> None:
+    fast, slow = timed("sweep", OURS, 2.0, spread=0.01), timed("sweep", OURS, 1.0, spread=0.01)
+    one, two = ({"threads": float(threads)} for threads in (1, 2))
+    old = replace(fast, figures=fast.figures | two)
+    lines, worse = regress.report([old], [replace(slow, figures=slow.figures | one)])
+    assert not worse
+    assert any(line.startswith("speed-up not judged, on another number of threads: sweep") for line in lines)
+    assert regress.report([old], [replace(slow, figures=slow.figures | two)])[1]
+
+
 @pytest.mark.parametrize(
     ("figure", "before", "after", "verdict"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,17 +17,20 @@ from torch import Tensor, nn
 from bench.clips import model as clips
 from bench.shapes import model as shapes
 from bench.versus import sweep
+from bench.versus.bars import DEEP_STEPS
 from bench.versus.dbcache import DBCache
+from bench.versus.families import FAMILIES
 from bench.versus.first_block import FirstBlock
 from bench.versus.generation import Generation, generate
 from bench.versus.mag import Mag
 from bench.versus.ours import STATIC, Ours
 from bench.versus.published import PublishedDiCache
 from bench.versus.pyramid import PyramidAttentionBroadcast
+from bench.versus.roster import equal
 from bench.versus.sea import Sea
-from bench.versus.system import Schedule, System
+from bench.versus.system import Schedule, System, eager, setting
 from bench.versus.taylorseer import TaylorSeer
-from bench.versus.uncached import Uncached
+from bench.versus.uncached import FewerSteps, Uncached
 from bench.versus.workload import FLUX, STEPS, WAN, Workload
 
 SMALL = {"num_attention_heads": 2}
@@ -127,3 +132,21 @@ def test_the_sweeps_models_are_of_the_sizes_that_they_are_named_by() -> None:
     workload.sample(model, [None], 0, 2)
     assert seen["hidden_states"].shape == (1, 64, sweep.CHANNELS)
     assert workload.load().inner_dim == 128
+
+
+@pytest.mark.parametrize("workload", [FLUX, WAN], ids=lambda workload: workload.key)
+def test_every_tuned_setting_is_made_again_and_written_as_json(workload: Workload) -> None:
+    entrants = [entrant for entrant in equal(workload) if entrant.system.name != FewerSteps.name]
+    assert len(entrants) == len(FAMILIES) * len(DEEP_STEPS)
+    for entrant in entrants:
+        json.dumps(setting(entrant.system), allow_nan=False, default=repr)
+    ours = [entrant.system for entrant in entrants if isinstance(entrant.system, Ours)]
+    assert [system.config().threshold == math.inf for system in ours] == [False] * 3 + [True] * 3
+
+
+@pytest.mark.parametrize("deep", DEEP_STEPS)
+def test_ours_without_a_probe_has_as_many_deep_steps_as_it_is_asked_for(deep: int) -> None:
+    tiny, _ = WORKLOADS
+    variants = FAMILIES["dicache_compile unprobed"](tiny, deep, ())
+    for system in (variants[0], variants[-1]):
+        assert sum(run(eager(system), tiny).deep or ()) == deep

@@ -1,7 +1,8 @@
 """What moved between two result files beyond noise: `python -m bench.versus.regress OLD NEW`; exits 1 if any got worse.
 
 Judged are the speed-ups, by their samples, and the figures that should not vary at all. Not judged: seconds, which
-change with the machine's mood and are in the speed-up as a ratio, compile seconds and peak memory, measured once each.
+change with the machine's mood and are in the speed-up as a ratio, compile seconds and peak memory, measured once each,
+and speed-ups on different numbers of threads.
 """
 
 from __future__ import annotations
@@ -106,7 +107,15 @@ def _speed_up(old: Row, new: Row, significance: float) -> Move | None:
 
 
 def _is_timed(old: Row, new: Row) -> bool:
-    return old.role != "baseline" and bool(_samples(old) and _samples(new))  # the baseline's is 1 by definition
+    if old.role == "baseline" or _on_other_threads(old, new):  # the baseline's is 1 by definition
+        return False
+    return bool(_samples(old) and _samples(new))
+
+
+def _on_other_threads(old: Row, new: Row) -> bool:
+    """Whether the two ran on different numbers of threads, as far as the rows tell: older ones do not."""
+    before, after = (row.figures.get("threads") for row in (old, new))
+    return None not in (before, after) and before != after
 
 
 def _samples(row: Row) -> list[float]:
@@ -139,6 +148,8 @@ def report(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[str], bool]:
     found = moves(before, after)
     lines += map(str, found)
     unjudged = Counter(f"{experiment}, {workload}" for experiment, workload, *_ in too_few(before, after))
+    other = [key for key in before if key in after and _on_other_threads(before[key], after[key])]
+    lines += [f"speed-up not judged, on another number of threads: {_words(key)}" for key in other]
     lines += [f"too few samples to judge speed-ups: {count} rows of {where}" for where, count in unjudged.items()]
     lines += [f"only in the old file: {_words(key)}" for key in before if key not in after]
     lines += [f"only in the new file: {_words(key)}" for key in after if key not in before]

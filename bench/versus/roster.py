@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,7 @@ def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
                 "kind": type(best.system).__name__, **setting(best.system), "deep": best.deep, "psnr": best.psnr
             }  # fmt: skip
     everything[workload.key] = {"ratios": ratios, "settings": before["settings"] | settings}
-    TUNED.write_text(json.dumps(everything, indent=1) + "\n")
+    TUNED.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
 
 
 @functools.cache
@@ -148,6 +149,7 @@ def _tuned() -> dict[str, Any]:
 def _system(fields: dict[str, Any]) -> System:
     """The inverse of `setting`."""
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    values = {name: math.inf if value == "inf" else value for name, value in values.items()}
     kind = KINDS[values.pop("kind")]
     del values["deep"], values["psnr"]
     return kind(**values)

@@ -91,7 +91,7 @@ def replace(path: Path, rows: Sequence[Row]) -> None:
     kept = [row for row in read(path) if row.comparison not in measured] if path.exists() else []
     path.parent.mkdir(exist_ok=True)
     beside = path.with_suffix(".new")
-    beside.write_text("".join(json.dumps(asdict(row)) + "\n" for row in (*kept, *rows)))
+    beside.write_text("".join(json.dumps(asdict(row), allow_nan=False) + "\n" for row in (*kept, *rows)))
     beside.replace(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Protocol
@@ -69,5 +70,6 @@ def eager(system: System) -> System:
 
 
 def setting(system: System) -> dict[str, Any]:
-    """A system's fields, for a result."""
-    return {field.name: getattr(system, field.name) for field in fields(system)}  # type: ignore[arg-type]
+    """A system's fields, for a result. Infinity is "inf", for which JSON has no number."""
+    values = {field.name: getattr(system, field.name) for field in fields(system)}  # type: ignore[arg-type]
+    return {name: "inf" if value == math.inf else value for name, value in values.items()}
