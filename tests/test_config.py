@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig
-from dicache_compile.estimators import Reuse
+from dicache_compile.estimators import DCTA, Reuse
 from dicache_compile.options import split_options
 
 
@@ -70,8 +70,17 @@ def test_a_second_order_estimate_has_no_fused_operator() -> None:
 
 
 def test_the_fused_operators_measure_along_a_probe() -> None:
-    with pytest.raises(ValueError, match="probe_depth=0 needs kernels='inductor'"):
+    with pytest.raises(ValueError, match="probe_depth=0, or along='input', needs kernels='inductor'"):
         DiCacheConfig(probe_depth=0, kernels="triton")
+    with pytest.raises(ValueError, match="probe_depth=0, or along='input', needs kernels='inductor'"):
+        DiCacheConfig(estimator=DCTA((1, 2), along="input"), kernels="triton")
+
+
+def test_an_estimator_along_the_input_is_not_tried_on_the_probe() -> None:
+    with pytest.raises(ValueError, match="error='estimate' tries the estimator on the probe, and DCTA"):
+        DiCacheConfig(estimator=DCTA((1, 2), along="input"), error="estimate")
+    with pytest.raises(ValueError, match="along: expected 'probe' or 'input', got 'inputs'"):
+        DCTA((1, 2), along="inputs")  # type: ignore[arg-type]
 
 
 def test_a_config_is_frozen_and_its_options_make_it_again() -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dicache_compile import reset, stream, summary
-from dicache_compile.runtime.session import MAX_STREAMS
+from dicache_compile.runtime.session import MAX_STREAMS, sessions_of
 
 from . import models
 from .plain_oracle import PlainDiCache
@@ -135,6 +135,21 @@ def test_a_stream_that_is_called_alone_decides_by_itself() -> None:
     alone = decisions(model)["uncond"]
     apart, _ = apart_and_together()
     assert alone == apart["uncond"]
+
+
+def test_a_leader_that_failed_decides_nothing_of_the_others() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=math.inf, joint=True)
+    with torch.no_grad():
+        for step in range(4):
+            for name in ("cond", "uncond"):
+                if (name, step) == ("uncond", 3):  # the reused step of "cond" before it fails, and is tried again
+                    sessions_of(model)[-1].drop("cond")
+                    with stream("cond"):
+                        call(*arguments(model, "cond", step))
+                with stream(name):
+                    call(*arguments(model, name, step))
+    assert decisions(model, 0)["uncond"] == "DDDD"  # for "cond" a generation has begun
 
 
 @each_engine

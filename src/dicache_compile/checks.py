@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from .estimators import DCTA
 from .kernels.operators import STORED
 from .policy import CheckedEstimator, EstimateGate, Estimator, Gate, why_not_fused
 
@@ -83,11 +84,16 @@ def _check_together(config: DiCacheConfig) -> None:
         raise ValueError(f"{asking} needs an estimator with the methods of policy.CheckedEstimator, got {estimator!r}")
     if isinstance(gate, EstimateGate) and config.probe_depth == 0:
         raise ValueError("probe_depth=0 leaves no probe to try the estimator on, which error='estimate' does")
+    along_input = isinstance(estimator, DCTA) and estimator.along == "input"
+    if isinstance(gate, EstimateGate) and along_input:
+        raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
     if config.kernels == "triton":
         if config.order == 2 and config.estimator is None:
             raise ValueError("kernels='triton' estimates from two anchors only: order=2 needs kernels='inductor'")
-        if config.probe_depth == 0 and config.estimator is None:
-            raise ValueError("kernels='triton' measures along the probe: probe_depth=0 needs kernels='inductor'")
+        if along_input:
+            raise ValueError(
+                "kernels='triton' measures along the probe: probe_depth=0, or along='input', needs kernels='inductor'"
+            )
         if reason := why_not_fused(gate, estimator):
             raise ValueError(f"kernels='triton' {reason}")
         if config.engine == "cond":

@@ -37,7 +37,7 @@ class DiCacheConfig:
 
     order: Literal[1, 2] = 1
     """The estimate's. 1, the paper's: on the line through the last two anchors. 2: half of the way from there to the
-    parabola through the last three, for one more residual and probe residual of state. Pays with error="estimate"."""
+    parabola through the last three, for two more tensors. Pays with error="estimate" and with probe_depth=0."""
 
     error: Literal["probe", "probe_minus_input", "estimate"] = "probe"
     """What is compared with the threshold. "probe", the paper's choice: the relative change of h, accumulated.
@@ -76,7 +76,8 @@ class DiCacheConfig:
     """Whether the calls of one step, such as the two of guidance, decide together: the first one at a timestep decides,
     the others do as it did. Guidance multiplies what sets its two calls apart, so one that is estimated beside one that
     is not costs more than two. Streams named "request/cond" and "request/uncond" are of one request, and so are all
-    whose names have no "/". False, as in the scripts: each stream decides by itself."""
+    whose names have no "/", unnamed ones too: requests side by side need names. False, as in the scripts: each stream
+    decides by itself."""
 
     state_dtype: torch.dtype | None = None
     """Floating dtype in which tensors are kept between steps. None: each stream's own. In float8 each row (the last
@@ -109,7 +110,8 @@ class DiCacheConfig:
     """Another gate than the probe's error. `threshold`, `error` and `comparison` are then its own affair."""
 
     estimator: Estimator | None = None
-    """Another estimator than the two-anchor one. `gamma_range` and `order` are then its own affair."""
+    """Another estimator than the two-anchor one. `gamma_range`, `order` and, without a probe, what it goes along (of
+    `DCTA`: `along="input"`) are then its own affair."""
 
     def __post_init__(self) -> None:
         if isinstance(self.trunk, list):

@@ -49,7 +49,8 @@ class Decider(Protocol):
     def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """(may this step reuse: bool, the error that was compared: float32), both of shape ().
 
-        A NaN must give False. `state` holds the slots that are not per stream, back at 0 on a generation's first step.
+        A NaN must give False. Where streams decide together (`joint`), the first one's word overrules the others'.
+        `state` holds the slots that are not per stream, back at 0 on a generation's first step.
         """
         ...
 

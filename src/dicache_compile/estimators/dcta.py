@@ -17,11 +17,17 @@ class DCTA:
     """y = x + R2 + gamma (R1 - R2), gamma = clip(mean|p - P2| / mean|P1 - P2|); with one anchor y = x + R1.
 
     R1, P1 are the residual y - x and the probe residual h - x of the newest deep step, R2, P2 those of the one before.
-    Where there is no probe, p is x itself (`along="input"`, our rule): gamma then tells how far the input has moved.
+    With `along="input"`, our rule for a trunk without a probe, p is x itself: gamma tells how far the input has moved.
+
+    Raises ValueError for another `along`.
     """
 
     gamma_range: tuple[float, float]
     along: Literal["probe", "input"] = "probe"
+
+    def __post_init__(self) -> None:
+        if self.along not in ("probe", "input"):
+            raise ValueError(f"along: expected 'probe' or 'input', got {self.along!r}")
 
     def slots(self) -> tuple[SlotSpec, ...]:
         tensors = (

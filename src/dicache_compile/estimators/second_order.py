@@ -23,7 +23,7 @@ class SecondOrderDCTA(DCTA):
     damping 1 the parabola through the last three anchors, with 0 the line through two. Half of the bend is a hedge
     between both: a second difference doubles the error of what it is taken of. With two anchors it is `DCTA`.
 
-    Our rule, not a published one. TaylorSeer (arXiv 2503.06923) takes its differences over steps, not over the probe's
+    Our rule, not a published one. TaylorSeer (arXiv 2503.06923) takes its differences over steps, not over the
     trajectory; HiCache (arXiv 2508.16984) damps, too.
     """
 

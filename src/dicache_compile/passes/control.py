@@ -15,6 +15,7 @@ LOG_ROWS = 1024  # steps that a stream remembers
 LOG_COLUMNS = ("index", "timestep", "deep", "forced", "error", "accumulated", "gamma")
 NO_LIMIT = 2**62
 JOINT = ("leader_time", "leader_reuses")  # slots that the streams of one request share, where they decide together
+LED = "led"  # and one of each of them
 
 _Updates = dict[str, Tensor]
 
@@ -32,7 +33,7 @@ def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
     together = (
         ControlSlot("leader_time", (), torch.float32, float("nan")),  # the timestep of the last step that led,
         ControlSlot("leader_reuses", (), torch.bool),  # and what it decided
-        ControlSlot("led", (), torch.bool),  # whether this stream's last step was such a one
+        ControlSlot(LED, (), torch.bool),  # whether this stream's last step was such a one
     )
     return (
         ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
@@ -95,7 +96,7 @@ def forced(now: Mapping[str, Tensor], schedule: Tensor) -> Tensor:
     return (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0)
 
 
-def follow(
+def decide_together(
     now: Mapping[str, Tensor], state: Mapping[str, Tensor], may: Tensor, within: Tensor, error: Tensor
 ) -> tuple[Tensor, _Updates]:
     """(whether this step reuses, the slots after that) where the streams of a request decide together.
@@ -104,13 +105,13 @@ def follow(
     do as it did where they may, unless their error is infinite or no number.
     """
     # A stream that led at this timestep and is called at it again, as by second-order samplers, leads again.
-    again = state["led"] & (state["time"] == now["time"])
+    again = state[LED] & (state["time"] == now["time"])
     leads = again | (state["leader_time"] != now["time"])
     reuse = may & torch.where(leads, within, state["leader_reuses"] & (error < float("inf")))
     return reuse, {
         "leader_time": now["time"],
         "leader_reuses": torch.where(leads, reuse, state["leader_reuses"]),
-        "led": leads,
+        LED: leads,
     }
 
 

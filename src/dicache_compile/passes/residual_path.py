@@ -56,8 +56,8 @@ def residual_steps(
     A step for which `rather` holds is taken before one for which only `arrived` does.
 
     Tries plain additions first; where those lead nowhere, also scaled and normalised streams (`s * x + f(x)`,
-    `norm(x + f(x))`); and last, linears that join a stream with an earlier one (`linear(cat(x, skip))`). Of what is
-    no plain addition both are tried for `rather` first: a gate by which a branch is scaled may be of the stream's size.
+    `norm(x + f(x))`), then linears that join a stream with an earlier one (`linear(cat(x, skip))`): both of these for
+    `rather` before any for `arrived`, since a gate by which a branch is scaled may be of the stream's size.
     """
     plain, wider = frozenset[str](), (frozenset(_SCALED), frozenset(_SCALED | _MIXED))
     aims = (arrived,) if rather is None else (rather, arrived)

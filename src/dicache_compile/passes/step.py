@@ -71,14 +71,14 @@ class Step:
         error, first = emitter.trace(_largest_error, [stream.error for stream in measured], now["index"])
         within, compared = emitter.trace(gate.judge, error, shared)
         limit = self.policy.max_consecutive_skips
-        forced, may = emitter.trace(_free, now, old["schedule"], control.NO_LIMIT if limit is None else limit)
+        forced, may = emitter.trace(_limits, now, old["schedule"], control.NO_LIMIT if limit is None else limit)
         if self.policy.joint:
-            reuse, led = emitter.trace(control.follow, now, old, may, within, error)
+            reuse, together = emitter.trace(control.decide_together, now, old, may, within, error)
         else:
-            reuse, led = emitter.trace(torch.logical_and, may, within), {}
+            reuse, together = emitter.trace(torch.logical_and, may, within), {}
         gammas = [stream.gamma for stream in measured]
 
-        updates: Updates = {**now, **led}
+        updates: Updates = {**now, **together}
         updates |= emitter.trace(control.finish, now, reuse)
         row = emitter.trace(_columns, now, reuse, forced, first, error, compared, gammas[0])
         updates |= emitter.trace(control.record, row, old)
@@ -158,7 +158,7 @@ def _largest_error(errors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(first, torch.zeros_like(largest), largest), first
 
 
-def _free(now: Mapping[str, Tensor], schedule: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+def _limits(now: Mapping[str, Tensor], schedule: Tensor, limit: int) -> tuple[Tensor, Tensor]:
     """(whether the step is forced to run deep, whether it may reuse if its error is small enough)."""
     forced = control.forced(now, schedule)
     return forced, ~forced & (now["skipped"] < limit)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DiCacheConfig
-from ..passes.control import JOINT, LOG_ROWS
+from ..passes.control import JOINT, LED, LOG_ROWS
 from ..plan import Slot
 from .state import KEPT, StreamState, allocate
 from .streams import Numbering, request_of
@@ -93,8 +95,8 @@ class Session:
         history = self.history.get(name)
         if state is None or history is None:
             return None
-        kept = {**history.tensors, **self._shared(name, state.tensors[KEPT[0]].device)}
-        if any(state.tensors[slot] is not tensor for slot, tensor in kept.items()):
+        expected = {**history.tensors, **self._of_request(name, state.tensors[KEPT[0]].device)}
+        if any(state.tensors[slot] is not tensor for slot, tensor in expected.items()):
             return None
         state.restart()
         return state
@@ -115,6 +117,8 @@ class Session:
             self.history[old].tensors = {kept: state.tensors[kept].clone() for kept in KEPT}
             for kept in KEPT:
                 state.tensors[kept].copy_(before[kept]) if before else state.tensors[kept].zero_()
+            if LED in state.tensors:
+                state.tensors[LED].zero_()
         state.restart()
         return state
 
@@ -124,9 +128,9 @@ class Session:
         history = self.history.setdefault(name, History())
         if any(tensor.device != device for tensor in history.tensors.values()):
             history = self.history[name] = History()
-        return {**history.tensors, **self._shared(name, device)}
+        return {**history.tensors, **self._of_request(name, device)}
 
-    def _shared(self, name: str, device: torch.device) -> dict[str, Tensor]:
+    def _of_request(self, name: str, device: torch.device) -> dict[str, Tensor]:
         """The slots that the streams of a stream's request share, if it has one that keeps them on this device."""
         for other, state in self.streams.items():
             shared = {slot: state.tensors[slot] for slot in JOINT if slot in state.tensors}
@@ -140,7 +144,12 @@ class Session:
 
     def drop(self, name: str) -> None:
         """Forgets a stream's state: a step of it failed half-way."""
-        self.streams.pop(name, None)
+        state = self.streams.pop(name, None)
+        if state is not None and JOINT[0] in state.tensors:
+            # What it decided is not what it did. The device itself may have failed.
+            with suppress(Exception):
+                state.order()
+                state.tensors[JOINT[0]].fill_(math.nan)
         self.numbering.reset()
 
     def restart(self) -> None:
