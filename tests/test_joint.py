@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import reset, stream, summary
+from dicache_compile import stream, summary
 from dicache_compile.runtime.session import MAX_STREAMS, sessions_of
 
 from . import models
@@ -163,7 +163,6 @@ def test_what_was_given_up_decides_nothing_of_the_next_generation(engine: str) -
                 step, second = divmod(place, 2)
                 with stream(name := ("cond", "uncond")[second]):
                     call(*arguments(model, name, step))
-        reset(model)
         again = together(call, model)
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)), f"after {given_up} calls"
 

@@ -162,9 +162,8 @@ class DiCacheConfig:
     def make_estimator(self) -> Estimator:
         if self.estimator is not None:
             return self.estimator
-        return (DCTA if self.order == 1 else SecondOrderDCTA)(
-            self.gamma_range, "probe" if self.probe_depth else "input"
-        )
+        kind = DCTA if self.order == 1 else SecondOrderDCTA
+        return kind(self.gamma_range, "probe" if self.probe_depth else "input")
 
     def trunk_owners(self) -> tuple[str, ...]:
         if self.trunk is None:

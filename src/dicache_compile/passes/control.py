@@ -5,6 +5,7 @@ Plain torch functions over the control slots, traced into the probe's piece. Eve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ from torch import Tensor
 LOG_ROWS = 1024  # steps that a stream remembers
 LOG_COLUMNS = ("index", "timestep", "deep", "forced", "error", "accumulated", "gamma")
 NO_LIMIT = 2**62
-JOINT = ("leader_time", "leader_reuses")  # slots that the streams of one request share, where they decide together
-LED = "led"  # and one of each of them
+# Slots of streams that decide together: what those of a request share, and what each keeps for itself.
+LEADER_TIME, LEADER_REUSES = JOINT = ("leader_time", "leader_reuses")
+LED = "led"
 
 _Updates = dict[str, Tensor]
 
@@ -31,8 +33,8 @@ class ControlSlot:
 def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
     """What every stream keeps besides the gate's and the estimator's slots, for that many condition inputs."""
     together = (
-        ControlSlot("leader_time", (), torch.float32, float("nan")),  # the timestep of the last step that led,
-        ControlSlot("leader_reuses", (), torch.bool),  # and what it decided
+        ControlSlot(LEADER_TIME, (), torch.float32, math.nan),  # the timestep of the last step that led,
+        ControlSlot(LEADER_REUSES, (), torch.bool),  # and what it decided
         ControlSlot(LED, (), torch.bool),  # whether this stream's last step was such a one
     )
     return (
@@ -106,11 +108,11 @@ def decide_together(
     """
     # A stream that led at this timestep and is called at it again, as by second-order samplers, leads again.
     again = state[LED] & (state["time"] == now["time"])
-    leads = again | (state["leader_time"] != now["time"])
-    reuse = may & torch.where(leads, within, state["leader_reuses"] & (error < float("inf")))
+    leads = again | (state[LEADER_TIME] != now["time"])
+    reuse = may & torch.where(leads, within, state[LEADER_REUSES] & (error < math.inf))
     return reuse, {
-        "leader_time": now["time"],
-        "leader_reuses": torch.where(leads, reuse, state["leader_reuses"]),
+        LEADER_TIME: now["time"],
+        LEADER_REUSES: torch.where(leads, reuse, state[LEADER_REUSES]),
         LED: leads,
     }
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DiCacheConfig
-from ..passes.control import JOINT, LED, LOG_ROWS
+from ..passes.control import JOINT, LEADER_TIME, LED, LOG_ROWS
 from ..plan import Slot
 from .state import KEPT, StreamState, allocate
 from .streams import Numbering, request_of
@@ -107,7 +107,7 @@ class Session:
         if oldest is None or oldest[1].recording is None or (oldest[1].owner, oldest[1].key) != (owner, key):
             return None
         old, state = oldest
-        if JOINT[0] in state.tensors and request_of(old) != request_of(name):
+        if LED in state.tensors and request_of(old) != request_of(name):
             return None
         del self.streams[old]
         # The captured step goes on writing to the same record: that of the old stream is copied from there.
@@ -134,7 +134,7 @@ class Session:
         """The slots that the streams of a stream's request share, if it has one that keeps them on this device."""
         for other, state in self.streams.items():
             shared = {slot: state.tensors[slot] for slot in JOINT if slot in state.tensors}
-            if shared and request_of(other) == request_of(name) and shared[JOINT[0]].device == device:
+            if shared and request_of(other) == request_of(name) and shared[LEADER_TIME].device == device:
                 return shared
         return {}
 
@@ -145,11 +145,11 @@ class Session:
     def drop(self, name: str) -> None:
         """Forgets a stream's state: a step of it failed half-way."""
         state = self.streams.pop(name, None)
-        if state is not None and JOINT[0] in state.tensors:
+        if state is not None and LEADER_TIME in state.tensors:
             # What it decided is not what it did. The device itself may have failed.
             with suppress(Exception):
                 state.order()
-                state.tensors[JOINT[0]].fill_(math.nan)
+                state.tensors[LEADER_TIME].fill_(math.nan)
         self.numbering.reset()
 
     def restart(self) -> None:
