@@ -22,6 +22,7 @@ class PlainDiCache:
     gamma_range: tuple[float, float] = (1.0, 1.5)
     warmup: int = 3
     last_forced: int | None = None
+    deep_steps: tuple[int, ...] = ()
     max_skips: int | None = None
     error: str = "probe"
     order: int = 1
@@ -66,7 +67,7 @@ class PlainDiCache:
             if self.error == "probe_minus_input":
                 error = abs(error - self._relative(x, self.x_prev))
         self.errors.append(error)
-        forced = self.index < self.warmup or not self.anchors
+        forced = self.index < self.warmup or self.index in self.deep_steps or not self.anchors
         forced |= self.last_forced is not None and self.index >= self.last_forced
         total = (0.0 if self.error == "estimate" else self.accumulated) + (error or 0.0)
         within = total <= self.threshold if self.inclusive else total < self.threshold

@@ -30,6 +30,11 @@ from dicache_compile.options import split_options
         ("warmup_inclusive", 1, "warmup_inclusive: expected True or False"),
         ("warmup_inclusive", True, "warmup_ratio is None"),
         ("final_steps", None, "final_steps: expected a whole number"),
+        ("deep_steps", 5, "deep_steps: expected a tuple of steps, got 5"),
+        ("deep_steps", (1, 2.5), "deep_steps: expected a whole number, got 2.5"),
+        ("deep_steps", (-1,), "deep_steps: expected at least 0"),
+        ("deep_steps", (5, 3), "deep_steps: expected each step once and in order, got (5, 3)"),
+        ("deep_steps", (5, 5), "deep_steps: expected each step once and in order"),
         ("max_consecutive_skips", -1, "max_consecutive_skips: expected at least 0"),
         ("num_steps", 0, "num_steps: expected at least 1"),
         ("num_steps", 2, "warmup_steps=3 is more than num_steps=2"),
@@ -83,8 +88,15 @@ def test_an_estimator_along_the_input_is_not_tried_on_the_probe() -> None:
         DCTA((1, 2), along="inputs")  # type: ignore[arg-type]
 
 
+def test_a_deep_step_after_the_last_is_an_error() -> None:
+    assert DiCacheConfig(deep_steps=(9,), num_steps=10).deep_steps == (9,)
+    with pytest.raises(ValueError, match="deep_steps: the last of num_steps=10 is step 9, got 10"):
+        DiCacheConfig(deep_steps=(3, 10), num_steps=10)
+
+
 def test_a_config_is_frozen_and_its_options_make_it_again() -> None:
-    config = DiCacheConfig(threshold=0.2, trunk=["a", "b"], gamma_range=[1, 2])  # type: ignore[arg-type]
+    lists: Any = {"trunk": ["a", "b"], "gamma_range": [1, 2], "deep_steps": [4, 7]}
+    config = DiCacheConfig(threshold=0.2, **lists)
     with pytest.raises(AttributeError):
         config.threshold = 1  # type: ignore[misc]
     assert DiCacheConfig(**config.options()) == config

@@ -69,6 +69,20 @@ def test_reusing_all_runs_exactly_the_forced_steps_and_equals_the_oracle(
 
 
 @each_engine
+@pytest.mark.parametrize("probe_depth", [0, 1])
+def test_deep_steps_and_no_limit_are_the_whole_schedule(engine: str, probe_depth: int) -> None:
+    model = models.make(models.TwoStream)
+    schedule: dict[str, Any] = {"deep_steps": (1, 3, 4, 7), "probe_depth": probe_depth, "order": 2}
+    free = {"warmup_steps": 0, "max_consecutive_skips": None}
+    call = compiled(model, threshold=math.inf, engine=engine, **schedule, **free)
+    oracle = PlainDiCache(model, math.inf, warmup=0, **schedule)
+    assert_near(generate(call, model), generate(oracle, model))
+    steps = summary(model).generations[-1].streams["0"]
+    assert [step.deep for step in steps] == oracle.deep == [step in (0, 1, 3, 4, 7) for step in range(STEPS)]
+    assert [step.forced for step in steps] == oracle.deep
+
+
+@each_engine
 @each_dtype
 @each_model
 @pytest.mark.parametrize(("error", "order"), [("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2)])

@@ -43,6 +43,7 @@ def cases(draw: st.DrawFn) -> tuple[models.Model, dict[str, Any], dict[str, int]
         "streams": draw(st.sampled_from(["auto", 1])),
         "joint": draw(st.booleans()),  # which one stream by itself does not notice
         "final_steps": draw(st.integers(0, 2)),
+        "deep_steps": tuple(sorted(draw(st.sets(st.integers(0, STEPS - 1), max_size=3)))),
         "num_steps": STEPS,
     }
     return model, config, {"tokens": draw(st.integers(1, 7)), "batch": draw(st.integers(1, 3))}
@@ -67,6 +68,7 @@ def oracle(model: models.Model, threshold: float, config: dict[str, Any]) -> Pla
         gamma_range=config["gamma_range"],
         warmup=config["warmup_steps"],
         last_forced=STEPS - config["final_steps"] if config["final_steps"] else None,
+        deep_steps=config["deep_steps"],
         max_skips=config["max_consecutive_skips"],
         error=config["error"],
         order=config["order"],

@@ -28,6 +28,12 @@ def _check_numbers(config: DiCacheConfig) -> None:
     for name, least in (("max_consecutive_skips", 0), ("num_steps", 1)):
         if getattr(config, name) is not None:
             _whole(name, getattr(config, name), least)
+    if not isinstance(config.deep_steps, tuple):
+        raise TypeError(f"deep_steps: expected a tuple of steps, got {config.deep_steps!r}")
+    for step in config.deep_steps:
+        _whole("deep_steps", step, 0)
+    if list(config.deep_steps) != sorted(set(config.deep_steps)):
+        raise ValueError(f"deep_steps: expected each step once and in order, got {config.deep_steps!r}")
     if config.warmup_ratio is not None:
         _real("warmup_ratio", config.warmup_ratio, 0, 1)
     if not isinstance(config.gamma_range, tuple) or len(config.gamma_range) != 2:
@@ -104,6 +110,11 @@ def _check_together(config: DiCacheConfig) -> None:
         for name in ("warmup_steps", "final_steps"):
             if getattr(config, name) > config.num_steps:
                 raise ValueError(f"{name}={getattr(config, name)} is more than num_steps={config.num_steps}")
+        if config.deep_steps and config.deep_steps[-1] >= config.num_steps:
+            raise ValueError(
+                f"deep_steps: the last of num_steps={config.num_steps} is step {config.num_steps - 1}, "
+                f"got {config.deep_steps[-1]}"
+            )
 
 
 def _real(name: str, value: object, low: float, high: float) -> None:

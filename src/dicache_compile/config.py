@@ -61,6 +61,10 @@ class DiCacheConfig:
     final_steps: int = 0
     """Last steps of a generation that always run deep; needs the number of steps. 1 in the FLUX script."""
 
+    deep_steps: tuple[int, ...] = ()
+    """More steps of a generation, counted from 0, that always run deep. With `threshold=inf` and
+    `max_consecutive_skips=None` they and the other forced ones are the whole schedule (cache-dit's step masks)."""
+
     max_consecutive_skips: int | None = 3
     """Reused steps in a row before one is run deep; None: no limit, as in the scripts. 3 bounds how old an anchor can
     get when the threshold turns out too high for a model."""
@@ -114,10 +118,9 @@ class DiCacheConfig:
     `DCTA`: `along="input"`) are then its own affair."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.trunk, list):
-            object.__setattr__(self, "trunk", tuple(self.trunk))
-        if isinstance(self.gamma_range, list):
-            object.__setattr__(self, "gamma_range", tuple(self.gamma_range))
+        for name in ("trunk", "gamma_range", "deep_steps"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         checks.check(self)
 
     @classmethod

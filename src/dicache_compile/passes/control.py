@@ -6,7 +6,7 @@ Plain torch functions over the control slots, traced into the probe's piece. Eve
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,10 +92,13 @@ def begin(timestep: Tensor, checksums: Tensor, state: Mapping[str, Tensor]) -> t
     }
 
 
-def forced(now: Mapping[str, Tensor], schedule: Tensor) -> Tensor:
+def forced(now: Mapping[str, Tensor], schedule: Tensor, deep_steps: Sequence[int]) -> Tensor:
     """Whether this step runs deep whatever the gate says: bool, shape ()."""
     index = now["index"]
-    return (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0)
+    must = (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0)
+    for step in deep_steps:
+        must = must | (index == step)
+    return must
 
 
 def decide_together(

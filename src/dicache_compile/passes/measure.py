@@ -33,6 +33,7 @@ class Policy:
     estimator: Estimator
     max_consecutive_skips: int | None
     state_dtype: torch.dtype | None  # None: each stream's own
+    deep_steps: tuple[int, ...] = ()  # which are forced besides what the host's schedule forces
     joint: bool = False  # whether the streams of a request decide together
     fused: bool = False  # statistics and estimate as one operator each; the gate and the estimator have the forms
 

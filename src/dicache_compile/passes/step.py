@@ -70,8 +70,8 @@ class Step:
         ]
         error, first = emitter.trace(_largest_error, [stream.error for stream in measured], now["index"])
         within, compared = emitter.trace(gate.judge, error, shared)
-        limit = self.policy.max_consecutive_skips
-        forced, may = emitter.trace(_limits, now, old["schedule"], control.NO_LIMIT if limit is None else limit)
+        forced = emitter.trace(control.forced, now, old["schedule"], self.policy.deep_steps)
+        may = emitter.trace(_may, forced, now["skipped"], self.policy.max_consecutive_skips)
         if self.policy.joint:
             reuse, together = emitter.trace(control.decide_together, now, old, may, within, error)
         else:
@@ -158,10 +158,9 @@ def _largest_error(errors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(first, torch.zeros_like(largest), largest), first
 
 
-def _limits(now: Mapping[str, Tensor], schedule: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """(whether the step is forced to run deep, whether it may reuse if its error is small enough)."""
-    forced = control.forced(now, schedule)
-    return forced, ~forced & (now["skipped"] < limit)
+def _may(forced: Tensor, skipped: Tensor, limit: int | None) -> Tensor:
+    """Whether the step may reuse if its error is small enough."""
+    return ~forced if limit is None else ~forced & (skipped < limit)
 
 
 def _one_more(anchors: Tensor) -> Tensor:
