@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bench.versus import page, plots, regress, sweep, tables
-from bench.versus.bars import Bar, bars
+from bench.versus.bars import Bar, bars, most_over_the_best_peer
 from bench.versus.rows import Row, read
 from bench.versus.rows import replace as store
 
@@ -84,6 +84,14 @@ def test_the_smallest_size_has_to_be_ahead_by_more() -> None:
     rows = [timed("sweep", OURS, 2.0, SMALLEST), timed("sweep", PEER, 1.6, SMALLEST)]
     assert bar(rows, SMALLEST, "fastest").reached
     assert bar(rows, SMALLEST, "1.3x").reached is False
+
+
+def test_the_most_to_be_had_leaves_out_what_reused_calls_took() -> None:
+    ours, peer = timed("sweep", OURS, 2.0, SMALLEST), timed("sweep", PEER, 1.6, SMALLEST)  # 0.5 and 0.625 seconds
+    assert most_over_the_best_peer(SMALLEST, [ours, peer]) is None
+    ours.figures.update({"reused call ms": 5.0, "deep steps": 10.0})  # 20 of them, 0.1 seconds
+    assert most_over_the_best_peer(SMALLEST, [ours, peer]) == pytest.approx(0.625 / 0.4)
+    assert most_over_the_best_peer(SMALLEST, [ours]) is None
 
 
 def test_a_margin_is_paired_by_seed() -> None:

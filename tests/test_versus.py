@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from bench.shapes import model as shapes
 from bench.versus import sweep
 from bench.versus.bars import DEEP_STEPS
 from bench.versus.dbcache import DBCache
-from bench.versus.families import FAMILIES
+from bench.versus.families import FAMILIES, _growing
 from bench.versus.first_block import FirstBlock
 from bench.versus.generation import Generation, generate
 from bench.versus.mag import Mag
@@ -94,6 +95,25 @@ def test_every_system_runs_exactly_the_steps_of_a_schedule_deep(workload: Worklo
         done = run(system, workload)
         assert done.deep == expected, (system.name, system.label)
         assert torch.isfinite(done.pixels).all()
+
+
+@each_workload
+@pytest.mark.parametrize("taylorseer", [False, True])
+def test_a_mask_of_deep_steps_is_kept_whatever_the_threshold(workload: Workload, taylorseer: bool) -> None:
+    mask = (0, 1, 4, 9, 11)
+    done = run(DBCache(math.inf, taylorseer, deep_steps=mask, compiled=False), workload)
+    assert done.deep == tuple(step in mask for step in range(STEPS) for _ in workload.streams)
+
+
+@pytest.mark.parametrize("deep", DEEP_STEPS)
+def test_growing_gaps_make_as_many_deep_steps_and_never_shrink(deep: int) -> None:
+    found = list(_growing(deep))
+    assert len(found) == len(set(found)) > 5
+    for warmup, steps in found:
+        gaps = [after - before for before, after in itertools.pairwise((warmup - 1, *steps))]
+        assert warmup + len(steps) == deep
+        assert gaps == sorted(gaps)
+        assert steps[-1] == STEPS - 2
 
 
 @each_workload

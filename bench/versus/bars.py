@@ -58,6 +58,23 @@ def ratio(ours: Row, peer: Row) -> tuple[float, float, float]:
     return median(each), float(low), float(high)
 
 
+def most_over_the_best_peer(workload: str, rows: Iterable[Row]) -> float | None:
+    """How many times faster than the best peer of the sweep ours would be if its reused calls cost nothing at all.
+
+    By medians. None where a figure for it is missing.
+    """
+    here = [row for row in rows if (row.experiment, row.workload, row.role) == ("sweep", workload, "schedule")]
+    ours, peers = _split(here)
+    if not ours or not peers:
+        return None
+    best, peer = max(ours, key=_speed_up), max(peers, key=_speed_up)
+    reused_ms, deep = best.figures.get("reused call ms"), best.figures.get("deep steps")
+    if reused_ms is None or deep is None:
+        return None
+    rest = best.figures["seconds median"] - (STEPS - deep) * reused_ms / 1000
+    return peer.figures["seconds median"] / rest
+
+
 def deep_steps(row: Row) -> float | None:
     """Deep steps of a generation, for systems without a cache too."""
     if row.system == UNCACHED:

@@ -43,6 +43,7 @@ class DBCache:
     bn: int = 0  # blocks behind that run on every step
     warmup: int = 8
     max_continuous: int = 3  # reused steps in a row; -1: no limit
+    deep_steps: tuple[int, ...] = ()  # a step mask: all others reuse, whatever the threshold; (): no mask
     schedule: Schedule | None = None
     regional: bool = True
     compiled: bool = True
@@ -50,7 +51,8 @@ class DBCache:
     @property
     def label(self) -> str:
         words = [f"F{self.fn}B{self.bn}"]
-        words += [f"threshold {self.threshold:.4g}"] if self.schedule is None else []
+        if self.schedule is None:
+            words += [f"deep_steps {self.deep_steps}" if self.deep_steps else f"threshold {self.threshold:.4g}"]
         words += ["TaylorSeer"] * self.taylorseer + ["whole model"] * (self.compiled and not self.regional)
         return ", ".join(words)
 
@@ -77,6 +79,11 @@ class DBCache:
                 "max_continuous_cached_steps": -1,
                 "steps_computation_mask": [int(self.schedule.deep(step)) for step in range(STEPS)],
                 "steps_computation_policy": "dynamic",
+            }
+        elif self.deep_steps:
+            options |= {
+                "steps_computation_mask": [int(step in self.deep_steps) for step in range(STEPS)],
+                "steps_computation_policy": "static",
             }
         return DBCacheConfig(**options)
 

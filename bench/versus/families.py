@@ -34,13 +34,14 @@ def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[
 
 
 def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
-    return [
-        Ours(
-            threshold=math.inf,
-            changed={**UNPROBED, "warmup_steps": warmup, "max_consecutive_skips": skips, "final_steps": final},
-        )
+    even = [
+        {"warmup_steps": warmup, "max_consecutive_skips": skips, "final_steps": final}
         for warmup, skips, final in _schedules(deep)
     ]
+    growing = [
+        {"warmup_steps": warmup, "max_consecutive_skips": None, "deep_steps": steps} for warmup, steps in _growing(deep)
+    ]
+    return [Ours(threshold=math.inf, changed={**UNPROBED, **rules}) for rules in (*even, *growing)]
 
 
 def _schedules(deep: int) -> Iterator[tuple[int, int, int]]:
@@ -49,6 +50,23 @@ def _schedules(deep: int) -> Iterator[tuple[int, int, int]]:
         steps = [step < warmup or (step - warmup) % (skips + 1) == skips for step in range(STEPS)]
         if sum(steps[: STEPS - final]) + final == deep and not (final and steps[-1]):
             yield warmup, skips, final
+
+
+def _growing(deep: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """(steps of warm-up, the deep steps after them) that make so many: gaps that grow up to the last step but one.
+
+    An estimate reaches about as far as the last gap was long, so a gap that is much longer than the one before it costs
+    most; and the last step of all, which no other follows, need not be deep. The first gap is what is tried.
+    """
+    for warmup, first in itertools.product((2, 3, 4, 6, 8), range(1, 7)):
+        gaps = deep - warmup
+        if gaps < 2:
+            continue
+        growth = 2 * (STEPS - 1 - warmup - first * gaps) / (gaps * (gaps - 1))
+        ends = [round(first * gap + growth * gap * (gap - 1) / 2) for gap in range(gaps + 1)]
+        lengths = sorted(after - before for before, after in itertools.pairwise(ends))  # rounding may have disordered
+        if growth >= 0 and lengths[0] > 0 and lengths[-1] <= 3 * lengths[0]:
+            yield warmup, tuple(warmup - 1 + end for end in itertools.accumulate(lengths))
 
 
 def _longest_run(warmup: int, deep: int) -> int:
@@ -71,7 +89,9 @@ def _sea(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[S
 
 def _dbcache(workload: Workload, deep: int, ratios: tuple[float, ...], taylorseer: bool) -> Sequence[System]:
     rules = [(warmup, _longest_run(warmup, deep)) for warmup in (3, 4, 8) if warmup < deep]
-    return [DBCache(taylorseer=taylorseer, warmup=warmup, max_continuous=skips) for warmup, skips in rules]
+    deciding = [DBCache(taylorseer=taylorseer, warmup=warmup, max_continuous=skips) for warmup, skips in rules]
+    masked = [(*range(warmup), *steps) for warmup, steps in _growing(deep)]
+    return [*deciding, *(DBCache(math.inf, taylorseer, deep_steps=steps) for steps in masked)]
 
 
 def _published(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
