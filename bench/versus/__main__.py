@@ -105,10 +105,20 @@ def measure(
         threads = torch.get_num_threads()
         for tokens, width in sweep.SIZES if sizes is None else sizes:
             workload = sweep.workload(tokens, width)
-            sweep.fastest_threads(workload, threads)
+            known = _threads_of(results, workload) if only is not None else None
+            if known is None:
+                sweep.fastest_threads(workload, threads)
+            else:  # as the systems that are not measured again
+                torch.set_num_threads(known)
             found = compare("sweep", workload, chosen(scheduled(workload)), sweep.SEEDS[tokens, width], quality=False)
             rows.replace(results, found)
         torch.set_num_threads(threads)
+
+
+def _threads_of(results: Path, workload: Workload) -> int | None:
+    """How many threads a size of the sweep was measured on; None if it was not."""
+    found = rows.read(results) if results.exists() else []
+    return next((int(row.figures["threads"]) for row in found if row.workload == workload.name and row.figures), None)
 
 
 def quiet() -> None:

@@ -61,8 +61,8 @@ class Recording:
         self.addresses = Addresses(inputs, program.weights)
         self.runs = 0
         self._inputs = static_inputs(inputs, program.changing)
-        with captures.turn() as stream:
-            self._streams = {stream}
+        self._streams: set[int] = set()  # CUDA streams that it has run on
+        with captures.turn():
             self._inputs.fill(inputs)
             fixed = [self._inputs.tensors.get(place, value) for place, value in enumerate(inputs)]
             self._outputs = _warm_up(program.pieces, captures, fixed, state)
@@ -93,7 +93,10 @@ class Recording:
             pass
 
     def _use_on_current_stream(self) -> None:
-        """Tells the allocator that what was allocated on one stream is now used on another one, too."""
+        """Tells the allocator that what may have been allocated on another stream is used on this one, too.
+
+        On the first one as well: the slots that a request's streams share were allocated for the first of them.
+        """
         for tensor in (*self._inputs.tensors.values(), *self._state, *self._outputs):
             if isinstance(tensor, Tensor) and tensor.is_cuda:
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
