@@ -41,7 +41,10 @@ def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Seque
     growing = [
         {"warmup_steps": warmup, "max_consecutive_skips": None, "deep_steps": steps} for warmup, steps in _growing(deep)
     ]
-    return [Ours(threshold=math.inf, changed={**UNPROBED, **rules}) for rules in (*even, *growing)]
+    return [
+        Ours(threshold=math.inf, changed={**UNPROBED, "gamma_range": (1, gamma), **rules})
+        for rules, gamma in itertools.product((*even, *growing), (2, 3))
+    ]
 
 
 def _schedules(deep: int) -> Iterator[tuple[int, int, int]]:

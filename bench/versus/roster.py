@@ -124,8 +124,6 @@ def _ratios(workload: Workload) -> tuple[float, ...]:
 
 def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
     """Finds tuned settings, of all families or of some, and puts them in the place of what the file had for them."""
-    everything = json.loads(TUNED.read_text()) if TUNED.exists() else {}
-    before = everything.get(workload.key, {"settings": {}})
     ratios = calibrate(workload, SEEDS)
     tuner = Tuner(workload)
     settings: dict[str, dict[str, Any]] = {}
@@ -137,6 +135,8 @@ def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
             settings.setdefault(family, {})[str(target)] = None if best is None else {
                 "kind": type(best.system).__name__, **setting(best.system), "deep": best.deep, "psnr": best.psnr
             }  # fmt: skip
+    everything = json.loads(TUNED.read_text()) if TUNED.exists() else {}  # only now: others may tune at the same time
+    before = everything.get(workload.key, {"settings": {}})
     everything[workload.key] = {"ratios": ratios, "settings": before["settings"] | settings}
     TUNED.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
 
