@@ -41,8 +41,10 @@ def workload(tokens: int, width: int) -> Workload:
     )
 
 
-def fastest_threads(workload: Workload, most: int, tries: int = 5) -> int:
+def fastest_threads(workload: Workload, most: int, tries: int) -> int:
     """How many threads, from one to `most`, the uncached, compiled model is fastest on; sets that number.
+
+    `tries` generations on each are compared by their median; the larger a model, the fewer tell it.
 
     It has to be set before a model is compiled: Inductor's code holds it.
     """
