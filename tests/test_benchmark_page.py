@@ -107,6 +107,9 @@ def test_quality_has_to_be_the_best_in_mean_and_in_worst() -> None:
     assert bar(both, FLUX, "15 deep").reached
     assert bar(both, FLUX, "15 deep").margin == "+1.0 and +1.0 dB"
     assert bar(both, FLUX, "10 deep").reached is None
+    assert bar([*both, drawn(OURS, "15 deep", 38, 29, 15)], FLUX, "15 deep").reached  # by the one that has both
+    apart = drawn(OURS, "15 deep", 34, 31, 15), drawn(OURS, "15 deep", 38, 29, 15)
+    assert bar([both[0], *apart], FLUX, "15 deep").reached is False
 
 
 def test_more_deep_steps_than_asked_are_not_equal() -> None:

@@ -111,9 +111,13 @@ def _best_quality(deep: int, workload: str, rows: Iterable[Row]) -> Bar:
     def is_equal(row: Row) -> bool:
         return (deep_steps(row) or STEPS) <= deep + SLACK
 
-    best = max(ours, key=lambda row: (is_equal(row), row.figures["PSNR mean"]))
     peer_of = {figure: max(peers, key=lambda row: row.figures[figure]) for figure in ("PSNR mean", "PSNR worst")}
-    margin = [best.figures[figure] - peer.figures[figure] for figure, peer in peer_of.items()]
+
+    def margins(row: Row) -> list[float]:
+        return [row.figures[figure] - peer.figures[figure] for figure, peer in peer_of.items()]
+
+    best = max(ours, key=lambda row: (is_equal(row), min(margins(row))))  # one setting has to be ahead in both
+    margin = margins(best)
     quoted = {
         figure: f"{peer.figures[figure]:.1f} dB ({name(peer)}; {_deep(peer)})" for figure, peer in peer_of.items()
     }
