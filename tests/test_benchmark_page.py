@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
 from bench.versus import page, plots, regress, sweep, tables
 from bench.versus.bars import Bar, bars, most_over_the_best_peer
@@ -171,6 +172,13 @@ def test_a_grid_takes_lines_of_different_lengths(tmp_path: Path) -> None:
     picture = torch.zeros(3, 8, 8)
     plots.grid({"uncached": [(picture, "")] * 2, OURS: [(picture, "30.1 dB")]}, tmp_path / "grid.png", ["a", "b"])
     assert (tmp_path / "grid.png").stat().st_size
+
+
+def test_a_grid_of_strips_is_lower_than_one_of_squares(tmp_path: Path) -> None:
+    for name, width in (("squares", 8), ("strips", 24)):
+        plots.grid({name: [(torch.zeros(3, 8, width), "")] * 2 for name in "ab"}, tmp_path / f"{name}.png")
+    squares, strips = (imread(tmp_path / f"{name}.png").shape[0] for name in ("squares", "strips"))
+    assert strips < 0.8 * squares
 
 
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: Sequence[Row], new: Sequence[Row]) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..quality import psnr
 from . import plots
 from .generation import generate
+from .ours import Ours
 from .roster import equal
 from .system import System, eager
 from .uncached import Uncached
@@ -39,4 +40,6 @@ def _pictures(system: System, workload: Workload) -> list[Tensor]:
 
 def _label(system: System) -> str:
     forms = [word for word in ("lite", "taylorseer") if getattr(system, word, False)]
+    if isinstance(system, Ours) and system.config().probe_depth == 0:
+        forms.append("no probe")
     return "\n".join((system.name, *forms))

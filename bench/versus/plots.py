@@ -87,7 +87,9 @@ def grid(
     """A line of pictures [3, H, W] in [-1, 1] for each label, each with its note below; `titles` are the columns'."""
     columns = max(map(len, pictures.values()))
     with matplotlib.rc_context(TEXT):
-        figure = Figure(figsize=(2.6 + 1.1 * columns, 0.4 + 1.33 * len(pictures)), dpi=DPI, layout="constrained")
+        _, high, wide = next(pixels.shape for shown in pictures.values() for pixels, _ in shown)
+        each = 0.33 + 1.1 * max(high / wide, 0.3)  # inches: a picture and its note, or the words beside them
+        figure = Figure(figsize=(2.6 + 1.1 * columns, 0.4 + each * len(pictures)), dpi=DPI, layout="constrained")
         lines = figure.subplots(len(pictures), columns, squeeze=False)
         if heading:
             figure.suptitle(heading, fontsize=11, weight="bold")
