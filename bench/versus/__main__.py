@@ -107,7 +107,7 @@ def measure(
             workload = sweep.workload(tokens, width)
             known = _threads_of(results, workload) if only is not None else None
             if known is None:
-                sweep.fastest_threads(workload, threads, tries=max(1, sweep.SEEDS[tokens, width] // 4))
+                sweep.fastest_threads(workload, threads, tries=max(1, sweep.SEEDS[tokens, width] // 6))
             else:  # as the systems that are not measured again
                 torch.set_num_threads(known)
             found = compare("sweep", workload, chosen(scheduled(workload)), sweep.SEEDS[tokens, width], quality=False)
