@@ -22,7 +22,7 @@ from .workload import WORKLOADS, Workload
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 PARTS = ("schedule", "own", "equal", "pictures", "sweep", "costs")
 SEEDS = {"schedule": 12, "own": 64, "equal": 64}  # held-out seeds, and so generations of each setting
-QUICK_SEEDS = {"schedule": 4, "own": 4}
+QUICK_SEEDS = {"schedule": 2, "own": 2}
 
 
 def main() -> None:
