@@ -37,8 +37,8 @@ How it was measured:
 BARS = f"""\
 For each bar, the best setting of ours and the best of all peers, each with what it gave; at equal deep steps ours is
 one setting for both figures, and peers may have one for each. The margin in times is the median of the seeds' ratios
-(10th to 90th percentile), the one in dB is of the mean and of the worst PSNR. With over {SLACK} deep steps more than asked,
-ours misses, whatever its PSNR; peers count with any number.
+(10th to 90th percentile), the one in dB is of the mean and of the worst PSNR. With over {SLACK} deep steps more than
+asked, ours misses, whatever its PSNR; peers count with any number.
 """
 FAINT = "A faint point is a setting that another one of the same system beats in both speed and quality."
 
