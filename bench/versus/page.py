@@ -8,6 +8,7 @@ from pathlib import Path
 
 from . import plots, sweep, tables
 from .bars import SLACK, bars, most_over_the_best_peer
+from .roster import tuned_seeds
 from .rows import Row, read
 from .workload import STEPS, WORKLOADS, Workload
 
@@ -87,12 +88,16 @@ def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
             _part("### Own settings", _seeds(generations), tables.own(here)),
             _image(page, f"{workload.key}-pareto.png", f"Speed-up over mean PSNR, {name}", FAINT),
             _image(page, grid_path(page, workload).name, f"Pictures of the systems, {name}"),
-            _part("### Equal deep steps: quality alone", "Settings tuned on other seeds.", tables.equal(here)),
+            _part("### Equal deep steps: quality alone", _tuning(workload), tables.equal(here)),
             _part("### Same schedule: speed alone", _schedule(same), _seeds(same), tables.schedule(here)),
             _part("### Costs", "Each system in a process of its own.", tables.costs(here)),
             _part("### Did not run", tables.refused(here)),
         )
     )
+
+
+def _tuning(workload: Workload) -> str:
+    return f"Settings tuned on {' or '.join(map(str, tuned_seeds(workload)))} other seeds, as many for each system."
 
 
 def _sweep(rows: Iterable[Row], page: Path) -> str:

@@ -30,6 +30,7 @@ from .workload import STEPS, WORKLOADS, Workload
 
 TUNED = Path(__file__).with_name("tuned.json")
 KINDS = {kind.__name__: kind for kind in (DBCache, FirstBlock, Mag, Ours, PublishedDiCache, Sea, TaylorSeer)}
+FOUND = ("deep", "psnr", "seeds")  # beside a tuned setting: what it gave, and on how many seeds that was
 SCHEDULE = Schedule(warmup=3, interval=3)  # 12 of 30 steps are deep
 
 
@@ -133,12 +134,19 @@ def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
             bar.set_postfix_str(f"{family}, {target} deep")
             best = tuner.best(variants(workload, target, ratios), target)
             settings.setdefault(family, {})[str(target)] = None if best is None else {
-                "kind": type(best.system).__name__, **setting(best.system), "deep": best.deep, "psnr": best.psnr
+                "kind": type(best.system).__name__, **setting(best.system), "deep": best.deep, "psnr": best.psnr,
+                "seeds": len(best.psnrs),
             }  # fmt: skip
     everything = json.loads(TUNED.read_text()) if TUNED.exists() else {}  # only now: others may tune at the same time
     before = everything.get(workload.key, {"settings": {}})
     everything[workload.key] = {"ratios": ratios, "settings": before["settings"] | settings}
     TUNED.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
+
+
+def tuned_seeds(workload: Workload) -> list[int]:
+    """On how many seeds the settings of equal deep steps were tuned; more than one number if families differ."""
+    families = _tuned()[workload.key]["settings"].values()
+    return sorted({fields["seeds"] for found in families for fields in found.values() if fields is not None})
 
 
 @functools.cache
@@ -151,5 +159,6 @@ def _system(fields: dict[str, Any]) -> System:
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     values = {name: math.inf if value == "inf" else value for name, value in values.items()}
     kind = KINDS[values.pop("kind")]
-    del values["deep"], values["psnr"]
+    for found in FOUND:
+        del values[found]
     return kind(**values)
