@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.versus import roster
+from bench.versus.bars import DEEP_STEPS
 from bench.versus.system import Installed
 from bench.versus.tune import FINAL_SEEDS, NEAR, SEEDS, Tuner
 from bench.versus.uncached import Uncached
@@ -64,6 +68,29 @@ def test_the_threshold_is_found_and_all_seeds_choose(tuner: Tuner) -> None:
 
 def test_no_setting_is_made_up_where_none_has_so_few_deep_steps(tuner: Tuner) -> None:
     assert tuner.best((Fake(search=0.01, later=0.01, most=4 * STEPS),), 15) is None
+
+
+def test_a_family_that_is_done_is_in_the_file_beside_the_others(
+    tuner: Tuner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(workload: Workload, deep: int, ratios: Any) -> list[Any]:
+        raise RuntimeError("interrupted")
+
+    other = {"settings": {"untouched": {}}, "ratios": [1.0]}
+    file = tmp_path / "tuned.json"
+    file.write_text(json.dumps({"other": other, WORKLOAD.key: other}))
+    monkeypatch.setattr(roster, "TUNED", file)
+    monkeypatch.setattr(roster, "calibrate", lambda workload, seeds: (0.5,))
+    monkeypatch.setattr(roster, "FAMILIES", {"fake": lambda *_: [Fake(0.02, 0.02)], "failing": fail})
+    with pytest.raises(RuntimeError, match="interrupted"):
+        roster.tune(WORKLOAD)
+    found = json.loads(file.read_text())
+    assert found["other"] == other
+    assert found[WORKLOAD.key]["ratios"] == [0.5]
+    settings = found[WORKLOAD.key]["settings"]
+    assert set(settings) == {"untouched", "fake"}
+    assert set(settings["fake"]) == {str(target) for target in DEEP_STEPS}
+    assert settings["fake"]["15"]["seeds"] == len(SEEDS) + len(FINAL_SEEDS)
 
 
 def test_the_seeds_of_tuning_are_not_measured_on() -> None:

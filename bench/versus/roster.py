@@ -124,23 +124,26 @@ def _ratios(workload: Workload) -> tuple[float, ...]:
 
 
 def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
-    """Finds tuned settings, of all families or of some, and puts them in the place of what the file had for them."""
+    """Finds tuned settings, of all families or of some, and puts them in the place of what the file had for them.
+
+    A family's are in the file as soon as it is done.
+    """
     ratios = calibrate(workload, SEEDS)
     tuner = Tuner(workload)
-    settings: dict[str, dict[str, Any]] = {}
     chosen = {family: FAMILIES[family] for family in families or FAMILIES}
     for family, variants in (bar := tqdm(chosen.items(), desc=f"tuning: {workload.name}", unit="family")):
+        settings: dict[str, Any] = {}
         for target in DEEP_STEPS:
             bar.set_postfix_str(f"{family}, {target} deep")
             best = tuner.best(variants(workload, target, ratios), target)
-            settings.setdefault(family, {})[str(target)] = None if best is None else {
+            settings[str(target)] = None if best is None else {
                 "kind": type(best.system).__name__, **setting(best.system), "deep": best.deep, "psnr": best.psnr,
                 "seeds": len(best.psnrs),
             }  # fmt: skip
-    everything = json.loads(TUNED.read_text()) if TUNED.exists() else {}  # only now: others may tune at the same time
-    before = everything.get(workload.key, {"settings": {}})
-    everything[workload.key] = {"ratios": ratios, "settings": before["settings"] | settings}
-    TUNED.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
+        everything = json.loads(TUNED.read_text()) if TUNED.exists() else {}  # only now: others may tune meanwhile
+        before = everything.get(workload.key, {"settings": {}})
+        everything[workload.key] = {"ratios": ratios, "settings": before["settings"] | {family: settings}}
+        TUNED.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
 
 
 def tuned_seeds(workload: Workload) -> list[int]:
