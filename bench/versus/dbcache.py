@@ -31,7 +31,7 @@ _ALWAYS = math.nextafter(1.0, 0.0)  # from 1 on, DBCache reuses without comparin
 
 @dataclass(frozen=True, slots=True)
 class DBCache:
-    """A setting of DBCache, with or without its TaylorSeer calibrator (of order 1, as by default)."""
+    """A setting of DBCache, with or without its TaylorSeer calibrator."""
 
     name: ClassVar[str] = "DBCache"
     source: ClassVar[str] = "cache-dit 1.5.3"
@@ -39,6 +39,7 @@ class DBCache:
     dial: ClassVar[str] = "threshold"
     threshold: float = 0.12
     taylorseer: bool = False
+    order: int = 1  # the calibrator's; cache-dit recommends 1 or 2
     fn: int = 1  # blocks in front that run on every step
     bn: int = 0  # blocks behind that run on every step
     warmup: int = 8
@@ -53,7 +54,8 @@ class DBCache:
         words = [f"F{self.fn}B{self.bn}"]
         if self.schedule is None:
             words += [f"deep_steps {self.deep_steps}" if self.deep_steps else f"threshold {self.threshold:.4g}"]
-        words += ["TaylorSeer"] * self.taylorseer + ["whole model"] * (self.compiled and not self.regional)
+        words += [f"TaylorSeer order {self.order}" if self.order > 1 else "TaylorSeer"] * self.taylorseer
+        words += ["whole model"] * (self.compiled and not self.regional)
         return ", ".join(words)
 
     def why_not(self, workload: Workload) -> str | None:
@@ -91,7 +93,7 @@ class DBCache:
         import cache_dit
 
         config = self.config(workload)
-        calibrator = cache_dit.TaylorSeerCalibratorConfig() if self.taylorseer else None
+        calibrator = cache_dit.TaylorSeerCalibratorConfig(taylorseer_order=self.order) if self.taylorseer else None
         cache_dit.enable_cache(model, cache_config=config, calibrator_config=calibrator)
         run = self._compile(model) if self.compiled else model
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from .dbcache import DBCache
 from .first_block import FirstBlock
@@ -50,9 +52,17 @@ def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Seque
 def _schedules(deep: int) -> Iterator[tuple[int, int, int]]:
     """(steps of warm-up, reused steps in a row, forced last steps) that make so many deep steps."""
     for warmup, skips, final in itertools.product(range(3, 9), range(1, 8), (0, 1)):
-        steps = [step < warmup or (step - warmup) % (skips + 1) == skips for step in range(STEPS)]
-        if sum(steps[: STEPS - final]) + final == deep and not (final and steps[-1]):
+        steps = _even(warmup, skips, final)
+        if len(steps) == deep and not (final and steps == _even(warmup, skips, 0)):
             yield warmup, skips, final
+
+
+def _even(warmup: int, skips: int, final: int) -> tuple[int, ...]:
+    """The deep steps where reused ones come in equal runs."""
+    return tuple(
+        step for step in range(STEPS)
+        if step < warmup or step >= STEPS - final or (step - warmup) % (skips + 1) == skips
+    )  # fmt: skip
 
 
 def _growing(deep: int) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -83,7 +93,9 @@ def _mag(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[S
 
 
 def _taylorseer(workload: Workload, deep: int, ratios: tuple[float, ...], lite: bool) -> Sequence[System]:
-    return [TaylorSeer.for_deep(deep, max_order=order, lite=lite) for order in (1, 2)]
+    # Kept in the model's dtype, as all other systems do, and not in the library's default, bfloat16.
+    options: dict[str, Any] = {"lite": lite, "taylor_factors_dtype": "float32"}
+    return [TaylorSeer(*pair, max_order=order, **options) for pair in TaylorSeer.pairs(deep) for order in (1, 2)]
 
 
 def _sea(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
@@ -92,9 +104,11 @@ def _sea(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[S
 
 def _dbcache(workload: Workload, deep: int, ratios: tuple[float, ...], taylorseer: bool) -> Sequence[System]:
     rules = [(warmup, _longest_run(warmup, deep)) for warmup in (3, 4, 8) if warmup < deep]
-    deciding = [DBCache(taylorseer=taylorseer, warmup=warmup, max_continuous=skips) for warmup, skips in rules]
-    masked = [(*range(warmup), *steps) for warmup, steps in _growing(deep)]
-    return [*deciding, *(DBCache(math.inf, taylorseer, deep_steps=steps) for steps in masked)]
+    growing = [(*range(warmup), *steps) for warmup, steps in _growing(deep)]
+    masks = dict.fromkeys((*(_even(*rule) for rule in _schedules(deep)), *growing))  # those of ours without a probe
+    forms = [DBCache(taylorseer=taylorseer, order=order) for order in ((1, 2) if taylorseer else (1,))]
+    deciding = [replace(form, warmup=w, max_continuous=skips) for form in forms for w, skips in rules]
+    return [*deciding, *(replace(form, threshold=math.inf, deep_steps=mask) for form in forms for mask in masks)]
 
 
 def _published(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:

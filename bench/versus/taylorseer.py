@@ -37,26 +37,16 @@ class TaylorSeer:
     cache_interval: int = 5
     disable_cache_before_step: int = 3
     max_order: int = 1
-    taylor_factors_dtype: str = "bfloat16"
+    taylor_factors_dtype: str = "bfloat16"  # the library's default
     lite: bool = False
     schedule: Schedule | None = None
     compiled: bool = True
 
     @classmethod
-    def for_deep(cls, deep: int, steps: int = STEPS, **options: Any) -> TaylorSeer:
-        """The setting whose number of deep steps is nearest, and of those the nearest to the defaults."""
-        options.pop("schedule", None)
-        settings = [cls(interval, before, **options) for interval in range(2, 11) for before in range(2, 11)]
-        default = cls()
-
-        def distance(setting: TaylorSeer) -> tuple[int, int, int]:
-            return (
-                abs(sum(setting.computes(step) for step in range(steps)) - deep),
-                abs(setting.disable_cache_before_step - default.disable_cache_before_step),
-                abs(setting.cache_interval - default.cache_interval),
-            )
-
-        return min(settings, key=distance)
+    def pairs(cls, deep: int, steps: int = STEPS) -> list[tuple[int, int]]:
+        """(interval, first steps) that make so many deep steps."""
+        pairs = [(interval, before) for interval in range(2, 11) for before in range(2, 11)]
+        return [pair for pair in pairs if sum(map(cls(*pair).computes, range(steps))) == deep]
 
     def computes(self, step: int) -> bool:
         """Whether a step is computed. It is the second after the first steps, so no setting gives a `Schedule`."""
@@ -70,7 +60,8 @@ class TaylorSeer:
             words.append(f"interval {self.cache_interval} after {self.disable_cache_before_step}")
         else:
             words.append("schedule")
-        return ", ".join([*words, f"order {self.max_order}"])
+        words.append(f"order {self.max_order}")
+        return ", ".join(words + [self.taylor_factors_dtype] * (self.taylor_factors_dtype != "bfloat16"))
 
     def why_not(self, workload: Workload) -> None:
         return None
