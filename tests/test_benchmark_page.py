@@ -19,6 +19,7 @@ from bench.versus.rows import replace as store
 
 OURS, PEER = "dicache_compile", "FirstBlockCache"
 FLUX, WAN = "shapes FLUX", "clips Wan"
+SEEDS = 8
 SMALLEST = sweep.workload(*sweep.SIZES[0]).name
 
 
@@ -39,7 +40,7 @@ def made(
     return Row(
         experiment, workload, system, "threshold 0.1", role, dict(figures), {"speed-up": list(samples)}, why,
         "a package 1.0", "torch.compile(model)", machine="machine A", versions={"torch": "2.11.0"}, commit="c0ffee",
-        date="2026-01-01",
+        date="2026-01-01", run="the first",
     )  # fmt: skip
 
 
@@ -49,12 +50,19 @@ def timed(
     noise = np.random.default_rng(seed).normal(1, spread, 32) if spread else np.ones(32)
     samples = [float(speed_up * factor) for factor in noise]
     figures = {"speed-up": float(np.median(samples)), "seconds median": 1 / speed_up}
-    return made(experiment, system, "schedule", figures, samples, workload)
+    row = made(experiment, system, "schedule", figures, samples, workload)
+    row.samples["seconds"] = [1 / sample for sample in samples]
+    return row
 
 
 def drawn(system: str, role: str, mean: float, worst: float, deep: float, speed_up: float = 2.0) -> Row:
     figures = {"PSNR mean": mean, "PSNR p5": worst, "PSNR worst": worst, "deep steps": deep, "speed-up": speed_up}
-    return made("generations", system, role, figures, [speed_up] * 4)
+    return made("own" if role == "own" else "equal", system, role, figures, [speed_up] * SEEDS)
+
+
+def ours_as(peer: Row, ours: Row) -> Row:
+    """A peer as fast as ours on every seed."""
+    return replace(peer, samples=ours.samples, figures=ours.figures)
 
 
 def bar(rows: Sequence[Row], *words: str) -> Bar:
@@ -99,6 +107,17 @@ def test_a_margin_is_paired_by_seed() -> None:
     ours, peer = (made("schedule", name, "schedule", {"speed-up": 2.0}, [1.0, 2.0, 3.0]) for name in (OURS, PEER))
     peer.samples["speed-up"] = [0.5, 1.0, 1.5]
     assert bar([ours, peer], FLUX, "fastest").margin == "2.00x (2.00-2.00)"
+    apart = bar([ours, replace(peer, run="another")], FLUX, "fastest")
+    assert (apart.reached, apart.margin) == (True, "1.00x (measured apart)")
+
+
+def test_speeds_that_noise_alone_may_tell_apart_are_level() -> None:
+    ours, peer = (timed("schedule", name, 2.0, spread=0.03, seed=seed) for seed, name in enumerate((OURS, PEER)))
+    assert bar([ours, peer], FLUX, "fastest").verdict == "level"
+    assert bar([ours, ours_as(peer, ours)], FLUX, "fastest").verdict == "level"
+    faster = timed("schedule", OURS, 2.1, spread=0.03)
+    assert bar([faster, peer], FLUX, "fastest").verdict == "reached"
+    assert bar([replace(peer, system=OURS), replace(faster, system=PEER)], FLUX, "fastest").verdict == "**MISSED**"
 
 
 def test_quality_has_to_be_the_best_in_mean_and_in_worst() -> None:
@@ -162,6 +181,13 @@ def test_a_page_of_nothing_has_no_pictures(tmp_path: Path) -> None:
     assert "![" not in (tmp_path / "benchmarks.md").read_text()
 
 
+def test_the_page_says_on_how_many_seeds_settings_were_tuned(tmp_path: Path) -> None:
+    rows = [replace(drawn(OURS, role, 36, 31, 15), tuned_on=seeds) for role, seeds in (("15 deep", 3), ("7 deep", 15))]
+    store(tmp_path / "rows.jsonl", rows)
+    page.write(tmp_path / "rows.jsonl", tmp_path / "benchmarks.md")
+    assert "Settings tuned on 3 or 15 other seeds." in (tmp_path / "benchmarks.md").read_text()
+
+
 def test_a_note_stands_below_the_tables_of_its_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tables.NOTES, PEER, "its reused steps run part of each block")
     assert f"\n\n- {PEER}: its reused steps" in tables.schedule([timed("schedule", PEER, 2.0)])
@@ -197,7 +223,7 @@ def test_a_planted_slowdown_is_found(
     assert run(tmp_path, monkeypatch, old, new) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [OURS in line for line in lines if line.startswith("worse")] == [True]
-    assert lines[-1] == "2 rows compared, 1 figures moved beyond noise, 1 of them for the worse"
+    assert lines[-1] == "2 rows compared, 1 figures moved beyond noise, 0 rows gone; 1 for the worse"
     assert run(tmp_path, monkeypatch, new, old) == 0
     assert capsys.readouterr().out.startswith("better")
 
@@ -244,6 +270,14 @@ def test_figures_without_noise_are_judged_alone(figure: str, before: float, afte
     assert [move.verdict for move in regress.moves({old.key: old}, {new.key: new})] == [verdict] * (verdict is not None)
 
 
+def test_a_tuned_setting_is_compared_with_its_familys_best_of_before() -> None:
+    old = replace(drawn(PEER, "15 deep", 40, 30, 15), family="its family", label="threshold 0.1")
+    new = replace(drawn(PEER, "15 deep", 30, 20, 15), family="its family", label="threshold 0.2")
+    lines, worse = regress.report([old], [new])
+    assert worse
+    assert any("PSNR mean 40 -> 30" in line for line in lines)
+
+
 def test_a_system_that_stops_running_is_worse() -> None:
     old, new = timed("schedule", OURS, 2.0), made("schedule", OURS, "schedule", {}, why="KeyError: 'x'")
     (move,) = regress.moves({old.key: old}, {new.key: new})
@@ -256,7 +290,10 @@ def test_other_machines_and_versions_are_said_first() -> None:
     lines, worse = regress.report(old, new[:1])
     assert lines[0] == "WARNING: times are not comparable: machine: machine A -> machine B"
     assert lines[1] == "WARNING: times are not comparable: torch 2.11.0 -> 2.12.0"
-    assert f"only in the old file: schedule, {FLUX}: {PEER}, threshold 0.1 (schedule)" in lines
+    assert f"worse   schedule, {FLUX}: {PEER}, threshold 0.1 (schedule): no longer measured" in lines
+    assert worse
+    lines, worse = regress.report([*old, drawn(PEER, "own", 30, 20, 10)], [*new, old[1]])  # of one part alone
+    assert f"only in the old file: own, {FLUX}: {PEER}, threshold 0.1 (own)" in lines
     assert not worse
     assert f"only in the new file: schedule, {FLUX}: MagCache, threshold 0.1 (schedule)" in regress.report(old, new)[0]
 

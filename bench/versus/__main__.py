@@ -91,9 +91,9 @@ def measure(
             found = compare("schedule", workload, chosen(scheduled(workload)), seeds["schedule"], quality=False)
             rows.replace(results, found)
         if "own" in parts:
-            rows.replace(results, compare("generations", workload, chosen(own(workload, quick)), seeds["own"]))
+            rows.replace(results, compare("own", workload, chosen(own(workload, quick)), seeds["own"]))
         if "equal" in parts:
-            rows.replace(results, compare("generations", workload, chosen(equal(workload)), SEEDS["equal"]))
+            rows.replace(results, compare("equal", workload, chosen(equal(workload)), SEEDS["equal"]))
         if "pictures" in parts:
             gallery.draw(workload, page.grid_path(PAGE, workload))
         if "costs" in parts:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+from scipy.stats import wilcoxon
 
 from . import sweep
 from .rows import Row
@@ -17,9 +19,11 @@ UNCACHED = "uncached"
 FEWER_STEPS = "fewer steps"
 FORMS = {"lite": "lite", "taylorseer": "+ TaylorSeer"}  # by the field that asks for it
 DEEP_STEPS = (15, 10, 7)  # of the comparison of quality alone
+QUALITY = ("own", "equal")  # the experiments whose pictures are compared
 SLACK = 0.5  # deep steps that our setting may have above the asked ones and still count as equal
 SAME_QUALITY = 35.0  # dB of PSNR, mean
 LEAD = 1.3  # over the best peer at the smallest size
+SIGNIFICANCE = 0.05  # below which a ratio of speeds is told from the one that is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,12 @@ class Bar:
     ours: str = ""  # "2.31x (default)"
     peer: str = ""  # the best one: "2.06x (DBCache, F1B0)"
     margin: str = ""  # between the two: "1.12x (1.09-1.15)"
+    level: bool = False  # whether the two cannot be told apart, so that neither is the faster
 
     @property
     def verdict(self) -> str:
+        if self.level:
+            return "level"
         return {True: "reached", False: "**MISSED**", None: "not measured"}[self.reached]
 
 
@@ -47,21 +54,16 @@ def bars(rows: Sequence[Row]) -> list[Bar]:
     return found + [_most_at_same_quality(workload.name, rows) for workload in WORKLOADS]
 
 
-def ratio(ours: Row, peer: Row) -> tuple[float, float, float]:
-    """How many times faster ours is than a peer: median, 10th and 90th percentile of the seeds' ratios."""
+def ratios(ours: Row, peer: Row) -> list[float]:
+    """How many times faster ours is than a peer, for each seed; empty if they were not measured in one run."""
     pair = ours.samples.get("speed-up", ()), peer.samples.get("speed-up", ())
-    if not pair[0] or len(pair[0]) != len(pair[1]):  # not the same seeds
-        alone = ours.figures["speed-up"] / peer.figures["speed-up"]
-        return alone, alone, alone
-    each = [a / b for a, b in zip(*pair, strict=True)]
-    low, high = np.percentile(each, (10, 90))
-    return median(each), float(low), float(high)
+    return [a / b for a, b in zip(*pair, strict=True)] if ours.run and ours.run == peer.run else []
 
 
 def most_over_the_best_peer(workload: str, rows: Iterable[Row]) -> float | None:
     """How many times faster than the best peer of the sweep ours would be if its reused calls cost nothing at all.
 
-    By medians. None where a figure for it is missing.
+    The median of the seeds' ratios. None where a figure for it is missing.
     """
     here = [row for row in rows if (row.experiment, row.workload, row.role) == ("sweep", workload, "schedule")]
     ours, peers = _split(here)
@@ -71,8 +73,9 @@ def most_over_the_best_peer(workload: str, rows: Iterable[Row]) -> float | None:
     reused_ms, deep = best.figures.get("reused call ms"), best.figures.get("deep steps")
     if reused_ms is None or deep is None:
         return None
-    rest = best.figures["seconds median"] - (STEPS - deep) * reused_ms / 1000
-    return peer.figures["seconds median"] / rest
+    reused = (STEPS - deep) * reused_ms / 1000
+    pairs = zip(best.samples["seconds"], peer.samples["seconds"], strict=True)
+    return median(theirs / (seconds - reused) for seconds, theirs in pairs)
 
 
 def deep_steps(row: Row) -> float | None:
@@ -85,7 +88,9 @@ def deep_steps(row: Row) -> float | None:
 
 def family(row: Row) -> str:
     """The name of its line in a plot: some systems come in two forms that nobody would call settings of one."""
-    return " ".join((row.system, *(word for field, word in FORMS.items() if row.setting.get(field) is True)))
+    words = [word for field, word in FORMS.items() if row.setting.get(field) is True]
+    unprobed = row.setting.get("changed", {}).get("probe_depth") == 0
+    return " ".join((row.system, *words, *["without a probe"] * unprobed))
 
 
 def name(row: Row) -> str:
@@ -146,7 +151,7 @@ def _most_at_same_quality(workload: str, rows: Iterable[Row]) -> Bar:
 
 
 def _is_generation(row: Row, workload: str) -> bool:
-    return (row.experiment, row.workload) == ("generations", workload) and row.role != "baseline"
+    return row.experiment in QUALITY and row.workload == workload and row.role != "baseline"
 
 
 def _split(rows: Iterable[Row]) -> tuple[list[Row], list[Row]]:
@@ -166,8 +171,15 @@ def _failure(text: str, here: Iterable[Row], ours: Sequence[Row], peers: Sequenc
 
 
 def _against(text: str, ours: Row, peer: Row, lead: float) -> Bar:
-    middle, low, high = ratio(ours, peer)
-    return Bar(text, middle >= lead, _quoted(ours), _quoted(peer), f"{middle:.2f}x ({low:.2f}-{high:.2f})")
+    each = ratios(ours, peer)
+    if not each:
+        apart = _speed_up(ours) / _speed_up(peer)
+        return Bar(text, apart >= lead, _quoted(ours), _quoted(peer), f"{apart:.2f}x (measured apart)")
+    low, middle, high = np.percentile(each, (10, 50, 90))
+    away = [math.log(value / lead) for value in each]
+    level = not any(away) or float(wilcoxon(away).pvalue) >= SIGNIFICANCE
+    margin = f"{middle:.2f}x ({low:.2f}-{high:.2f})"
+    return Bar(text, bool(middle >= lead), _quoted(ours), _quoted(peer), margin, level)
 
 
 def _quoted(row: Row) -> str:

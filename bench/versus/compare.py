@@ -1,12 +1,17 @@
-"""Runs systems side by side: each seed by all of them in turn, so that a machine that slows down slows all alike."""
+"""Runs systems side by side: each seed by all of them in turn, so that a machine that slows down slows all alike.
+
+Who begins moves on by one with each seed, so that no system always runs after the same other one.
+"""
 
 from __future__ import annotations
 
+import datetime
 import gc
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +35,8 @@ class Entrant:
 
     system: System
     role: str  # "own", "15 deep", "schedule"
+    family: str = ""  # of a tuned setting: whose best it is
+    tuned_on: int = 0  # seeds; 0: not tuned
     why_not: str = ""  # why it cannot take part; "": it can, for all that is known
 
 
@@ -60,13 +67,20 @@ def compare(
     runs = [baseline, *(_Runs(entrant) for entrant in entrants)]
     for run in tqdm(runs, desc=f"{experiment}: {workload.name}: compiling", unit="system"):
         _start(run, workload)
-    for seed in tqdm(range(HELD_OUT, HELD_OUT + seeds), desc=f"{experiment}: {workload.name}", unit="seed"):
-        reference = _measure(baseline, None, workload, seed, quality)
-        for run in runs[1:]:
-            if run.installed is not None:
-                _measure(run, reference, workload, seed, quality)
-    rows = [_row(experiment, workload, run) for run in runs]
-    del runs, run, baseline
+    if baseline.installed is None:
+        raise RuntimeError(f"the uncached model does not run, so there is nothing to compare with: {baseline.why}")
+    started = datetime.datetime.now().isoformat(timespec="seconds")
+    seeds_left = tqdm(range(HELD_OUT, HELD_OUT + seeds), desc=f"{experiment}: {workload.name}", unit="seed")
+    for turn, seed in enumerate(seeds_left):
+        first = turn % len(runs)
+        done = [(run, _generate(run, workload, seed)) for run in (*runs[first:], *runs[:first])]
+        reference = next(generation for run, generation in done if run is baseline)
+        assert reference is not None
+        for run, generation in done:
+            if generation is not None:
+                _record(run, generation, None if run is baseline else reference, workload, seed, quality)
+    rows = [_row(experiment, workload, run, started) for run in runs]
+    del runs, run, done, baseline
     torch._dynamo.reset()
     gc.collect()
     return rows
@@ -81,15 +95,32 @@ def _start(run: _Runs, workload: Workload) -> None:
         installed = system.install(workload.load(), workload)
         generate(installed, workload, WARM_UP)
         generate(installed, workload, WARM_UP)  # what compiles only once a second generation starts
-    except Exception as error:  # a system that fails gets a row that says so
-        run.why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    except Exception as error:
+        run.why = _said(error)
     else:
         run.installed = installed
 
 
-def _measure(run: _Runs, reference: Generation | None, workload: Workload, seed: int, quality: bool) -> Generation:
-    assert run.installed is not None, run.why
-    done = generate(run.installed, workload, seed)
+def _generate(run: _Runs, workload: Workload, seed: int) -> Generation | None:
+    """None of a system that does not run. One that fails only now gets a row that says so, and the others go on."""
+    if run.installed is None:
+        return None
+    try:
+        return generate(run.installed, workload, seed)
+    except Exception as error:
+        if run.entrant.role == "baseline":
+            raise
+        run.installed, run.why = None, f"{_said(error)} (seed {seed})"
+        return None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+
+
+def _record(
+    run: _Runs, done: Generation, reference: Generation | None, workload: Workload, seed: int, quality: bool
+) -> None:
     run.seconds.append(done.seconds)
     run.speed_up.append(1.0 if reference is None else reference.seconds / done.seconds)
     if done.deep is not None:
@@ -103,7 +134,6 @@ def _measure(run: _Runs, reference: Generation | None, workload: Workload, seed:
             near, alike = _quality(workload, done.pixels, reference.pixels)
             run.psnr.append(min(near, EQUAL))
             run.ssim.append(alike)
-    return done
 
 
 def _quality(workload: Workload, ours: Tensor, reference: Tensor) -> tuple[float, float]:
@@ -112,10 +142,11 @@ def _quality(workload: Workload, ours: Tensor, reference: Tensor) -> tuple[float
     return psnr(ours, reference), fmean(itertools.starmap(ssim, frames))
 
 
-def _row(experiment: str, workload: Workload, run: _Runs) -> Row:
-    system, role = run.entrant.system, run.entrant.role
+def _row(experiment: str, workload: Workload, run: _Runs, started: str) -> Row:
+    entrant = run.entrant
+    what: dict[str, Any] = {"run": started, "family": entrant.family, "tuned_on": entrant.tuned_on}
     if run.installed is None:
-        return row(experiment, workload, system, role, {}, why=run.why)
+        return replace(row(experiment, workload, entrant.system, entrant.role, {}, why=run.why), **what)
     figures = {
         "seconds median": median(run.seconds),
         "seconds p95": _percentile(run.seconds, 95),
@@ -136,7 +167,7 @@ def _row(experiment: str, workload: Workload, run: _Runs) -> Row:
     if run.shows:
         figures["shows its prompt"] = fmean(run.shows)
     samples = {"speed-up": run.speed_up, "seconds": run.seconds, "PSNR": run.psnr}
-    return row(experiment, workload, system, role, figures, samples)
+    return replace(row(experiment, workload, entrant.system, entrant.role, figures, samples), **what)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

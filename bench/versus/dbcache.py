@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..inductor_settings import what_it_sets
-from .system import Installed, Schedule
+from .system import Installed, Schedule, others
 from .workload import STEPS, Workload
 
 _ALWAYS = math.nextafter(1.0, 0.0)  # from 1 on, DBCache reuses without comparing
@@ -53,7 +53,8 @@ class DBCache:
     def label(self) -> str:
         words = [f"F{self.fn}B{self.bn}"]
         if self.schedule is None:
-            words += [f"deep_steps {self.deep_steps}" if self.deep_steps else f"threshold {self.threshold:.4g}"]
+            deciding = [f"threshold {self.threshold:.4g}", *others(self, "warmup", "max_continuous")]
+            words += [f"deep_steps {self.deep_steps}"] if self.deep_steps else deciding
         words += [f"TaylorSeer order {self.order}" if self.order > 1 else "TaylorSeer"] * self.taylorseer
         words += ["whole model"] * (self.compiled and not self.regional)
         return ", ".join(words)

@@ -18,7 +18,7 @@ from diffusers.hooks.mag_cache import MagCacheHeadHook
 
 from .generation import generate
 from .isolate import Held, compile_blocks_alone, hooks, states
-from .system import Installed, Schedule
+from .system import Installed, Schedule, others
 from .workload import STEPS, Workload
 
 
@@ -39,7 +39,9 @@ class Mag:
 
     @property
     def label(self) -> str:
-        return f"threshold {self.threshold:.4g}" if self.schedule is None else "schedule"
+        if self.schedule is not None:
+            return "schedule"
+        return ", ".join((f"threshold {self.threshold:.4g}", *others(self, "max_skip_steps", "retention_ratio")))
 
     def why_not(self, workload: Workload) -> None:
         return None

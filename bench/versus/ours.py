@@ -15,7 +15,8 @@ from .isolate import compile_alone
 from .system import Installed, Schedule
 from .workload import STEPS, Workload
 
-STATIC: dict[str, Any] = {"probe_depth": 0, "estimator": Reuse()}  # no block runs on a reused step, and little decides
+# No block runs on a reused step, and the last residual is taken again: the least that one can cost.
+STATIC: dict[str, Any] = {"probe_depth": 0, "estimator": Reuse()}
 # No block either, and from three anchors an estimate along the model's input.
 UNPROBED: dict[str, Any] = {"probe_depth": 0, "order": 2, "gamma_range": (1, 2)}
 # The estimator checked on the probe, both calls of guidance together: from two anchors, and from three.
@@ -40,7 +41,8 @@ class Ours:
     @property
     def label(self) -> str:
         if self.schedule is not None:
-            return "schedule" + ", no probe" * (self.changed == STATIC)
+            forms = ((STATIC, "no probe, last residual"), (UNPROBED, "no probe, order 2"))
+            return ", ".join(["schedule", *(words for changed, words in forms if self.changed == changed)])
         words = [f"preset {self.preset}"] if self.preset else []
         words += [f"threshold {self.threshold:.4g}"] if self.threshold is not None else []
         words += [f"{name} {value}" for name, value in self.changed.items()]

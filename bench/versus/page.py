@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import plots, sweep, tables
-from .bars import SLACK, bars, most_over_the_best_peer
-from .roster import tuned_seeds
+from .bars import QUALITY, SIGNIFICANCE, SLACK, bars, most_over_the_best_peer
 from .rows import Row, read
 from .workload import STEPS, WORKLOADS, Workload
 
@@ -17,7 +16,8 @@ INTRO = """\
 
 # Benchmarks
 
-This cache beside the others: the same models, prompts and seeds, each system compiled as its own documentation says.
+This cache beside the others: the same models, prompts and seeds, each system compiled as its own documentation says
+or, where that says nothing, in the fastest of the ways that run (see Systems).
 To make this page again: `make bench-full`.
 
 """
@@ -25,9 +25,9 @@ METHOD = f"""
 How it was measured:
 
 - A seed is one generation of one prompt in {STEPS} steps. Each seed is run by all systems of a comparison in turn, so
-  that a machine that slows down slows all alike. The seeds are held out: nothing was trained, calibrated or tuned on
-  them. Own settings, equal deep steps and the schedule are comparisons of their own; one may be made in parts
-  (`--system`), each with the uncached model in turn.
+  that a machine that slows down slows all alike, and with each seed another system begins. The seeds are held out:
+  nothing was trained, calibrated or tuned on them. Own settings, equal deep steps and the schedule are comparisons of
+  their own; one may be made in parts (`--system`), each with the uncached model in turn.
 - **speed-up**: the seconds of `torch.compile` without a cache over the system's, on the same seed, in the same process
   and turn: the median of the seeds and, in brackets, the 10th to the 90th percentile.
 - **deep steps**: steps of a generation on which all blocks ran, on average. **deep call ms**, **reused call ms**: the
@@ -38,8 +38,9 @@ How it was measured:
 BARS = f"""\
 For each bar, the best setting of ours and the best of all peers, each with what it gave; at equal deep steps ours is
 one setting for both figures, and peers may have one for each. The margin in times is the median of the seeds' ratios
-(10th to 90th percentile), the one in dB is of the mean and of the worst PSNR. With over {SLACK} deep steps more than
-asked, ours misses, whatever its PSNR; peers count with any number.
+(10th to 90th percentile), the one in dB is of the mean and of the worst PSNR, which is one seed's. Two speeds that a
+Wilcoxon test of those ratios does not tell apart (p >= {SIGNIFICANCE}) are level. With over {SLACK} deep steps more
+than asked, ours misses, whatever its PSNR; peers count with any number.
 """
 FAINT = "A faint point is a setting that another one of the same system beats in both speed and quality."
 
@@ -79,16 +80,16 @@ def _provenance(rows: Sequence[Row]) -> str:
 
 def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
     here = [row for row in rows if row.workload == workload.name]
-    generations = [row for row in here if row.experiment == "generations"]
+    own, equal = ([row for row in here if row.experiment == experiment] for experiment in QUALITY)
     same = [row for row in here if row.experiment == "schedule"]
     name = workload.name
     return "\n".join(
         (
             f"## {name}\n",
-            _part("### Own settings", _seeds(generations), tables.own(here)),
+            _part("### Own settings", _seeds(own), _shows(own), tables.own(here)),
             _image(page, f"{workload.key}-pareto.png", f"Speed-up over mean PSNR, {name}", FAINT),
             _image(page, grid_path(page, workload).name, f"Pictures of the systems, {name}"),
-            _part("### Equal deep steps: quality alone", _tuning(workload), tables.equal(here)),
+            _part("### Equal deep steps: quality alone", _tuning(equal), _seeds(equal), tables.equal(here)),
             _part("### Same schedule: speed alone", _schedule(same), _seeds(same), tables.schedule(here)),
             _part("### Costs", "Each system in a process of its own.", tables.costs(here)),
             _part("### Did not run", tables.refused(here)),
@@ -96,8 +97,19 @@ def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
     )
 
 
-def _tuning(workload: Workload) -> str:
-    return f"Settings tuned on {' or '.join(map(str, tuned_seeds(workload)))} other seeds, as many for each system."
+def _tuning(rows: Iterable[Row]) -> str:
+    counts = sorted({row.tuned_on for row in rows if row.tuned_on})
+    return f"Settings tuned on {' or '.join(map(str, counts)) or 'some'} other seeds."
+
+
+def _shows(rows: Iterable[Row]) -> str:
+    """How far the last column can be trusted: no more than the model itself."""
+    shares = [row.figures["shows its prompt"] for row in rows if row.role == "baseline"]
+    return "".join(
+        f"The uncached model itself shows its prompt in {share:.0%} of them; PSNR and SSIM are to what it draws,\n"
+        "be that what was asked for or not."
+        for share in shares
+    )
 
 
 def _sweep(rows: Iterable[Row], page: Path) -> str:

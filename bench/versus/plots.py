@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from . import sweep
-from .bars import FEWER_STEPS, OURS, SAME_QUALITY, UNCACHED, family
+from .bars import FEWER_STEPS, OURS, QUALITY, SAME_QUALITY, UNCACHED, family
 from .rows import Row
 
 INK = "#333333"
 BLUE = "#0072B2"
 # The rest of Okabe and Ito's palette, without the yellow, which is faint on white; a marker tells the others apart.
 COLOURS = ("#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#666666")
-MARKERS = "s^DvPX<>ph*d"
+MARKERS = "s^DvPX<>p*d"
 LINES = ("-", "-.")  # the second for those whose colour is taken
 TEXT = {"font.size": 9, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
 DPI = 130
@@ -29,7 +29,7 @@ def pareto(rows: Sequence[Row], workload: str, path: Path) -> None:
     """Speed-up over mean PSNR: a point for each setting, a line a system through its best. No rows, no file."""
     here = [
         row for row in rows
-        if (row.experiment, row.workload) == ("generations", workload)
+        if row.experiment in QUALITY and row.workload == workload
         and row.system != UNCACHED and "PSNR mean" in row.figures
     ]  # fmt: skip
     if not here:
@@ -112,9 +112,11 @@ def _styles(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
     """How each system is drawn, ours first and on top; the same rows give the same styles."""
     systems = {family(row) for row in rows} - {UNCACHED}
     styles: dict[str, dict[str, Any]] = {}
-    if OURS in systems:
-        styles[OURS] = {"color": BLUE, "marker": "o", "linewidth": 2.6, "markersize": 7.5, "zorder": 4}
-    for place, system in enumerate(sorted(systems - {OURS, FEWER_STEPS})):
+    ours = sorted(system for system in systems if system.startswith(OURS))
+    for system, line, marker in zip(ours, LINES, "oh", strict=False):
+        look = {"color": BLUE, "marker": marker, "linestyle": line}
+        styles[system] = {**look, "linewidth": 2.6, "markersize": 7.5, "zorder": 4}
+    for place, system in enumerate(sorted(systems - {*ours, FEWER_STEPS})):
         turn, colour = divmod(place, len(COLOURS))
         look = {
             "color": COLOURS[colour],

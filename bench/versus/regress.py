@@ -2,7 +2,8 @@
 
 Judged are the speed-ups, by their samples, and the figures that should not vary at all. Not judged: seconds, which
 change with the machine's mood and are in the speed-up as a ratio, compile seconds and peak memory, measured once each,
-and speed-ups on different numbers of threads.
+and speed-ups on different numbers of threads. A tuned setting is compared with the one that was its family's best
+before. A row that only the old file has is for the worse if the new one has others of its experiment and workload.
 """
 
 from __future__ import annotations
@@ -151,11 +152,15 @@ def report(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[str], bool]:
     other = [key for key in before if key in after and _on_other_threads(before[key], after[key])]
     lines += [f"speed-up not judged, on another number of threads: {_words(key)}" for key in other]
     lines += [f"too few samples to judge speed-ups: {count} rows of {where}" for where, count in unjudged.items()]
-    lines += [f"only in the old file: {_words(key)}" for key in before if key not in after]
+    measured = {key[:2] for key in after}
+    gone = [key for key in before if key not in after and key[:2] in measured]
+    lines += [f"worse   {_words(key)}: no longer measured" for key in gone]
+    lines += [f"only in the old file: {_words(key)}" for key in before if key not in after and key not in gone]
     lines += [f"only in the new file: {_words(key)}" for key in after if key not in before]
-    worse = sum(move.verdict == "worse" for move in found)
+    worse = sum(move.verdict == "worse" for move in found) + len(gone)
     both = sum(key in after for key in before)
-    lines.append(f"{both} rows compared, {len(found)} figures moved beyond noise, {worse} of them for the worse")
+    moved = f"{len(found)} figures moved beyond noise, {len(gone)} rows gone"
+    lines.append(f"{both} rows compared, {moved}; {worse} for the worse")
     return lines, worse > 0
 
 

@@ -18,7 +18,7 @@ from .dbcache import DBCache
 from .families import FAMILIES
 from .first_block import FirstBlock
 from .mag import Mag, calibrate
-from .ours import ESTIMATE, FIRST_ORDER, STATIC, Ours
+from .ours import ESTIMATE, FIRST_ORDER, STATIC, UNPROBED, Ours
 from .published import PublishedDiCache
 from .pyramid import PyramidAttentionBroadcast
 from .sea import Sea
@@ -46,6 +46,7 @@ def own(workload: Workload, quick: bool = False) -> list[Entrant]:
         *(Ours(threshold=threshold, changed=ESTIMATE) for threshold in (0.05, 0.2)),
         *(Ours(preset=name) for name in ("flux", "hunyuan", "wan")),
         PyramidAttentionBroadcast(cross_attention_block_skip_range=_cross_range(workload)),
+        DBCache(regional=False),
     ]
     systems: list[System] = [
         Ours(),
@@ -73,13 +74,19 @@ def _equal(workload: Workload, family: str, target: int, found: dict[str, Any]) 
     role, fields = f"{target} deep", found[str(target)]
     if fields is None:
         some, *_ = FAMILIES[family](workload, target, _ratios(workload))
-        return Entrant(some, role, f"no setting that was tried has {target} deep steps")
-    return Entrant(_system(fields), role)
+        return Entrant(some, role, family, why_not=f"no setting that was tried has {target} deep steps")
+    return Entrant(_system(fields), role, family, fields["seeds"])
 
 
 def scheduled(workload: Workload) -> list[Entrant]:
     """Every system that can be given a schedule, with the same one. It decides all the same, where it can."""
-    systems: list[Any] = [Ours(), Ours(changed=STATIC), *_peers(workload), PublishedDiCache(workload.family)]
+    systems: list[Any] = [
+        Ours(),
+        Ours(changed=STATIC),
+        Ours(changed=UNPROBED),
+        *_peers(workload),
+        PublishedDiCache(workload.family),
+    ]
     return [Entrant(replace(system, schedule=SCHEDULE), "schedule") for system in systems]
 
 
@@ -91,6 +98,7 @@ def costed(workload: Workload) -> list[Entrant]:
         Ours(),
         Ours(threshold=0.1, changed=ESTIMATE),
         *_peers(workload),
+        DBCache(regional=False),
         PyramidAttentionBroadcast(cross_attention_block_skip_range=_cross_range(workload)),
         PublishedDiCache(workload.family),
     ]
@@ -144,12 +152,6 @@ def tune(workload: Workload, families: Sequence[str] | None = None) -> None:
         before = everything.get(workload.key, {"settings": {}})
         everything[workload.key] = {"ratios": ratios, "settings": before["settings"] | {family: settings}}
         TUNED.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
-
-
-def tuned_seeds(workload: Workload) -> list[int]:
-    """On how many seeds the settings of equal deep steps were tuned; more than one number if families differ."""
-    families = _tuned()[workload.key]["settings"].values()
-    return sorted({fields["seeds"] for found in families for fields in found.values() if fields is not None})
 
 
 @functools.cache

@@ -26,7 +26,7 @@ BASELINE = "uncached, torch.compile"
 class Row:
     """What one setting of one system gave in one experiment."""
 
-    experiment: str  # "generations", "schedule", "costs", "sweep 64x128"
+    experiment: str  # "own", "equal", "schedule", "costs", "sweep"
     workload: str  # "shapes FLUX"
     system: str  # "FirstBlockCache"
     label: str  # the setting in words
@@ -42,11 +42,14 @@ class Row:
     versions: dict[str, str] = field(default_factory=dict)
     commit: str = ""
     date: str = ""
+    run: str = ""  # when its comparison started: rows of one run are paired, seed by seed
+    family: str = ""  # of a tuned setting: whose best it is
+    tuned_on: int = 0  # seeds that chose the setting; 0: it is not tuned
 
     @property
     def key(self) -> tuple[str, ...]:
-        """What two files have in common."""
-        return self.experiment, self.workload, self.system, self.label, self.role
+        """What two files have in common; of a tuned setting not the setting, which may be tuned anew."""
+        return self.experiment, self.workload, self.system, self.family or self.label, self.role
 
     @property
     def comparison(self) -> tuple[str, ...]:

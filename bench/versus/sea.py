@@ -19,7 +19,7 @@ from diffusers.hooks.sea_cache import SeaCacheRootHook
 from torch import Tensor, nn
 
 from .isolate import Held, compile_blocks_alone, hooks, states
-from .system import Installed, Schedule
+from .system import Installed, Schedule, others
 from .workload import STEPS, Workload
 
 SIGMA = {"flux": 1.0, "wan": 1000.0}  # what the models are given as their timestep, for sigma = 1
@@ -44,7 +44,9 @@ class Sea:
 
     @property
     def label(self) -> str:
-        return f"threshold {self.threshold:.4g}" if self.schedule is None else "schedule"
+        if self.schedule is not None:
+            return "schedule"
+        return ", ".join((f"threshold {self.threshold:.4g}", *others(self, "max_consecutive_cached")))
 
     def why_not(self, workload: Workload) -> None:
         return None

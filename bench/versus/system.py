@@ -64,6 +64,13 @@ class System(Protocol):
         ...
 
 
+def others(system: System, *shown: str) -> list[str]:
+    """What a label says of some fields: each that is not the default, as "warmup 3"."""
+    defaults = {field.name: field.default for field in fields(system)}  # type: ignore[arg-type]
+    values = {name: getattr(system, name) for name in shown}
+    return [f"{name} {value}" for name, value in values.items() if value != defaults[name]]
+
+
 def eager(system: System) -> System:
     """The same setting without a compiler; what always runs eagerly stays as it is."""
     return replace(system, compiled=False) if system.compiled else system  # type: ignore[type-var]

@@ -25,14 +25,14 @@ def bars(found: Sequence[Bar]) -> str:
 
 
 def own(rows: Iterable[Row]) -> str:
-    chosen = [row for row in rows if row.experiment == "generations" and row.role in ("baseline", "own")]
+    chosen = [row for row in rows if row.experiment == "own"]
     return _table({**_NAMES, **_SPEED, **_QUALITY}, sorted(chosen, key=_fastest_first))
 
 
 def equal(rows: Sequence[Row]) -> str:
     """Best PSNR first, for each number of deep steps."""
     roles = [f"{deep} deep" for deep in DEEP_STEPS]
-    chosen = [row for row in rows if row.experiment == "generations" and row.role in roles]
+    chosen = [row for row in rows if row.experiment == "equal" and row.role in roles]
     chosen.sort(key=lambda row: (roles.index(row.role), -row.figures.get("PSNR mean", 0)))
     asked: dict[str, Column] = {"asked": lambda row: row.role.removesuffix(" deep")}
     return _table({**asked, **_NAMES, "deep steps": _deep, **_QUALITY, "speed-up": speed_up}, chosen)
@@ -55,7 +55,7 @@ def refused(rows: Sequence[Row]) -> str:
     where: dict[tuple[str, str, str], dict[str, None]] = {}
     for row in rows:
         if not row.figures:
-            place = f"{row.experiment}, {row.role}" if row.experiment == "generations" else row.experiment
+            place = f"equal, {row.role}" if row.experiment == "equal" else row.experiment
             where.setdefault((row.system, row.label, row.why or "no reason given"), {})[place] = None
     lines = [(system, label, "; ".join(places), why) for (system, label, why), places in where.items()]
     return markdown(("system", "setting", "in", "why"), lines) if lines else "None.\n"
