@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.versus import roster
-from bench.versus.bars import DEEP_STEPS
+from bench.versus import tune, tuned
+from bench.versus.bars import DEEP_STEPS, SAME_QUALITY
 from bench.versus.system import Installed
-from bench.versus.tune import FINAL_SEEDS, NEAR, SEEDS, Tuner
+from bench.versus.tune import FEWEST, FINAL_SEEDS, MARGIN, NEAR, SEEDS, Tuner, fewest
+from bench.versus.tuned import Tuned
 from bench.versus.uncached import Uncached
 from bench.versus.workload import FLUX, HELD_OUT, STEPS, Workload
 
@@ -70,27 +71,58 @@ def test_no_setting_is_made_up_where_none_has_so_few_deep_steps(tuner: Tuner) ->
     assert tuner.best((Fake(search=0.01, later=0.01, most=4 * STEPS),), 15) is None
 
 
-def test_a_family_that_is_done_is_in_the_file_beside_the_others(
-    tuner: Tuner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(tuned, "FILE", tmp_path / "tuned.json")
+    monkeypatch.setattr(tuned, "KINDS", {"Fake": Fake})
+    monkeypatch.setattr(tune, "calibrate", lambda workload, seeds: (0.5,))
+    return tuned.FILE
+
+
+def test_what_is_found_is_in_the_file_at_once_beside_what_others_found(
+    tuner: Tuner, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(workload: Workload, deep: int, ratios: Any) -> list[Any]:
-        raise RuntimeError("interrupted")
+        if deep == 7:
+            raise RuntimeError("interrupted")
+        return [Fake(0.02, 0.02)]
 
     other = {"settings": {"untouched": {}}, "ratios": [1.0]}
-    file = tmp_path / "tuned.json"
     file.write_text(json.dumps({"other": other, WORKLOAD.key: other}))
-    monkeypatch.setattr(roster, "TUNED", file)
-    monkeypatch.setattr(roster, "calibrate", lambda workload, seeds: (0.5,))
-    monkeypatch.setattr(roster, "FAMILIES", {"fake": lambda *_: [Fake(0.02, 0.02)], "failing": fail})
+    monkeypatch.setattr(tune, "FAMILIES", {"failing": fail})
     with pytest.raises(RuntimeError, match="interrupted"):
-        roster.tune(WORKLOAD)
+        tune.tune(WORKLOAD, ["failing"])
     found = json.loads(file.read_text())
     assert found["other"] == other
     assert found[WORKLOAD.key]["ratios"] == [0.5]
-    settings = found[WORKLOAD.key]["settings"]
-    assert set(settings) == {"untouched", "fake"}
-    assert set(settings["fake"]) == {str(target) for target in DEEP_STEPS}
-    assert settings["fake"]["15"]["seeds"] == len(SEEDS) + len(FINAL_SEEDS)
+    assert set(found[WORKLOAD.key]["settings"]["failing"]) == {"15 deep", "10 deep"}
+    chosen = tuned.best(WORKLOAD, "failing", "15 deep")
+    assert chosen is not None
+    assert (type(chosen.system), chosen.seeds) == (Fake, len(SEEDS) + len(FINAL_SEEDS))
+    with pytest.raises(ValueError, match="no setting of failing for the shapes FLUX and 7 deep"):
+        tuned.best(WORKLOAD, "failing", "7 deep")
+
+
+def test_a_family_without_a_setting_is_told_from_one_that_was_not_tuned(file: Path) -> None:
+    tuned.store(WORKLOAD, "none", "7 deep", None, (0.5,))
+    assert tuned.best(WORKLOAD, "none", "7 deep") is None
+    assert tuned.ratios(WORKLOAD) == (0.5,)
+
+
+@pytest.mark.parametrize("needed", range(FEWEST + 1, 19))
+def test_the_fewest_deep_steps_of_the_same_quality_are_found(needed: int) -> None:
+    asked: list[int] = []
+
+    def best(target: int) -> Tuned | None:
+        asked.append(target)
+        return Tuned(Fake(0.1, 0.1), target, SAME_QUALITY + MARGIN + target - needed, 15)  # type: ignore[arg-type]
+
+    known = {target: best(target) for target in DEEP_STEPS}
+    asked.clear()
+    found = fewest(best, known)
+    assert (None if found is None else found.deep) == (needed if needed <= max(DEEP_STEPS) else None)
+    assert len(asked) <= 3
+    assert not set(asked) & set(DEEP_STEPS)
 
 
 def test_the_seeds_of_tuning_are_not_measured_on() -> None:

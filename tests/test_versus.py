@@ -33,6 +33,7 @@ from bench.versus.system import Schedule, System, eager, setting
 from bench.versus.taylorseer import TaylorSeer
 from bench.versus.uncached import FewerSteps, Uncached
 from bench.versus.workload import FLUX, STEPS, WAN, Workload
+from dicache_compile import DiCacheConfig
 
 SMALL = {"num_attention_heads": 2}
 SIDE = 8  # pixels, instead of 32
@@ -114,6 +115,30 @@ def test_growing_gaps_make_as_many_deep_steps_and_never_shrink(deep: int) -> Non
         assert warmup + len(steps) == deep
         assert gaps == sorted(gaps)
         assert steps[-1] == STEPS - 2
+
+
+def deep_steps(config: DiCacheConfig) -> tuple[int, ...]:
+    """Of a config that reuses whatever is not forced."""
+    found, most = [], math.inf if config.max_consecutive_skips is None else config.max_consecutive_skips
+    for step in range(STEPS):
+        skipped = step - 1 - (found[-1] if found else -1)
+        forced = step < config.warmup_steps or step in config.deep_steps or step >= STEPS - config.final_steps
+        if forced or skipped >= most:
+            found.append(step)
+    return tuple(found)
+
+
+@pytest.mark.parametrize("deep", DEEP_STEPS)
+def test_the_schedules_that_are_tried_for_ours_are_tried_for_a_peer_that_takes_them(deep: int) -> None:
+    tiny, _ = WORKLOADS
+    ours = {deep_steps(system.config()) for system in FAMILIES["dicache_compile unprobed"](tiny, deep, ())}  # type: ignore[attr-defined]
+    for family in ("DBCache", "DBCache TaylorSeer"):
+        masks = [system.deep_steps for system in FAMILIES[family](tiny, deep, ())]  # type: ignore[attr-defined]
+        assert set(masks) - {()} == ours
+    assert {len(steps) for steps in ours} == {deep}
+    settings = FAMILIES["TaylorSeerCache lite"](tiny, deep, ())
+    assert len(settings) == len(set(settings)) > 5
+    assert {sum(map(setting.computes, range(STEPS))) for setting in settings} == {deep}  # type: ignore[attr-defined]
 
 
 @each_workload

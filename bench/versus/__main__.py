@@ -15,20 +15,22 @@ from . import gallery, page, rows, sweep
 from .compare import Entrant, compare
 from .costs import costs
 from .families import FAMILIES
-from .roster import costed, equal, own, scheduled, tune
+from .roster import costed, equal, own, quality, scheduled
+from .tune import tune
 from .uncached import FewerSteps
 from .workload import WORKLOADS, Workload
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
-PARTS = ("schedule", "own", "equal", "pictures", "sweep", "costs")
-SEEDS = {"schedule": 12, "own": 64, "equal": 64}  # held-out seeds, and so generations of each setting
+PARTS = ("schedule", "own", "equal", "quality", "pictures", "sweep", "costs")
+TUNED_PARTS = ("equal", "quality")
+SEEDS = {"schedule": 12, "own": 64, "equal": 64, "quality": 64}  # held-out seeds, and so generations of each setting
 QUICK_SEEDS = {"schedule": 2, "own": 2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.versus", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="own settings and the schedule, few seeds; no page")
-    parser.add_argument("--tune", action="store_true", help="only find the tuned settings and write tuned.json")
+    parser.add_argument("--tune", action="store_true", help="only find the settings of the parts equal and quality")
     parser.add_argument(
         "--family", choices=FAMILIES, action="append", help="with --tune, only this; may be given again"
     )
@@ -47,16 +49,18 @@ def main() -> None:
     parts = arguments.part or (PARTS[:2] if arguments.quick else PARTS)
     if arguments.tune:
         for workload in workloads:
-            tune(workload, arguments.family)
+            tune(workload, arguments.family or list(FAMILIES), *(part in parts for part in TUNED_PARTS))
     elif arguments.page:
         page.write(results, PAGE)
     else:
         known = {entrant.system.name for workload in workloads for entrant in own(workload)} | {FewerSteps.name}
         if unknown := set(arguments.system or ()) - known:
             parser.error(f"--system: no {', '.join(sorted(unknown))} among {', '.join(sorted(known))}")
-        if {"equal", "pictures"} & set(parts):
-            for workload in workloads:  # before anything is measured: a missing setting is an error
+        for workload in workloads:  # before anything is measured: a missing setting is an error
+            if {"equal", "pictures"} & set(parts):
                 equal(workload)
+            if "quality" in parts:
+                quality(workload)
         measure(results, parts, workloads, arguments.quick, arguments.system, arguments.size)
         print(f"\nThe rows: {results}")
         if not arguments.quick:
@@ -94,6 +98,8 @@ def measure(
             rows.replace(results, compare("own", workload, chosen(own(workload, quick)), seeds["own"]))
         if "equal" in parts:
             rows.replace(results, compare("equal", workload, chosen(equal(workload)), SEEDS["equal"]))
+        if "quality" in parts:
+            rows.replace(results, compare("quality", workload, chosen(quality(workload)), SEEDS["quality"]))
         if "pictures" in parts:
             gallery.draw(workload, page.grid_path(PAGE, workload))
         if "costs" in parts:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import plots, sweep, tables
-from .bars import QUALITY, SIGNIFICANCE, SLACK, bars, most_over_the_best_peer
+from .bars import QUALITY, SAME_QUALITY, SIGNIFICANCE, SLACK, bars, most_over_the_best_peer
 from .rows import Row, read
 from .workload import STEPS, WORKLOADS, Workload
 
@@ -80,7 +80,7 @@ def _provenance(rows: Sequence[Row]) -> str:
 
 def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
     here = [row for row in rows if row.workload == workload.name]
-    own, equal = ([row for row in here if row.experiment == experiment] for experiment in QUALITY)
+    own, equal, quality = ([row for row in here if row.experiment == experiment] for experiment in QUALITY)
     same = [row for row in here if row.experiment == "schedule"]
     name = workload.name
     return "\n".join(
@@ -90,6 +90,12 @@ def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
             _image(page, f"{workload.key}-pareto.png", f"Speed-up over mean PSNR, {name}", FAINT),
             _image(page, grid_path(page, workload).name, f"Pictures of the systems, {name}"),
             _part("### Equal deep steps: quality alone", _tuning(equal), _seeds(equal), tables.equal(here)),
+            _part(
+                f"### At least {SAME_QUALITY:.0f} dB: the fewest deep steps",
+                _tuning(quality),
+                _seeds(quality),
+                tables.quality(here),
+            ),
             _part("### Same schedule: speed alone", _schedule(same), _seeds(same), tables.schedule(here)),
             _part("### Costs", "Each system in a process of its own.", tables.costs(here)),
             _part("### Did not run", tables.refused(here)),

@@ -1,23 +1,30 @@
-"""Finds the settings of each system that have about so many deep steps, and of those the best.
+"""Finds the settings of each family that have about so many deep steps, and of those the best.
 
 On seeds that nothing is measured on, eagerly, and for every system alike: its threshold is searched for in each of its
 variants on a few seeds, of what comes within half a step of the target the best few by mean PSNR run on more, and of
-those the best on all of these seeds wins. `python -m bench.versus --tune` writes what is found to `tuned.json`, which
-the comparisons read.
+those the best on all of these seeds wins. For the same quality, the number of deep steps is searched for too.
+`python -m bench.versus --tune` writes what is found to `tuned.json`, which the comparisons read.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
+from tqdm import tqdm
+
 from ..quality import psnr
+from . import tuned
+from .bars import DEEP_STEPS, SAME_QUALITY
 from .compare import EQUAL
+from .families import FAMILIES
 from .generation import generate
+from .mag import calibrate
 from .system import System, eager
+from .tuned import Tuned
 from .uncached import Uncached
 from .workload import Workload
 
@@ -26,6 +33,8 @@ FINAL_SEEDS = range(3, 15)  # besides: on three alone, schedules differ by less 
 FINALISTS = 6
 LOWEST, HIGHEST = 0.003, 3.0  # of a threshold
 HALVINGS = 8
+FEWEST = 3  # deep steps with which no family can do
+MARGIN = 0.5  # dB above the same quality, so that other seeds have it too
 NEAR, AT = 0.5, 0.2  # deep steps from the target: good enough to compare, and to stop searching
 
 
@@ -98,6 +107,48 @@ class Tuner:
             deep.append(sum(done.deep) / len(self.workload.streams))
             quality.append(min(EQUAL, psnr(done.pixels, self._references[seed])))
         return Trial(system, tuple(deep), tuple(quality))
+
+
+def tune(workload: Workload, families: Sequence[str], equal: bool = True, quality: bool = True) -> None:
+    """Finds settings with as many deep steps as asked for, and with the same quality, and puts them into the file.
+
+    Each is there as soon as it is found. The same quality starts from the numbers of deep steps that are in the file.
+    """
+    ratios = calibrate(workload, SEEDS)
+    tuner = Tuner(workload)
+    for family in (bar := tqdm(families, desc=f"tuning: {workload.name}", unit="family")):
+
+        def best(target: int, family: str = family) -> Tuned | None:
+            bar.set_postfix_str(f"{family}, {target} deep")
+            trial = tuner.best(FAMILIES[family](workload, target, ratios), target)
+            return None if trial is None else Tuned(trial.system, trial.deep, trial.psnr, len(trial.psnrs))
+
+        if equal:
+            for target in DEEP_STEPS:
+                tuned.store(workload, family, tuned.deep(target), best(target), ratios)
+        if quality:
+            known = {target: tuned.best(workload, family, tuned.deep(target)) for target in DEEP_STEPS}
+            tuned.store(workload, family, tuned.SAME, fewest(best, known), ratios)
+
+
+def fewest(best: Callable[[int], Tuned | None], known: Mapping[int, Tuned | None]) -> Tuned | None:
+    """The setting with the fewest deep steps that has the same quality, by halving; None if no known one has it."""
+
+    def will_do(found: Tuned | None) -> bool:
+        return found is not None and found.psnr >= SAME_QUALITY + MARGIN
+
+    enough = min((target for target, found in known.items() if will_do(found)), default=None)
+    if enough is None:
+        return None
+    chosen = known[enough]
+    too_few = max((target for target in known if target < enough), default=FEWEST)
+    while enough - too_few > 1:
+        middle = (enough + too_few) // 2
+        if will_do(found := best(middle)):
+            enough, chosen = middle, found
+        else:
+            too_few = middle
+    return chosen
 
 
 def _dial(system: System) -> float:
