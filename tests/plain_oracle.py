@@ -104,7 +104,7 @@ class PlainDiCache:
         line = older + gamma * (newest - older)
         if self.order == 1 or len(self.anchors) < 3:
             return line
-        # Half of the way to Lagrange's parabola through 1, 0 and -back.
+        # Towards Lagrange's parabola through 1, 0 and -back: the less, the further out.
         oldest = self.anchors[-3][part].to(dtype).float()
         back = self._back(dtype)
         parabola = (
@@ -112,7 +112,8 @@ class PlainDiCache:
             + older * (1 - gamma) * (gamma + back) / back
             + oldest * gamma * (gamma - 1) / (back * (1 + back))
         )
-        return (line + parabola) / 2
+        out = 2 * max(gamma - 1, 0) / (1 + back)
+        return line + (parabola - line) / (1 + out * out)
 
     def _place(self, x: Tensor, h: Tensor) -> Tensor:
         """What gamma is measured on: the probe's residual, or the input where no block is a probe."""

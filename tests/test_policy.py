@@ -133,14 +133,27 @@ def test_second_order_without_damping_is_exact_where_the_residual_is_a_parabola_
     state = {f"p{age}": probe(at) for age, at in ((1, 1.0), (2, 0.0), (3, -back))}
     state |= {f"r{age}": residual(at) for age, at in ((1, 1.0), (2, 0.0), (3, -back))}
     state |= {"anchor_gap": way.abs().mean().float(), "gap_ratio": torch.tensor(back)}
-    exact = SecondOrderDCTA((0.0, 10.0), damping=1.0)
+    exact = SecondOrderDCTA((0.0, 10.0), damping=0.0)
     x, anchors = torch.zeros(SHAPE), torch.tensor(3)
     gamma = exact.weigh(x, probe(share), anchors, state)
     # Coefficients of the three float32 residuals are at most 4 * 7 / 0.3.
     torch.testing.assert_close(exact.estimate(x, gamma, anchors, state).double(), residual(share), rtol=1e-4, atol=2e-3)
     line = DCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
-    half = SecondOrderDCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
-    torch.testing.assert_close(half, (line + exact.estimate(x, gamma, anchors, state)) / 2, rtol=1e-4, atol=2e-3)
+    damped = SecondOrderDCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
+    kept = 1 / (1 + (2 * max(share - 1, 0) / (1 + back)) ** 2)
+    bend = exact.estimate(x, gamma, anchors, state) - line
+    torch.testing.assert_close(damped, line + kept * bend, rtol=1e-4, atol=2e-3)
+
+
+def test_a_great_damping_leaves_the_line_and_one_below_zero_or_infinite_is_an_error() -> None:
+    state = dcta_state() | {f"{name}3": tensor for name, tensor in zip("rp", tensors(5, 2), strict=True)}
+    state["gap_ratio"] = torch.tensor(1.5)
+    x, gamma, anchors = torch.zeros(SHAPE), torch.tensor(1.4), torch.tensor(3)
+    line = DCTA((1.0, 2.0)).estimate(x, gamma, anchors, state)
+    torch.testing.assert_close(SecondOrderDCTA((1.0, 2.0), damping=1e9).estimate(x, gamma, anchors, state), line)
+    for damping in (-0.5, math.inf, math.nan):
+        with pytest.raises(ValueError, match="damping: expected a finite number from 0 on"):
+            SecondOrderDCTA((1.0, 2.0), damping=damping)
 
 
 @pytest.mark.parametrize("anchors", [1, 2])

@@ -36,8 +36,9 @@ class DiCacheConfig:
     """Where gamma is clipped: 1 is plain reuse, above it extrapolates. The FLUX and HunyuanVideo scripts' range."""
 
     order: Literal[1, 2] = 1
-    """The estimate's. 1, the paper's: on the line through the last two anchors. 2: half of the way from there to the
-    parabola through the last three, for two more tensors. Pays with error="estimate" and with probe_depth=0."""
+    """The estimate's. 1, the paper's: on the line through the last two anchors. 2: with the bend of the parabola
+    through the last three, damped with the distance, for two more tensors. Pays with error="estimate" and with
+    probe_depth=0."""
 
     error: Literal["probe", "probe_minus_input", "estimate"] = "probe"
     """What is compared with the threshold. "probe", the paper's choice: the relative change of h, accumulated.

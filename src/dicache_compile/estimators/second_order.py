@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,17 +18,28 @@ GAP_RATIO = (0.25, 4.0)
 
 @dataclass(frozen=True, slots=True)
 class SecondOrderDCTA(DCTA):
-    """y = x + R2 + gamma (R1 - R2) + damping gamma (gamma - 1) B, in the terms of `DCTA`.
+    """y = x + R2 + gamma (R1 - R2) + gamma (gamma - 1) B / (1 + (damping e)^2), in the terms of `DCTA`.
 
-    B is Newton's second divided difference of R1, R2, R3 at 1, 0, -g, where g = mean|P2 - P3| / mean|P1 - P2|: with
-    damping 1 the parabola through the last three anchors, with 0 the line through two. Half of the bend is a hedge
-    between both: a second difference doubles the error of what it is taken of. With two anchors it is `DCTA`.
+    B is Newton's second divided difference of R1, R2, R3 at 1, 0, -g, where g = mean|P2 - P3| / mean|P1 - P2|, and
+    e = max(gamma - 1, 0) / (1 + g) is how far the step lies past the newest anchor, in lengths of what the three span.
+    With damping 0 it is their parabola; the greater it is, the nearer to the line through two. With two anchors it is
+    `DCTA`.
+
+    The factor is a Wiener filter's, signal^2 / (signal^2 + noise^2): what three anchors do not tell, the third
+    difference, grows by e over what they do. With 2, the default, both are as large half a span out.
 
     Our rule, not a published one. TaylorSeer (arXiv 2503.06923) takes its differences over steps, not over the
-    trajectory; HiCache (arXiv 2508.16984) damps, too.
+    trajectory; HiCache (arXiv 2508.16984) damps, too, by constants.
+
+    Raises ValueError for a damping that is below 0 or not finite.
     """
 
-    damping: float = 0.5
+    damping: float = 2.0
+
+    def __post_init__(self) -> None:
+        DCTA.__post_init__(self)
+        if not 0 <= self.damping < math.inf:
+            raise ValueError(f"damping: expected a finite number from 0 on, got {self.damping!r}")
 
     def slots(self) -> tuple[SlotSpec, ...]:
         return (
@@ -53,6 +65,7 @@ class SecondOrderDCTA(DCTA):
         ratio, slope = state["gap_ratio"], newest - older
         bend = (slope - (older - oldest) / ratio) / (1 + ratio)
         line = older + gamma * slope
-        curve = line + self.damping * gamma * (gamma - 1) * bend
+        beyond = (gamma - 1).clamp(min=0) / (1 + ratio)
+        curve = line + gamma * (gamma - 1) / (1 + (self.damping * beyond).square()) * bend
         # What does not exist yet may hold anything, and is masked.
         return torch.where(anchors > 2, curve, torch.where(anchors > 1, line, newest))
