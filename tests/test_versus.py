@@ -108,13 +108,19 @@ def test_a_mask_of_deep_steps_is_kept_whatever_the_threshold(workload: Workload,
 
 @pytest.mark.parametrize("deep", DEEP_STEPS)
 def test_growing_gaps_make_as_many_deep_steps_and_never_shrink(deep: int) -> None:
-    found = list(_growing(deep))
+    found = _growing(deep)
     assert len(found) == len(set(found)) > 5
-    for warmup, steps in found:
-        gaps = [after - before for before, after in itertools.pairwise((warmup - 1, *steps))]
-        assert warmup + len(steps) == deep
+    for steps in found:
+        gaps = [after - before for before, after in itertools.pairwise(steps)]
+        assert len(steps) == deep
         assert gaps == sorted(gaps)
-        assert steps[-1] == STEPS - 2
+        assert (steps[0], steps[-1]) == (0, STEPS - 2)
+
+
+def test_gaps_may_grow_evenly_or_early() -> None:
+    found = _growing(10)
+    assert (0, 1, 2, 5, 8, 11, 15, 19, 23, 28) in found
+    assert (0, 1, 3, 6, 9, 12, 16, 20, 24, 28) in found
 
 
 def deep_steps(config: DiCacheConfig) -> tuple[int, ...]:

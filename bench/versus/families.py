@@ -41,7 +41,8 @@ def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Seque
         for warmup, skips, final in _schedules(deep)
     ]
     growing = [
-        {"warmup_steps": warmup, "max_consecutive_skips": None, "deep_steps": steps} for warmup, steps in _growing(deep)
+        {"warmup_steps": (warmup := _leading(steps)), "max_consecutive_skips": None, "deep_steps": steps[warmup:]}
+        for steps in _growing(deep)
     ]
     return [
         Ours(threshold=math.inf, changed={**UNPROBED, "gamma_range": (1, gamma), **rules})
@@ -65,21 +66,30 @@ def _even(warmup: int, skips: int, final: int) -> tuple[int, ...]:
     )  # fmt: skip
 
 
-def _growing(deep: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """(steps of warm-up, the deep steps after them) that make so many: gaps that grow up to the last step but one.
+def _growing(deep: int) -> list[tuple[int, ...]]:
+    """The deep steps of schedules that make so many: gaps that grow up to the last step but one.
 
     An estimate reaches about as far as the last gap was long, so a gap that is much longer than the one before it costs
-    most; and the last step of all, which no other follows, need not be deep. The first gap is what is tried.
+    most; and the last step of all, which no other follows, need not be deep. What is tried is the first gap, and
+    whether gaps grow evenly or, as a square root does, early.
     """
-    for warmup, first in itertools.product((2, 3, 4, 6, 8), range(1, 7)):
-        gaps = deep - warmup
-        if gaps < 2:
+    found: list[tuple[int, ...]] = []
+    for warmup, first, power in itertools.product((2, 3, 4, 6, 8), range(1, 7), (1.0, 0.5)):
+        count = deep - warmup
+        if count < 2:
             continue
-        growth = 2 * (STEPS - 1 - warmup - first * gaps) / (gaps * (gaps - 1))
-        ends = [round(first * gap + growth * gap * (gap - 1) / 2) for gap in range(gaps + 1)]
-        lengths = sorted(after - before for before, after in itertools.pairwise(ends))  # rounding may have disordered
+        shares = [(gap / (count - 1)) ** power for gap in range(count)]
+        growth = (STEPS - 1 - warmup - first * count) / sum(shares)
+        ends = itertools.accumulate((first + growth * share for share in shares), initial=0.0)
+        lengths = sorted(after - before for before, after in itertools.pairwise(map(round, ends)))  # rounding disorders
         if growth >= 0 and lengths[0] > 0 and lengths[-1] <= 3 * lengths[0]:
-            yield warmup, tuple(warmup - 1 + end for end in itertools.accumulate(lengths))
+            found.append((*range(warmup), *(warmup - 1 + end for end in itertools.accumulate(lengths))))
+    return list(dict.fromkeys(found))
+
+
+def _leading(steps: Sequence[int]) -> int:
+    """How many deep steps there are before the first that is not."""
+    return next((place for place, step in enumerate(steps) if place != step), len(steps))
 
 
 def _longest_run(warmup: int, deep: int) -> int:
@@ -104,8 +114,7 @@ def _sea(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[S
 
 def _dbcache(workload: Workload, deep: int, ratios: tuple[float, ...], taylorseer: bool) -> Sequence[System]:
     rules = [(warmup, _longest_run(warmup, deep)) for warmup in (3, 4, 8) if warmup < deep]
-    growing = [(*range(warmup), *steps) for warmup, steps in _growing(deep)]
-    masks = dict.fromkeys((*(_even(*rule) for rule in _schedules(deep)), *growing))  # those of ours without a probe
+    masks = dict.fromkeys((*(_even(*rule) for rule in _schedules(deep)), *_growing(deep)))  # as ours without a probe
     forms = [DBCache(taylorseer=taylorseer, order=order) for order in ((1, 2) if taylorseer else (1,))]
     deciding = [replace(form, warmup=w, max_continuous=skips) for form in forms for w, skips in rules]
     return [*deciding, *(replace(form, threshold=math.inf, deep_steps=mask) for form in forms for mask in masks)]
