@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from bench.clips import model as clips
 from bench.shapes import model as shapes
-from bench.versus import sweep
+from bench.versus import __main__ as runner
+from bench.versus import gallery, plots, roster, sweep, tuned
 from bench.versus.bars import DEEP_STEPS
 from bench.versus.dbcache import DBCache
 from bench.versus.families import FAMILIES, _growing
@@ -27,7 +29,7 @@ from bench.versus.mag import Mag
 from bench.versus.ours import STATIC, Ours
 from bench.versus.published import PublishedDiCache
 from bench.versus.pyramid import PyramidAttentionBroadcast
-from bench.versus.roster import equal
+from bench.versus.roster import equal, quality
 from bench.versus.sea import Sea
 from bench.versus.system import Schedule, System, eager, setting
 from bench.versus.taylorseer import TaylorSeer
@@ -193,6 +195,49 @@ def test_every_tuned_setting_is_made_again_and_written_as_json(workload: Workloa
         json.dumps(setting(entrant.system), allow_nan=False, default=repr)
     ours = [entrant.system for entrant in entrants if isinstance(entrant.system, Ours)]
     assert [system.config().threshold == math.inf for system in ours] == [False] * 3 + [True] * 3
+
+
+def test_a_family_that_was_not_tuned_takes_part_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "FILE", tmp_path / "tuned.json")
+    monkeypatch.setattr(roster, "_ratios", lambda workload: (1.0,) * STEPS)
+    entrants = quality(FLUX)
+    assert [entrant.family for entrant in entrants] == list(FAMILIES)
+    for entrant in entrants:
+        assert f'--tune --workload flux --family "{entrant.family}"' in entrant.why_not
+
+
+def test_the_grid_shows_each_family_once_at_one_number_of_deep_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[System] = []
+
+    def pictures(system: System, workload: Workload) -> list[Tensor]:
+        drawn.append(system)
+        return [torch.zeros(3, 8, 8)] * len(gallery.SEEDS)
+
+    lines: dict[str, Any] = {}
+    monkeypatch.setattr(gallery, "_pictures", pictures)
+    monkeypatch.setattr(plots, "grid", lambda shown, path, titles: lines.update(shown))
+    gallery.draw(FLUX, tmp_path / "grid.png")
+    ten = [entrant.system for entrant in equal(FLUX) if entrant.family and entrant.role == "10 deep"]
+    assert drawn == [Uncached(), *ten]
+    assert len(lines) == 1 + len(FAMILIES)
+    assert {note for shown in lines.values() for _, note in shown} == {"", "inf dB"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "keys"), [("--quick", "flux"), ("--quick --workload wan", "wan"), ("", "flux wan")]
+)
+def test_the_quick_comparison_is_of_one_model(monkeypatch: pytest.MonkeyPatch, arguments: str, keys: str) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("sys.argv", ["bench.versus", *arguments.split()])
+    monkeypatch.setattr(runner, "quiet", lambda: None)
+    monkeypatch.setattr(
+        runner, "measure", lambda results, parts, workloads, *rest: asked.extend(w.key for w in workloads)
+    )
+    monkeypatch.setattr(runner.page, "write", lambda rows, page: None)
+    runner.main()
+    assert asked == keys.split()
 
 
 @pytest.mark.parametrize("deep", DEEP_STEPS)

@@ -29,7 +29,9 @@ QUICK_SEEDS = {"schedule": 2, "own": 2}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.versus", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="own settings and the schedule, few seeds; no page")
+    parser.add_argument(
+        "--quick", action="store_true", help="own settings and the schedule of one model, few seeds; no page"
+    )
     parser.add_argument("--tune", action="store_true", help="only find the settings of the parts equal and quality")
     parser.add_argument(
         "--family", choices=FAMILIES, action="append", help="with --tune, only this; may be given again"
@@ -44,7 +46,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="the file to add to; by default one of bench/results")
     arguments = parser.parse_args()
     quiet()
-    workloads = [w for w in WORKLOADS if arguments.workload is None or w.key in arguments.workload]
+    keys = arguments.workload or [workload.key for workload in (WORKLOADS[:1] if arguments.quick else WORKLOADS)]
+    workloads = [workload for workload in WORKLOADS if workload.key in keys]
     results = arguments.results or rows.RESULTS / ("quick.jsonl" if arguments.quick else "full.jsonl")
     parts = arguments.part or (PARTS[:2] if arguments.quick else PARTS)
     if arguments.tune:
@@ -56,11 +59,6 @@ def main() -> None:
         known = {entrant.system.name for workload in workloads for entrant in own(workload)} | {FewerSteps.name}
         if unknown := set(arguments.system or ()) - known:
             parser.error(f"--system: no {', '.join(sorted(unknown))} among {', '.join(sorted(known))}")
-        for workload in workloads:  # before anything is measured: a missing setting is an error
-            if {"equal", "pictures"} & set(parts):
-                equal(workload)
-            if "quality" in parts:
-                quality(workload)
         measure(results, parts, workloads, arguments.quick, arguments.system, arguments.size)
         print(f"\nThe rows: {results}")
         if not arguments.quick:

@@ -12,6 +12,7 @@ from .generation import generate
 from .ours import Ours
 from .roster import equal
 from .system import System, eager
+from .tuned import deep
 from .uncached import Uncached
 from .workload import HELD_OUT, Workload
 
@@ -23,8 +24,8 @@ def draw(workload: Workload, path: Path) -> None:
     """Draws it from eager runs: what is on a picture does not depend on how it was compiled, but for rounding."""
     references = _pictures(Uncached(), workload)
     lines = {"uncached": [(workload.strip(pixels), "") for pixels in references]}
-    for entrant in equal(workload, [DEEP]):
-        if not entrant.why_not:
+    for entrant in equal(workload):
+        if entrant.family and entrant.role == deep(DEEP) and not entrant.why_not:
             pictures = zip(_pictures(entrant.system, workload), references, strict=True)
             lines[_label(entrant.system)] = [
                 (workload.strip(p), f"{psnr(p, reference):.1f} dB") for p, reference in pictures

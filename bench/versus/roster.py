@@ -62,10 +62,15 @@ def quality(workload: Workload) -> list[Entrant]:
 
 
 def _best(workload: Workload, family: str, role: str) -> Entrant:
-    found = tuned.best(workload, family, role)
+    """What was tuned; if that is nothing, an entrant that says so."""
+    why_not = f"no setting that was tried has {role}"
+    try:
+        found = tuned.best(workload, family, role)
+    except ValueError as error:  # the others can be compared all the same
+        found, why_not = None, str(error)
     if found is None:
         some, *_ = FAMILIES[family](workload, max(DEEP_STEPS), _ratios(workload))
-        return Entrant(some, role, family, why_not=f"no setting that was tried has {role}")
+        return Entrant(some, role, family, why_not=why_not)
     return Entrant(found.system, role, family, found.seeds)
 
 
