@@ -40,10 +40,7 @@ def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Seque
         {"warmup_steps": warmup, "max_consecutive_skips": skips, "final_steps": final}
         for warmup, skips, final in _schedules(deep)
     ]
-    growing = [
-        {"warmup_steps": (warmup := _leading(steps)), "max_consecutive_skips": None, "deep_steps": steps[warmup:]}
-        for steps in _growing(deep)
-    ]
+    growing = [{"warmup_steps": 0, "max_consecutive_skips": None, "deep_steps": steps} for steps in _growing(deep)]
     return [
         Ours(threshold=math.inf, changed={**UNPROBED, "gamma_range": (1, gamma), **rules})
         for rules, gamma in itertools.product((*even, *growing), (2, 3))
@@ -74,7 +71,7 @@ def _growing(deep: int) -> list[tuple[int, ...]]:
     whether gaps grow evenly or, as a square root does, early.
     """
     found: list[tuple[int, ...]] = []
-    for warmup, first, power in itertools.product((2, 3, 4, 6, 8), range(1, 7), (1.0, 0.5)):
+    for warmup, first, power in itertools.product((1, 2, 3, 4, 6, 8), range(1, 7), (1.0, 0.5)):
         count = deep - warmup
         if count < 2:
             continue
@@ -85,11 +82,6 @@ def _growing(deep: int) -> list[tuple[int, ...]]:
         if growth >= 0 and lengths[0] > 0 and lengths[-1] <= 3 * lengths[0]:
             found.append((*range(warmup), *(warmup - 1 + end for end in itertools.accumulate(lengths))))
     return list(dict.fromkeys(found))
-
-
-def _leading(steps: Sequence[int]) -> int:
-    """How many deep steps there are before the first that is not."""
-    return next((place for place, step in enumerate(steps) if place != step), len(steps))
 
 
 def _longest_run(warmup: int, deep: int) -> int:
