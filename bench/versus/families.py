@@ -64,19 +64,20 @@ def _even(warmup: int, skips: int, final: int) -> tuple[int, ...]:
 
 
 def _growing(deep: int) -> list[tuple[int, ...]]:
-    """The deep steps of schedules that make so many: gaps that grow up to the last step but one.
+    """The deep steps of schedules that make so many: gaps that grow up to the last step but one or two.
 
     An estimate reaches about as far as the last gap was long, so a gap that is much longer than the one before it costs
     most; and the last step of all, which no other follows, need not be deep. What is tried is the first gap, and
     whether gaps grow evenly or, as a square root does, early.
     """
     found: list[tuple[int, ...]] = []
-    for warmup, first, power in itertools.product((1, 2, 3, 4, 6, 8), range(1, 7), (1.0, 0.5)):
+    ways = itertools.product((1, 2, 3, 4, 6, 8), range(1, 7), (1.0, 0.5), (STEPS - 2, STEPS - 3))
+    for warmup, first, power, last in ways:
         count = deep - warmup
         if count < 2:
             continue
         shares = [(gap / (count - 1)) ** power for gap in range(count)]
-        growth = (STEPS - 1 - warmup - first * count) / sum(shares)
+        growth = (last + 1 - warmup - first * count) / sum(shares)
         ends = itertools.accumulate((first + growth * share for share in shares), initial=0.0)
         lengths = sorted(after - before for before, after in itertools.pairwise(map(round, ends)))  # rounding disorders
         if growth >= 0 and lengths[0] > 0 and lengths[-1] <= 3 * lengths[0]:
