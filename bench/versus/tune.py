@@ -1,9 +1,9 @@
 """Finds the settings of each family that have about so many deep steps, and of those the best.
 
 On seeds that nothing is measured on, eagerly, and for every system alike: its threshold is searched for in each of its
-variants on a few seeds, of what comes within half a step of the target the best few run on more, and of those the best
-on all of these seeds wins. The best is that of the highest sum of mean and worst PSNR, which the bars ask for both. For
-the same quality, the number of deep steps is searched for too.
+variants on a few seeds, of what has the target or up to half a step less the best few run on more, and of those the
+best on all of these seeds wins. The best is that of the highest sum of mean and worst PSNR, which the bars ask for
+both. For the same quality, the number of deep steps is searched for too.
 `python -m bench.versus --tune` writes what is found to `tuned.json`, which the comparisons read.
 """
 
@@ -36,7 +36,7 @@ LOWEST, HIGHEST = 0.003, 3.0  # of a threshold
 HALVINGS = 8
 FEWEST = 3  # deep steps with which no family can do
 MARGIN = 0.5  # dB above the same quality, so that other seeds have it too
-NEAR, AT = 0.5, 0.2  # deep steps from the target: good enough to compare, and to stop searching
+NEAR, AT = 0.5, 0.2  # deep steps below the target: good enough to compare, and to stop searching
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Tuner:
         """The best of the variants, whatever their dial, with about `target` deep steps; None if none has."""
 
         def near(trial: Trial) -> bool:
-            return abs(trial.deep - target) <= NEAR
+            return 0 <= target - trial.deep <= NEAR
 
         searched = filter(near, itertools.chain.from_iterable(self._reach(system, target) for system in variants))
         first = sorted(searched, key=lambda trial: trial.merit, reverse=True)[:FINALISTS]
@@ -85,7 +85,7 @@ class Tuner:
             return [self._try(system)]
         known = [trial for trial in self._trials if _at(trial.system, 0.0) == _at(system, 0.0)]
         for _ in range(HALVINGS):
-            if any(abs(trial.deep - target) <= AT for trial in known):
+            if any(0 <= target - trial.deep <= AT for trial in known):
                 break
             low = max((_dial(t.system) for t in known if t.deep > target), default=LOWEST)
             high = min((_dial(t.system) for t in known if t.deep < target), default=HIGHEST)
