@@ -24,14 +24,12 @@ PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 PARTS = ("schedule", "own", "equal", "quality", "pictures", "sweep", "costs")
 TUNED_PARTS = ("equal", "quality")
 SEEDS = {"schedule": 12, "own": 64, "equal": 64, "quality": 64}  # held-out seeds, and so generations of each setting
-QUICK_SEEDS = {"schedule": 2, "own": 2}
+QUICK_SEEDS = {"schedule": 4, "own": 4}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.versus", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="own settings and the schedule of one model, few seeds; no page"
-    )
+    parser.add_argument("--quick", action="store_true", help="own settings on one model, few seeds; no page")
     parser.add_argument("--tune", action="store_true", help="only find the settings of the parts equal and quality")
     parser.add_argument(
         "--family", choices=FAMILIES, action="append", help="with --tune, only this; may be given again"
@@ -49,7 +47,7 @@ def main() -> None:
     keys = arguments.workload or [workload.key for workload in (WORKLOADS[:1] if arguments.quick else WORKLOADS)]
     workloads = [workload for workload in WORKLOADS if workload.key in keys]
     results = arguments.results or rows.RESULTS / ("quick.jsonl" if arguments.quick else "full.jsonl")
-    parts = arguments.part or (PARTS[:2] if arguments.quick else PARTS)
+    parts = arguments.part or (("own",) if arguments.quick else PARTS)
     if arguments.tune:
         for workload in workloads:
             tune(workload, arguments.family or list(FAMILIES), *(part in parts for part in TUNED_PARTS))
