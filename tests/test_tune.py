@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench.versus import tune, tuned
 from bench.versus.bars import DEEP_STEPS, SAME_QUALITY
 from bench.versus.system import Installed
-from bench.versus.tune import FEWEST, FINAL_SEEDS, MARGIN, NEAR, SEEDS, Tuner, fewest
+from bench.versus.tune import FEWEST, FINAL_SEEDS, FINALISTS, MARGIN, NEAR, SEEDS, Tuner, fewest
 from bench.versus.tuned import Tuned
 from bench.versus.uncached import Uncached
 from bench.versus.workload import FLUX, HELD_OUT, STEPS, Workload
@@ -65,6 +65,39 @@ def test_the_threshold_is_found_and_all_seeds_choose(tuner: Tuner) -> None:
     assert best.system == dataclasses.replace(better, threshold=best.system.threshold)  # type: ignore[attr-defined]
     assert 0 <= 15 - best.deep <= NEAR
     assert len(best.psnrs) == len(best.deep_steps) == len(SEEDS) + len(FINAL_SEEDS)
+
+
+@dataclass(frozen=True)
+class Fixed(Fake):
+    """Always the same steps."""
+
+    dial: ClassVar[str | None] = None
+
+
+def test_better_settings_with_more_deep_steps_than_asked_for_are_passed_over(tuner: Tuner) -> None:
+    def run_of(steps: int, error: float) -> Fixed:
+        return Fixed(error, error, threshold=0, most=steps)
+
+    more = [run_of(16, 0.001 * (1 + place)) for place in range(2 * FINALISTS)]
+    best = tuner.best((*more, run_of(15, 0.5)), 15)
+    assert best is not None
+    assert best.deep == 15
+
+
+def test_mean_and_worst_both_choose(tuner: Tuner) -> None:
+    @dataclass(frozen=True)
+    class Uneven(Fixed):
+        def install(self, model: nn.Module, workload: Workload) -> Installed:
+            def call(name: str, step: int, inputs: dict[str, Any]) -> Tensor:
+                return torch.full((1, 3, 2, 2), self.later if inputs["seed"] == FINAL_SEEDS[0] else self.search)
+
+            return Installed(call, deep=lambda: [step < self.most for step in range(STEPS)])
+
+    # 54.0 and 26.0 dB against 50.0 and 46.0, mean and worst.
+    uneven, even = Uneven(search=0.003, later=0.1, most=15), Uneven(search=0.006, later=0.01, most=15)
+    best = tuner.best((uneven, even), 15)
+    assert best is not None
+    assert best.system == even
 
 
 def test_no_setting_is_made_up_where_none_has_so_few_deep_steps(tuner: Tuner) -> None:

@@ -1,9 +1,10 @@
 """Finds the settings of each family that have about so many deep steps, and of those the best.
 
 On seeds that nothing is measured on, eagerly, and for every system alike: its threshold is searched for in each of its
-variants on a few seeds, of what comes within a step of the target the best few run on more, and of those that have it
-on all of these seeds, or up to half a step less, the best wins. The best is that of the highest sum of mean and worst
-PSNR, which the bars ask for both. For the same quality, the number of deep steps is searched for too.
+variants on a few seeds, of what has the target or up to a step less the best few run on more, and of those that have
+it on all of these seeds, or up to half a step less, the best wins; if none has, the nearest. The best is that of the
+highest sum of mean and worst PSNR, which the bars ask for both. For the same quality, the number of deep steps is
+searched for too.
 `python -m bench.versus --tune` writes what is found to `tuned.json`, which the comparisons read.
 """
 
@@ -37,7 +38,7 @@ HALVINGS = 8
 FEWEST = 3  # deep steps with which no family can do
 MARGIN = 0.5  # dB above the same quality, so that other seeds have it too
 NEAR, AT = 0.5, 0.2  # deep steps below the target: good enough to compare, and to stop searching
-SEARCHED = 1.0  # deep steps from the target on the seeds of the search, which tell no better what more seeds have
+SEARCHED = 1.0  # deep steps below the target on the seeds of the search, which tell no better what more seeds have
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Trial:
 
     @property
     def merit(self) -> float:
+        """What a setting is chosen by, dB."""
         return self.psnr + min(self.psnrs)
 
 
@@ -73,13 +75,14 @@ class Tuner:
     def best(self, variants: Sequence[System], target: int) -> Trial | None:
         """The best of the variants, whatever their dial, with about `target` deep steps; None if none has."""
 
-        def near(trial: Trial) -> bool:
-            return 0 <= target - trial.deep <= NEAR
+        def rank(trial: Trial) -> tuple[bool, float]:
+            near = 0 <= target - trial.deep <= NEAR
+            return near, trial.merit if near else -abs(target - trial.deep)
 
         searched = itertools.chain.from_iterable(self._reach(system, target) for system in variants)
-        close = [trial for trial in searched if abs(trial.deep - target) <= SEARCHED]
+        close = [trial for trial in searched if 0 <= target - trial.deep <= SEARCHED]
         first = sorted(close, key=lambda trial: trial.merit, reverse=True)[:FINALISTS]
-        return max(map(self._further, first), key=lambda trial: (near(trial), trial.merit), default=None)
+        return max(map(self._further, first), key=rank, default=None)
 
     def _reach(self, system: System, target: int) -> list[Trial]:
         """Turns the dial until the target is met; more of it means fewer deep steps."""
