@@ -227,18 +227,24 @@ def test_the_grid_shows_each_family_once_at_one_number_of_deep_steps(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "keys"), [("--quick", "flux"), ("--quick --workload wan", "wan"), ("", "flux wan")]
+    ("arguments", "keys", "parts"),
+    [
+        ("--quick", "flux", ("own",)),
+        ("--quick --workload wan", "wan", ("own",)),
+        ("--quick --part schedule", "flux", ["schedule"]),
+        ("", "flux wan", runner.PARTS),
+    ],
 )
-def test_the_quick_comparison_is_of_one_model(monkeypatch: pytest.MonkeyPatch, arguments: str, keys: str) -> None:
-    asked: list[str] = []
+def test_the_quick_comparison_is_of_own_settings_on_one_model(
+    monkeypatch: pytest.MonkeyPatch, arguments: str, keys: str, parts: Sequence[str]
+) -> None:
+    asked: list[tuple[Any, Any]] = []
     monkeypatch.setattr("sys.argv", ["bench.versus", *arguments.split()])
     monkeypatch.setattr(runner, "quiet", lambda: None)
-    monkeypatch.setattr(
-        runner, "measure", lambda results, parts, workloads, *rest: asked.extend(w.key for w in workloads)
-    )
+    monkeypatch.setattr(runner, "measure", lambda results, parts, workloads, *rest: asked.append((parts, workloads)))
     monkeypatch.setattr(runner.page, "write", lambda rows, page: None)
     runner.main()
-    assert asked == keys.split()
+    assert [(given, [workload.key for workload in workloads]) for given, workloads in asked] == [(parts, keys.split())]
 
 
 @pytest.mark.parametrize("deep", DEEP_STEPS)

@@ -7,12 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..quality import psnr
-from . import plots
+from . import plots, tuned
 from .generation import generate
 from .ours import Ours
 from .roster import equal
 from .system import System, eager
-from .tuned import deep
 from .uncached import Uncached
 from .workload import HELD_OUT, Workload
 
@@ -25,7 +24,7 @@ def draw(workload: Workload, path: Path) -> None:
     references = _pictures(Uncached(), workload)
     lines = {"uncached": [(workload.strip(pixels), "") for pixels in references]}
     for entrant in equal(workload):
-        if entrant.family and entrant.role == deep(DEEP) and not entrant.why_not:
+        if entrant.family and entrant.role == tuned.deep(DEEP) and not entrant.why_not:
             pictures = zip(_pictures(entrant.system, workload), references, strict=True)
             lines[_label(entrant.system)] = [
                 (workload.strip(p), f"{psnr(p, reference):.1f} dB") for p, reference in pictures
