@@ -93,7 +93,7 @@ def test_mean_and_worst_both_choose(tuner: Tuner) -> None:
 
             return Installed(call, deep=lambda: [step < self.most for step in range(STEPS)])
 
-    # 54.0 and 26.0 dB against 50.0 and 46.0, mean and worst.
+    # The one has the better mean, the other by much more the better worst.
     uneven, even = Uneven(search=0.003, later=0.1, most=15), Uneven(search=0.006, later=0.01, most=15)
     best = tuner.best((uneven, even), 15)
     assert best is not None
