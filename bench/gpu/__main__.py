@@ -14,7 +14,7 @@ import torch
 from .cases import case_named
 from .device import Cpu
 from .figures import write_figures
-from .processes import Processes, Queue
+from .processes import FEW_WORKERS, Processes, Queue
 from .rows import Writer, read_rows, read_samples
 from .stage import CASES, CHECKS
 from .systems import LONG_TO_COMPILE
@@ -70,10 +70,9 @@ class Command:
         queue = Queue(self.processes, jobs, at_a_time=max(1, len(os.sched_getaffinity(0)) - len(CHECKS)))
         queue.go_on()
         if "checks" in self.parts:
+            environments = dict.fromkeys(CHECKS, FEW_WORKERS) | {"expandable": FEW_WORKERS | EXPANDABLE}
             groups = {
-                group: self.processes.start(
-                    "bench.gpu.stage", group, *self.common, environment=EXPANDABLE if group == "expandable" else None
-                )
+                group: self.processes.start("bench.gpu.stage", group, *self.common, environment=environments[group])
                 for group in CHECKS
             }
             while any(process.poll() is None for process in groups.values()) and time.time() < until:

@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dicache_compile import explain, stream
 
 from .device import Cpu
+from .float8 import with_float8
 from .kit import STEPS, Kit, branches, verdict
 
 MANY = 200
@@ -30,6 +31,14 @@ def attention(kit: Kit, engine: str, backend: SDPBackend) -> Verdict:
     with sdpa_kernel(backend):
         ours = kit.engine(model, engine, lowering="eager")
         return verdict(kit.agree(ours, kit.reference(model, lowering="eager"), STEPS), ours)
+
+
+def float8_products(kit: Kit, engine: str) -> Verdict:
+    """Uncompiled too, because there cuBLAS's own kernel is captured."""
+    torch._dynamo.reset()
+    model = with_float8(kit.model())
+    ours = kit.engine(model, engine, lowering="eager")
+    return verdict(kit.agree(ours, kit.reference(model, lowering="eager"), STEPS), ours)
 
 
 def allocation_noise(kit: Kit, engine: str) -> Verdict:
@@ -123,8 +132,7 @@ def best_by_itself(kit: Kit, engine: str) -> Verdict:
 
 
 def equality(kit: Kit) -> Iterator[tuple[str, str, Any]]:
-    """(engine, name, check) of those that need nothing special."""
-    best = kit.device.best
+    """(engine, name, check) of every engine, compiled and not."""
     for engine in kit.device.engines:
         for lowering in ("inductor", "eager"):
             if engine != "calls" or kit.device.tiny:
@@ -133,12 +141,17 @@ def equality(kit: Kit) -> Iterator[tuple[str, str, Any]]:
                     f"E1 both branches, {lowering}",
                     lambda e=engine, x=lowering: both_branches(kit, e, lowering=x),
                 )
+
+
+def running(kit: Kit) -> Iterator[tuple[str, str, Any]]:
+    """What else the best engine must do with weights that stay as they are."""
+    best = kit.device.best
+    yield best, "no host waits", lambda: no_syncs(kit, best)
+    yield best, "E9 two streams, outputs kept", lambda: two_streams(kit, best)
+    yield best, "E7 allocation noise", lambda: allocation_noise(kit, best)
+    yield best, "auto takes it, and explain says so", lambda: best_by_itself(kit, best)
     yield best, "E1 both branches, Triton kernels", lambda: both_branches(kit, best, kernels="triton")
     yield best, "E1 both branches, float8 state", lambda: both_branches(kit, best, state_dtype=torch.float8_e4m3fn)
-    yield best, "E7 allocation noise", lambda: allocation_noise(kit, best)
-    yield best, "E9 two streams, outputs kept", lambda: two_streams(kit, best)
-    yield best, "no host waits", lambda: no_syncs(kit, best)
-    yield best, "auto takes it, and explain says so", lambda: best_by_itself(kit, best)
 
 
 def changes(kit: Kit) -> Iterator[tuple[str, str, Any]]:
@@ -150,6 +163,7 @@ def changes(kit: Kit) -> Iterator[tuple[str, str, Any]]:
         yield engine, "refuses a CPU aloud", lambda e=engine: fails_aloud(kit, e)
     for backend in kit.device.attention:
         yield best, f"E5 {backend.name}", lambda b=backend: attention(kit, best, b)
+    yield best, "E5 float8 products", lambda: float8_products(kit, best)
 
 
 def expandable(kit: Kit) -> Iterator[tuple[str, str, Any]]:

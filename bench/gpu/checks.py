@@ -11,6 +11,7 @@ from .rows import Writer
 
 GROUPS = {
     "equality": check_equality.equality,
+    "running": check_equality.running,
     "changes": check_equality.changes,
     "expandable": check_equality.expandable,
     "memory": check_memory.memory,

@@ -13,6 +13,9 @@ from pathlib import Path
 LOG = "log.txt"
 Process = subprocess.Popen[bytes]
 
+# For processes that run side by side: Inductor gives each as many workers of its own as there are cores.
+FEW_WORKERS = {"TORCHINDUCTOR_COMPILE_THREADS": "2"}
+
 
 class Processes:
     """The processes of one command."""
@@ -68,7 +71,7 @@ class Queue:
         """Starts what there is room for; whether any is left."""
         self._running = [process for process in self._running if process.poll() is None]
         while self._waiting and len(self._running) < self._limit:
-            self._running.append(self._processes.start(*self._waiting.pop(0), environment={_THREADS: _FEW}))
+            self._running.append(self._processes.start(*self._waiting.pop(0), environment=FEW_WORKERS))
         return bool(self._waiting or self._running)
 
     def finish(self, until: float) -> None:
@@ -78,7 +81,3 @@ class Queue:
         self._waiting.clear()
         for process in self._running:
             self._processes.end(process)
-
-
-# Each of these processes has workers of its own, and there are many of them.
-_THREADS, _FEW = "TORCHINDUCTOR_COMPILE_THREADS", "2"

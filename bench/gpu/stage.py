@@ -12,7 +12,7 @@ from .device import open_device
 from .rows import Writer
 
 CASES = ("flux1024", "flux512", "wan")
-CHECKS = ("equality", "changes", "expandable", "memory", "profiler", "capture")
+CHECKS = ("equality", "running", "changes", "expandable", "memory", "profiler", "capture")
 LONG = 24 * 3600.0
 
 
