@@ -41,14 +41,14 @@ def recovers(kit: Kit, best: str) -> Verdict:
     model = kit.model()
     model.x_embedder = nn.Sequential(Waiting(), model.x_embedder)
     ours = kit.engine(model, "auto")
-    different = kit.agree(ours, kit.reference(model), STEPS)
-    engine = explain(ours).engine
+    first = kit.agree(ours, kit.reference(model), STEPS)
+    engine, reason = explain(ours).engine, explain(ours).engine_reason
     torch.randn(4, device=kit.device.kind)
     kit.device.settle()
     other = kit.model()
     second = kit.engine(other, best)
-    different = different or kit.agree(second, kit.reference(other), STEPS)
-    found = f"the first on {engine} ({explain(ours).engine_reason}), the second on {explain(second).engine}"
+    different = first or kit.agree(second, kit.reference(other), STEPS)
+    found = f"the first on {engine} ({reason}), the second on {best}"
     return not different and engine == "calls", different or found[:300]
 
 

@@ -13,11 +13,13 @@ from dicache_compile import explain, reset
 from .cases import DEEP, STEPS, Case, Run, build, case_named
 from .device import MIB, Device
 from .measure import by_kind, count_syncs, generate, steps_for
+from .profiles import profile
 from .rows import Bar, Writer
-from .systems import EAGER, ORDER, OURS, PLAIN, System, engine_of, make
+from .systems import EAGER, ORDER, OURS, PLAIN, TRUNCATED_GRAPHED, System, engine_of, make
 
 ROUNDS = 5  # at most
 TURNS_SHARE = 0.3  # of a stage's seconds, kept for the rounds while systems are still being built
+FOR_A_PROFILE = 5  # seconds without which none is begun
 HOST = Bar("<=", 100)  # microseconds
 SYNCS = Bar("<=", 0)
 MEMORY = Bar("<=", 0.03)
@@ -130,12 +132,20 @@ class Comparison:
         kinds = by_kind(found.steps, system)
         self.writer.sample(case=self.case.name, system=name, round=number, seconds=found.seconds, **kinds)
 
+    def profile(self) -> None:
+        """Writes where a reused step's time goes, of ours and of the floor; the last thing that a process does."""
+        for name in (self.best, TRUNCATED_GRAPHED):
+            if name in self.systems and time.time() + FOR_A_PROFILE < self.until:
+                self.writer.text(f"{self.case.name}, {name}", profile(self.systems[name], self.run, self.device))
+
     def _row(self, system: str, figure: str, value: float | None, unit: str = "", **more: object) -> None:
         self.writer.row(self.case.name, system, figure, value, unit, **more)  # type: ignore[arg-type]
 
 
 def compare(name: str, writer: Writer, device: Device, until: float) -> None:
-    Comparison(name, writer, device, until).write()
+    comparison = Comparison(name, writer, device, until)
+    comparison.write()
+    comparison.profile()
 
 
 def _line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-ROWS, SAMPLES = "rows.jsonl", "samples.jsonl"
+ROWS, SAMPLES, TEXTS = "rows.jsonl", "samples.jsonl", "profiles.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +77,11 @@ class Writer:
     def sample(self, **values: Any) -> None:
         """Writes what one generation gave, from which rows are made."""
         self._append(SAMPLES, values)
+
+    def text(self, title: str, text: str) -> None:
+        """Writes a table that is only to be read."""
+        with (self._folder / TEXTS).open("a") as file:
+            file.write(f"{title}\n{text}\n")
 
     def _append(self, name: str, values: dict[str, Any]) -> None:
         with (self._folder / name).open("a") as file:
