@@ -14,25 +14,25 @@ import torch
 from .cases import case_named
 from .device import Cpu
 from .figures import write_figures
-from .processes import FEW_WORKERS, Processes, Queue
+from .processes import FEW_WORKERS, Process, Processes, Queue
 from .rows import Writer, read_rows, read_samples
 from .stage import CASES, CHECKS
-from .systems import LONG_TO_COMPILE
+from .systems import LONG_TO_COMPILE, ORDER
 from .table import table
 
 # The most important first, with the most seconds that each may take.
 PARTS = {"checks": 170, "flux1024": 290, "flux512": 230, "kernels": 100, "wan": 260}
 GRACE = 15  # seconds that a part may take past its time before it is ended
 LEAST = 60  # seconds without which a part is not begun
-# Or two compilations of one kernel may be tuned to add in different orders, and no two engines agree to the last bit.
-DETERMINISTIC = {"TORCHINDUCTOR_DETERMINISTIC": "1"}
 EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
 
 class Command:
     """One run of the parts that were asked for."""
 
-    def __init__(self, folder: Path, parts: Sequence[str], seconds: float, rehearse: bool) -> None:
+    def __init__(
+        self, folder: Path, parts: Sequence[str], seconds: float, rehearse: bool, systems: Sequence[str] = ()
+    ) -> None:
         self.folder, self.parts, self.rehearse = folder, parts, rehearse
         self.end = time.time() + seconds
         # The CPU of a rehearsal is slow at compiling.
@@ -41,7 +41,21 @@ class Command:
         self.processes = Processes(folder)
         self.common = ("--out", str(folder), *(["--rehearse"] if rehearse else []))
         self.best = Cpu.best if rehearse else "conditional"
+        self.systems = [argument for name in systems for argument in ("--system", name)]
         self.writer = Writer(folder, Cpu.name if rehearse else torch.cuda.get_device_name())
+
+    def run_together(self) -> None:
+        """All at once: what is timed waits until all else is done, so that it takes the time of the longest part."""
+        try:
+            cases = {part: self._start(part, self.end) for part in self.parts if part in CASES}
+            checks = self._start_checks() if "checks" in self.parts else {}
+            for group, process in checks.items():
+                self._finish_check(group, process, self.end)
+            for case, process in cases.items():
+                self._finish(case, process, self.end)
+        finally:
+            self.processes.end_all()
+        self._print_table()
 
     def run(self) -> None:
         try:
@@ -58,6 +72,9 @@ class Command:
                     self._measure(part, until)
         finally:
             self.processes.end_all()
+        self._print_table()
+
+    def _print_table(self) -> None:
         text = table(read_rows(self.folder))
         (self.folder / "table.txt").write_text(text + "\n")
         print(text)
@@ -72,33 +89,44 @@ class Command:
         queue = Queue(self.processes, jobs, at_a_time=max(1, len(os.sched_getaffinity(0)) - len(CHECKS)))
         queue.go_on()
         if "checks" in self.parts:
-            usual = FEW_WORKERS | DETERMINISTIC
-            environments = dict.fromkeys(CHECKS, usual) | {"expandable": usual | EXPANDABLE}
-            groups = {
-                group: self.processes.start("bench.gpu.stage", group, *self.common, environment=environments[group])
-                for group in CHECKS
-            }
+            groups = self._start_checks()
             while any(process.poll() is None for process in groups.values()) and time.time() < until:
                 queue.go_on()
                 time.sleep(0.2)
             for group, process in groups.items():
-                status = self.processes.wait(process, until)
-                if status != 0:
-                    how = "took too long" if status is None else f"ended with {status}"
-                    self.writer.row("checks", self.best, group, None, passed=False, detail=f"the process {how}")
+                self._finish_check(group, process, until)
         queue.finish(until)
         print(f"compiled and checked in {time.time() - begun:.0f} s", flush=True)
 
+    def _start_checks(self) -> dict[str, Process]:
+        environments = dict.fromkeys(CHECKS, FEW_WORKERS) | {"expandable": FEW_WORKERS | EXPANDABLE}
+        return {
+            group: self.processes.start("bench.gpu.stage", group, *self.common, environment=environments[group])
+            for group in CHECKS
+        }
+
+    def _finish_check(self, group: str, process: Process, until: float) -> None:
+        status = self.processes.wait(process, until)
+        if status != 0:
+            how = "took too long" if status is None else f"ended with {status}"
+            self.writer.row("checks", self.best, group, None, passed=False, detail=f"the process {how}")
+
     def _measure(self, case: str, until: float) -> None:
         begun = time.time()
-        process = self.processes.start("bench.gpu.stage", case, *self.common, "--until", str(until - GRACE))
+        process = self._start(case, until)
+        self._finish(case, process, until)
+        print(f"{case}: {time.time() - begun:.0f} s", flush=True)
+
+    def _start(self, case: str, until: float) -> Process:
+        return self.processes.start("bench.gpu.stage", case, *self.common, "--until", str(until - GRACE), *self.systems)
+
+    def _finish(self, case: str, process: Process, until: float) -> None:
         status = self.processes.wait(process, until)
         if status != 0:
             how = "took too long" if status is None else f"ended with {status}"
             self.writer.row(case, self.best, "stage", None, passed=False, detail=f"the process {how}")
         # Here, so that a stage that was ended leaves the figures of the rounds that it had.
         write_figures(case_named(case, self.rehearse), read_samples(self.folder, case), self.writer, self.best)
-        print(f"{case}: {time.time() - begun:.0f} s", flush=True)
 
     def _kernels(self, until: float) -> None:
         begun = time.time()
@@ -121,9 +149,16 @@ def main() -> None:
     parser.add_argument("--part", choices=tuple(PARTS), action="append", help="only this; may be given several times")
     parser.add_argument("--seconds", type=float, help="that all of it may take: 510, and 3600 for a rehearsal")
     parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU, to see that the script runs")
+    parser.add_argument("--system", choices=ORDER, action="append", help="only this, of the cases; likewise")
+    parser.add_argument("--together", action="store_true", help="checks and cases at once; only timing is done alone")
     arguments = parser.parse_args()
     parts = [part for part in PARTS if part in (arguments.part or PARTS)]
-    Command(arguments.out, parts, arguments.seconds or (3600 if arguments.rehearse else 510), arguments.rehearse).run()
+    seconds = arguments.seconds or (3600 if arguments.rehearse else 510)
+    command = Command(arguments.out, parts, seconds, arguments.rehearse, arguments.system or ())
+    if arguments.together:
+        command.run_together()
+    else:
+        command.run()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import nn
 
@@ -12,8 +13,10 @@ from dicache_compile import explain, reset
 
 from .cases import DEEP, STEPS, Case, Run, build, case_named
 from .device import MIB, Device
+from .host import host_parts
 from .measure import by_kind, count_syncs, generate, steps_for
 from .profiles import profile
+from .quiet import building, timing
 from .rows import Bar, Writer
 from .systems import EAGER, ORDER, OURS, PLAIN, TRUNCATED_GRAPHED, System, engine_of, make
 
@@ -28,9 +31,9 @@ MEMORY = Bar("<=", 0.03)
 class Comparison:
     """One case on one device, until a moment given by `time.time()`."""
 
-    def __init__(self, name: str, writer: Writer, device: Device, until: float) -> None:
+    def __init__(self, name: str, writer: Writer, device: Device, until: float, systems: Sequence[str] = ORDER) -> None:
         self.case: Case = case_named(name, device.tiny)
-        self.writer, self.device, self.until = writer, device, until
+        self.writer, self.device, self.until, self.names = writer, device, until, systems
         self.turns_from = until - TURNS_SHARE * (until - time.time())
         self.best = device.best
         device.settle()
@@ -43,8 +46,9 @@ class Comparison:
         self.systems: dict[str, System] = {}
         self.expected: dict[str, float] = {}  # seconds of a generation
 
-    def write(self) -> None:
-        for name in ORDER:
+    def build(self) -> None:
+        """Builds and looks at all systems, as far as time allows."""
+        for name in self.names:
             if name in OURS and engine_of(name, self.device) not in self.device.engines:
                 continue
             if time.time() > self.turns_from:
@@ -57,7 +61,6 @@ class Comparison:
                 self._row(name, "failed", None, passed=False, detail=_line(error))
                 self.systems.pop(name, None)
                 self.device.settle()
-        self._take_turns()
 
     def _look_at(self, name: str) -> None:
         """What is known of a system by itself: its first calls, its memory, the host's time and waits."""
@@ -84,6 +87,8 @@ class Comparison:
             self._row(name, f"host time of a {kind} step", value, "us", bar=bar)
         bar = SYNCS if name == self.best else None
         self._row(name, "host waits a step", count_syncs(system, self.run, device), bar=bar)
+        if name == self.best:
+            self._host_parts(system)
         if name in OURS:
             reset(system.model)
             again = generate(system, self.run, device, 1, idle=True)
@@ -92,6 +97,17 @@ class Comparison:
             generate(system, self.run, device, steps)
         self.systems[name] = system
         self.expected[name] = later.seconds * STEPS / steps
+
+    def _host_parts(self, system: System) -> None:
+        try:
+            parts = host_parts(system, self.run, self.device)
+        except Exception as error:  # of a look at the engine's own objects, which the comparison does not depend on
+            traceback.print_exc()
+            self._row(system.name, "parts of the host's time", None, detail=_line(error))
+            return
+        for part, kinds in parts.items():
+            for kind, value in kinds.items():
+                self._row(system.name, f"host time of a {kind} step, {part}", value, "us")
 
     def _memory(self, system: System, moment: str, base: Mapping[str, int]) -> None:
         """The peak over what was there before the system, and for ours beside that of torch.compile and the state."""
@@ -111,7 +127,7 @@ class Comparison:
             figure = f"{kind} over torch.compile and the state, {moment}"
             self._row(system.name, figure, ours / theirs - 1, baseline=PLAIN, bar=bar)
 
-    def _take_turns(self) -> None:
+    def take_turns(self) -> None:
         """In every round each system generates once, beginning with another one each time."""
         for number in range(ROUNDS):
             names = [name for name in self.systems if name != EAGER or number == 0]
@@ -142,10 +158,16 @@ class Comparison:
         self.writer.row(self.case.name, system, figure, value, unit, **more)  # type: ignore[arg-type]
 
 
-def compare(name: str, writer: Writer, device: Device, until: float) -> None:
-    comparison = Comparison(name, writer, device, until)
-    comparison.write()
-    comparison.profile()
+def compare(
+    name: str, writer: Writer, device: Device, until: float, folder: Path, systems: Sequence[str] = ORDER
+) -> None:
+    """Other cases may be built at the same time; only one is timed at a time, when all are built."""
+    with building(folder):
+        comparison = Comparison(name, writer, device, until, systems)
+        comparison.build()
+    with timing(folder):
+        comparison.take_turns()
+        comparison.profile()
 
 
 def _line(error: BaseException) -> str:

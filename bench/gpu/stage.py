@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 
 from .device import open_device
+from .quiet import building
 from .rows import Writer
+from .systems import ORDER
 
 CASES = ("flux1024", "flux512", "wan")
 CHECKS = ("equality", "running", "changes", "expandable", "memory", "profiler", "capture")
@@ -21,6 +23,7 @@ def main() -> None:
     parser.add_argument("stage", choices=(*CASES, *CHECKS))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--until", type=float, default=0.0, help="in seconds since 1970; 0: take all the time there is")
+    parser.add_argument("--system", action="append", help="only this, of a case; may be given several times")
     parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU")
     arguments = parser.parse_args()
     # All systems compile the same `forward`, and each is one entry of its cache.
@@ -31,11 +34,14 @@ def main() -> None:
     if arguments.stage in CASES:
         from .compare import compare
 
-        compare(arguments.stage, writer, device, arguments.until or time.time() + LONG)
+        until = arguments.until or time.time() + LONG
+        names = [name for name in ORDER if name in (arguments.system or ORDER)]
+        compare(arguments.stage, writer, device, until, arguments.out, names)
     else:
         from .checks import check
 
-        check(arguments.stage, writer, device)
+        with building(arguments.out):
+            check(arguments.stage, writer, device)
 
 
 if __name__ == "__main__":

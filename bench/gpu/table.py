@@ -50,7 +50,7 @@ def _systems(rows: Sequence[Row]) -> list[str]:
 
 
 def _outcome(row: Row) -> str:
-    return "passed" if row.passed else "FAILED"
+    return {True: "passed", False: "FAILED", None: "noted "}[row.passed]
 
 
 def _bar(row: Row) -> str:
