@@ -23,6 +23,7 @@ from .table import table
 # The most important first, with the most seconds that each may take.
 PARTS = {"checks": 170, "flux1024": 290, "flux512": 230, "kernels": 100, "wan": 260}
 GRACE = 15  # seconds that a part may take past its time before it is ended
+CHECKS_SHARE = 0.6  # of the time, after which checks that run beside cases are ended
 LEAST = 60  # seconds without which a part is not begun
 EXPANDABLE = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
 
@@ -49,8 +50,9 @@ class Command:
         try:
             cases = {part: self._start(part, self.end) for part in self.parts if part in CASES}
             checks = self._start_checks() if "checks" in self.parts else {}
+            until = self.end - (1 - CHECKS_SHARE) * (self.end - time.time())
             for group, process in checks.items():
-                self._finish_check(group, process, self.end)
+                self._finish_check(group, process, until)
             for case, process in cases.items():
                 self._finish(case, process, self.end)
         finally:
