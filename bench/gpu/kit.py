@@ -69,8 +69,7 @@ class Kit:
     def agree(self, ours: nn.Module, steps: int, seed: int = 0, noisy: bool = False) -> str:
         """Runs the same steps on the model's engine and on `calls`; "" where every output is the same to the last bit.
 
-        Both have the same compiled pieces: of one graph that is compiled twice, Inductor may tune a kernel to add in
-        two orders.
+        Both have the same compiled pieces: what Inductor makes of one graph twice may differ in the last bit.
         """
         # One after the other, and looked at in the end: ours is to run ahead of the device, and its outputs to last.
         mine = self.outputs(ours, steps, seed, noisy)
