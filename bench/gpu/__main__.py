@@ -21,7 +21,7 @@ from .systems import LONG_TO_COMPILE, ORDER
 from .table import table
 
 # The most important first, with the most seconds that each may take.
-PARTS = {"checks": 170, "flux1024": 290, "flux512": 230, "kernels": 100, "wan": 260}
+PARTS = {"checks": 170, "flux1024": 290, "flux512": 230, "kernels": 100, "wan": 260, "small": 150}
 GRACE = 15  # seconds that a part may take past its time before it is ended
 CHECKS_SHARE = 0.6  # of the time, after which checks that run beside cases are ended
 LEAST = 60  # seconds without which a part is not begun

@@ -40,6 +40,16 @@ _TINY_FLUX = {
     "pooled_projection_dim": 32,
     "axes_dims_rope": (4, 6, 6),
 }
+_SMALL_FLUX = {  # as the smallest of the sweep in bench/versus
+    **_FLUX,
+    "num_layers": 2,
+    "num_single_layers": 6,
+    "attention_head_dim": 64,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 128,
+    "pooled_projection_dim": 128,
+    "axes_dims_rope": (16, 24, 24),
+}
 _WAN = {
     "num_layers": 30,
     "num_attention_heads": 12,
@@ -81,6 +91,7 @@ def case_named(name: str, tiny: bool) -> Case:
         "flux1024": Case("flux1024", flux, _FLUX, (1, 4096, 64), 512, Bar(">=", 0.98), Bar(">", 1.0)),
         "flux512": Case("flux512", flux, _FLUX, (1, 1024, 64), 512, Bar(">=", 0.95), Bar(">=", 1.1)),
         "wan": Case("wan", wan, _WAN, (1, 16, 21, 60, 104), 512, None, None),
+        "small": Case("small", flux, _SMALL_FLUX, (1, 64, 64), 16, None, Bar(">=", 1.3)),
     }[name]
     if not tiny:
         return full
@@ -88,6 +99,7 @@ def case_named(name: str, tiny: bool) -> Case:
         "flux1024": (_TINY_FLUX, (1, 64, 64)),
         "flux512": (_TINY_FLUX, (1, 16, 64)),
         "wan": (_TINY_WAN, (1, 16, 2, 8, 8)),
+        "small": (_TINY_FLUX, (1, 16, 64)),
     }[name]
     return Case(name, full.family, config, latents, 16, full.ideal, full.peers)
 

@@ -13,7 +13,7 @@ from .quiet import building
 from .rows import Writer
 from .systems import ORDER
 
-CASES = ("flux1024", "flux512", "wan")
+CASES = ("flux1024", "flux512", "wan", "small")
 CHECKS = ("equality", "running", "changes", "expandable", "memory", "profiler", "capture")
 LONG = 24 * 3600.0
 
