@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("stage", choices=(*CASES, *CHECKS))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--until", type=float, default=0.0, help="in seconds since 1970; 0: take all the time there is")
-    parser.add_argument("--system", action="append", help="only this, of a case; may be given several times")
+    parser.add_argument("--system", choices=ORDER, action="append", help="only this, of a case; may be given again")
     parser.add_argument("--rehearse", action="store_true", help="tiny models on the CPU")
     arguments = parser.parse_args()
     # All systems compile the same `forward`, and each is one entry of its cache.
