@@ -32,7 +32,7 @@ class Command:
     """One run of the parts that were asked for."""
 
     def __init__(
-        self, folder: Path, parts: Sequence[str], seconds: float, rehearse: bool, systems: Sequence[str] = ()
+        self, folder: Path, parts: Sequence[str], seconds: float, rehearse: bool, systems: Sequence[str] = ORDER
     ) -> None:
         self.folder, self.parts, self.rehearse = folder, parts, rehearse
         self.end = time.time() + seconds
@@ -42,7 +42,7 @@ class Command:
         self.processes = Processes(folder)
         self.common = ("--out", str(folder), *(["--rehearse"] if rehearse else []))
         self.best = Cpu.best if rehearse else "conditional"
-        self.systems = [argument for name in systems for argument in ("--system", name)]
+        self.systems = systems
         self.writer = Writer(folder, Cpu.name if rehearse else torch.cuda.get_device_name())
 
     def run_together(self) -> None:
@@ -89,6 +89,7 @@ class Command:
         cases = [part for part in self.parts if part in CASES]
         ours = [name for name in LONG_TO_COMPILE if not (self.rehearse and name == "conditional")]
         ours += ["calls"] if self.rehearse else []
+        ours = [name for name in ours if name in self.systems]
         jobs = [("bench.gpu.prefill", case, name, *self.common) for case in cases for name in ours]
         queue = Queue(self.processes, jobs, at_a_time=max(1, len(os.sched_getaffinity(0)) - len(CHECKS)))
         queue.go_on()
@@ -122,7 +123,8 @@ class Command:
         print(f"{case}: {time.time() - begun:.0f} s", flush=True)
 
     def _start(self, case: str, until: float) -> Process:
-        return self.processes.start("bench.gpu.stage", case, *self.common, "--until", str(until - GRACE), *self.systems)
+        systems = [argument for name in self.systems for argument in ("--system", name)]
+        return self.processes.start("bench.gpu.stage", case, *self.common, "--until", str(until - GRACE), *systems)
 
     def _finish(self, case: str, process: Process, until: float) -> None:
         status = self.processes.wait(process, until)
@@ -158,7 +160,7 @@ def main() -> None:
     arguments = parser.parse_args()
     parts = [part for part in PARTS if part in (arguments.part or PARTS)]
     seconds = arguments.seconds or (3600 if arguments.rehearse else 510)
-    command = Command(arguments.out, parts, seconds, arguments.rehearse, arguments.system or ())
+    command = Command(arguments.out, parts, seconds, arguments.rehearse, arguments.system or ORDER)
     if arguments.together:
         command.run_together()
     else:
