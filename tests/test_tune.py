@@ -100,6 +100,33 @@ def test_mean_and_worst_both_choose(tuner: Tuner) -> None:
     assert best.system == even
 
 
+def test_a_schedule_moves_for_as_long_as_that_helps(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of what is tried: the search alone is deceived by the last one, and all seeds are not."""
+    errors = {20: (0.3, 0.3), 21: (0.2, 0.2), 22: (0.1, 0.1), 23: (0.01, 0.4)}
+    asked: list[float] = []
+
+    @dataclass(frozen=True)
+    class Schedule(Fixed):
+        place: int = 20
+
+        def install(self, model: nn.Module, workload: Workload) -> Installed:
+            asked.append(self.place)
+            return Fixed.install(self, model, workload)
+
+    def at(place: int) -> Schedule:
+        return Schedule(*errors[place], threshold=0, most=15, place=place)
+
+    def near(system: Any) -> list[Any]:
+        return [at(place) for place in (system.place - 1, system.place + 1) if place in errors]
+
+    monkeypatch.setattr(tune, "moved", near)
+    best = tuner.best((at(20),), 15)
+    assert best is not None
+    assert best.system.place == 22  # type: ignore[attr-defined]
+    assert len(best.psnrs) == len(SEEDS) + len(FINAL_SEEDS)
+    assert asked.count(23) == 2  # on the seeds of the search, and on the others
+
+
 def test_no_setting_is_made_up_where_none_has_so_few_deep_steps(tuner: Tuner) -> None:
     assert tuner.best((Fake(search=0.01, later=0.01, most=4 * STEPS),), 15) is None
 

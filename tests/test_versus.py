@@ -22,11 +22,11 @@ from bench.versus import __main__ as runner
 from bench.versus import gallery, plots, roster, sweep, tuned
 from bench.versus.bars import DEEP_STEPS
 from bench.versus.dbcache import DBCache
-from bench.versus.families import FAMILIES, _growing
+from bench.versus.families import FAMILIES, _growing, moved
 from bench.versus.first_block import FirstBlock
 from bench.versus.generation import Generation, generate
 from bench.versus.mag import Mag
-from bench.versus.ours import STATIC, Ours
+from bench.versus.ours import STATIC, UNPROBED, Ours
 from bench.versus.published import PublishedDiCache
 from bench.versus.pyramid import PyramidAttentionBroadcast
 from bench.versus.roster import equal, quality
@@ -124,6 +124,30 @@ def test_gaps_may_grow_evenly_or_early() -> None:
     found = _growing(10)
     assert (0, 1, 2, 5, 8, 11, 15, 19, 23, 28) in found
     assert (0, 1, 3, 6, 9, 12, 16, 20, 24, 28) in found
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        DBCache(math.inf, taylorseer=True, order=2, deep_steps=(0, 1, 4, STEPS - 1)),
+        Ours(threshold=math.inf, changed={**UNPROBED, "deep_steps": (0, 1, 4, STEPS - 1)}),
+        Ours(threshold=math.inf, changed={**UNPROBED, "deep_steps": [0, 1, 4, STEPS - 1]}),  # from `tuned.json`
+    ],
+)
+def test_one_deep_step_moves_by_one_and_all_else_stays(system: System) -> None:
+    def mask(system: System) -> tuple[int, ...]:
+        return tuple(system.deep_steps if isinstance(system, DBCache) else system.changed["deep_steps"])  # type: ignore
+
+    near = moved(system)
+    assert {mask(one) for one in near} == {(0, 2, 4, 29), (0, 1, 3, 29), (0, 1, 5, 29), (0, 1, 4, 28)}
+    for one in near:
+        assert mask(system) in map(mask, moved(one))
+        assert one.label.split("deep_steps")[0] == system.label.split("deep_steps")[0]
+
+
+@pytest.mark.parametrize("system", [DBCache(), Ours(threshold=0.1), TaylorSeer()])
+def test_a_setting_that_does_not_say_which_steps_are_deep_cannot_be_moved(system: System) -> None:
+    assert moved(system) == []
 
 
 def deep_steps(config: DiCacheConfig) -> tuple[int, ...]:

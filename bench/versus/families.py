@@ -36,27 +36,40 @@ def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[
 
 
 def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
-    even = [
-        {"warmup_steps": warmup, "max_consecutive_skips": skips, "final_steps": final}
-        for warmup, skips, final in _schedules(deep)
-    ]
-    growing = [{"warmup_steps": 0, "max_consecutive_skips": None, "deep_steps": steps} for steps in _growing(deep)]
+    rules = {**UNPROBED, "warmup_steps": 0, "max_consecutive_skips": None}
     return [
-        Ours(threshold=math.inf, changed={**UNPROBED, "gamma_range": (1, gamma), **rules})
-        for rules, gamma in itertools.product((*even, *growing), (2, 3))
+        Ours(threshold=math.inf, changed={**rules, "gamma_range": (1, gamma), "deep_steps": mask})
+        for mask, gamma in itertools.product(_masks(deep), (2, 3))
     ]
 
 
-def _schedules(deep: int) -> Iterator[tuple[int, int, int]]:
-    """(steps of warm-up, reused steps in a row, forced last steps) that make so many deep steps."""
-    for warmup, skips, final in itertools.product(range(3, 9), range(1, 8), (0, 1)):
-        steps = _even(warmup, skips, final)
-        if len(steps) == deep and not (final and steps == _even(warmup, skips, 0)):
-            yield warmup, skips, final
+def moved(system: System) -> list[System]:
+    """The same setting with one of its deep steps a step earlier or later, if it says which those are."""
+    match system:
+        case DBCache(deep_steps=(_, *_) as mask):
+            return [replace(system, deep_steps=near) for near in _near(mask)]
+        case Ours(changed={"deep_steps": mask}):
+            return [replace(system, changed={**system.changed, "deep_steps": near}) for near in _near(tuple(mask))]
+        case _:
+            return []
+
+
+def _near(mask: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The schedules of which one deep step differs by one; the first step stays, as there is nothing to reuse yet."""
+    for place, by in itertools.product(range(1, len(mask)), (-1, 1)):
+        step = mask[place] + by
+        if step < STEPS and step not in mask:
+            yield (*mask[:place], step, *mask[place + 1 :])
+
+
+def _masks(deep: int) -> list[tuple[int, ...]]:
+    """The deep steps of all schedules that are tried with so many."""
+    even = itertools.starmap(_even, itertools.product(range(3, 9), range(1, 8), (0, 1)))
+    return list(dict.fromkeys((*(mask for mask in even if len(mask) == deep), *_growing(deep))))
 
 
 def _even(warmup: int, skips: int, final: int) -> tuple[int, ...]:
-    """The deep steps where reused ones come in equal runs."""
+    """The deep steps after so many of warm-up where reused ones come in runs of `skips`, and `final` last ones."""
     return tuple(
         step for step in range(STEPS)
         if step < warmup or step >= STEPS - final or (step - warmup) % (skips + 1) == skips
@@ -107,10 +120,9 @@ def _sea(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[S
 
 def _dbcache(workload: Workload, deep: int, ratios: tuple[float, ...], taylorseer: bool) -> Sequence[System]:
     rules = [(warmup, _longest_run(warmup, deep)) for warmup in (3, 4, 8) if warmup < deep]
-    masks = dict.fromkeys((*(_even(*rule) for rule in _schedules(deep)), *_growing(deep)))  # as ours without a probe
     forms = [DBCache(taylorseer=taylorseer, order=order) for order in ((1, 2) if taylorseer else (1,))]
     deciding = [replace(form, warmup=w, max_continuous=skips) for form in forms for w, skips in rules]
-    return [*deciding, *(replace(form, threshold=math.inf, deep_steps=mask) for form in forms for mask in masks)]
+    return [*deciding, *(replace(form, threshold=math.inf, deep_steps=mask) for form in forms for mask in _masks(deep))]
 
 
 def _published(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:

@@ -3,8 +3,8 @@
 On seeds that nothing is measured on, eagerly, and for every system alike: its threshold is searched for in each of its
 variants on a few seeds, of what has the target or up to a step less the best few run on more, and of those that have
 it on all of these seeds, or up to half a step less, the best wins; if none has, the nearest. The best is that of the
-highest sum of mean and worst PSNR, which the bars ask for both. For the same quality, the number of deep steps is
-searched for too.
+highest sum of mean and worst PSNR, which the bars ask for both. If the best says itself which steps are deep, one of
+them is moved by one for as long as that helps. For the same quality, the number of deep steps is searched for too.
 `python -m bench.versus --tune` writes what is found to `tuned.json`, which the comparisons read.
 """
 
@@ -22,7 +22,7 @@ from ..quality import psnr
 from . import tuned
 from .bars import DEEP_STEPS, SAME_QUALITY
 from .compare import EQUAL
-from .families import FAMILIES
+from .families import FAMILIES, moved
 from .generation import generate
 from .mag import calibrate
 from .system import System, eager
@@ -79,15 +79,21 @@ class Tuner:
             near = 0 <= target - trial.deep <= NEAR
             return near, trial.merit if near else -abs(target - trial.deep)
 
-        searched = itertools.chain.from_iterable(self._reach(system, target) for system in variants)
-        close = [trial for trial in searched if 0 <= target - trial.deep <= SEARCHED]
-        first = sorted(close, key=lambda trial: trial.merit, reverse=True)[:FINALISTS]
-        return max(map(self._further, first), key=rank, default=None)
+        def best_of(systems: Sequence[System]) -> Trial | None:
+            searched = itertools.chain.from_iterable(self._reach(system, target) for system in systems)
+            close = [trial for trial in searched if 0 <= target - trial.deep <= SEARCHED]
+            first = sorted(close, key=lambda trial: trial.merit, reverse=True)[:FINALISTS]
+            return max(map(self._further, first), key=rank, default=None)
+
+        found = best_of(variants)
+        while found is not None and (better := best_of(moved(found.system))) is not None and rank(better) > rank(found):
+            found = better
+        return found
 
     def _reach(self, system: System, target: int) -> list[Trial]:
         """Turns the dial until the target is met; more of it means fewer deep steps."""
         if system.dial is None or _dial(system) == math.inf:  # a schedule, which decides nothing
-            return [self._try(system)]
+            return [trial for trial in self._trials if trial.system == system] or [self._try(system)]
         known = [trial for trial in self._trials if _at(trial.system, 0.0) == _at(system, 0.0)]
         for _ in range(HALVINGS):
             if any(0 <= target - trial.deep <= AT for trial in known):
