@@ -33,6 +33,7 @@ from .workload import Workload
 SEEDS = range(3)  # of the search
 FINAL_SEEDS = range(3, 15)  # besides: on three alone, schedules differ by less than their pictures do
 FINALISTS = 6
+MOVES = 2  # finalists among the schedules that are a move away: most moves help little, and the next ones follow
 LOWEST, HIGHEST = 0.003, 3.0  # of a threshold
 HALVINGS = 8
 FEWEST = 3  # deep steps with which no family can do
@@ -79,14 +80,17 @@ class Tuner:
             near = 0 <= target - trial.deep <= NEAR
             return near, trial.merit if near else -abs(target - trial.deep)
 
-        def best_of(systems: Sequence[System]) -> Trial | None:
+        def best_of(systems: Sequence[System], finalists: int) -> Trial | None:
             searched = itertools.chain.from_iterable(self._reach(system, target) for system in systems)
             close = [trial for trial in searched if 0 <= target - trial.deep <= SEARCHED]
-            first = sorted(close, key=lambda trial: trial.merit, reverse=True)[:FINALISTS]
+            first = sorted(close, key=lambda trial: trial.merit, reverse=True)[:finalists]
             return max(map(self._further, first), key=rank, default=None)
 
-        found = best_of(variants)
-        while found is not None and (better := best_of(moved(found.system))) is not None and rank(better) > rank(found):
+        found = best_of(variants, FINALISTS)
+        while found is not None:
+            better = best_of(moved(found.system), MOVES)
+            if better is None or rank(better) <= rank(found):
+                break
             found = better
         return found
 
