@@ -54,13 +54,6 @@ def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
     )
 
 
-def checksum(condition: Tensor) -> Tensor:
-    """A number that tells two prompts apart: float32, shape (). Depends on the order of the elements."""
-    flat = condition.reshape(-1).float()
-    position = torch.arange(condition.numel(), device=condition.device)
-    return (flat * ((position * 7919 + 12345) % 65521 / 65521 + 0.5)).sum()
-
-
 def begin(timestep: Tensor, checksums: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, _Updates]:
     """(whether a generation starts with this step: bool, shape (); the slots after that is known).
 
