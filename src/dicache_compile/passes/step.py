@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ..plan import Inputs, Partition, Region, Slot
-from . import checksums, control, values
+from . import control, values
 from .emit import Emitter, memory_of
 from .measure import Policy, measure, stand_in
 from .slots import StreamSlots, Updates
@@ -56,8 +56,8 @@ class Step:
         gate, streams = self.policy.gate, self.partition.streams
         emitter.copy(self.partition.nodes(Region.PROLOGUE, Region.PROBE))
         old = {slot.name: emitter.input(f"state.{slot.name}") for slot in self._control()}
-        conditions = self.inputs.conditions
-        sums = checksums.emit(emitter, conditions) if conditions else old["checksums"]
+        checksums = [emitter.trace(control.checksum, emitter.read(node)) for node in self.inputs.conditions]
+        sums = emitter.trace(torch.stack, checksums) if checksums else old["checksums"]
         timestep = self.inputs.timestep
         time = old["clock"] if timestep is None else emitter.read(timestep)
         fresh, now = emitter.trace(control.begin, time, sums, old)
