@@ -14,17 +14,31 @@ from torch import Tensor, nn
 
 from bench.versus import tune, tuned
 from bench.versus.bars import DEEP_STEPS, SAME_QUALITY
+from bench.versus.sensitive import SEARCHED, sensitive
 from bench.versus.system import Installed
-from bench.versus.tune import FEWEST, FINAL_SEEDS, FINALISTS, MARGIN, NEAR, SEEDS, Tuner, fewest
+from bench.versus.tune import (
+    FEWEST,
+    FINAL_SEEDS,
+    FINAL_SENSITIVE,
+    FINALISTS,
+    MARGIN,
+    NEAR,
+    SEEDS,
+    SENSITIVE,
+    Tuner,
+    fewest,
+)
 from bench.versus.tuned import Tuned
 from bench.versus.uncached import Uncached
-from bench.versus.workload import FLUX, HELD_OUT, STEPS, Workload
+from bench.versus.workload import FLUX, HELD_OUT, STEPS, WORKLOADS, Workload
 
 
 def sample(model: Any, prompts: Any, seed: int, steps: int) -> Tensor:
     return [model(seed=seed) for _ in range(steps)][-1]
 
 
+ALL_SEEDS = len(SEEDS) + len(FINAL_SEEDS) + SENSITIVE + FINAL_SENSITIVE
+EASILY_MOVED = (1, *range(100, 140))  # the first is ordinary, too, and taken as such
 WORKLOAD = dataclasses.replace(FLUX, load=nn.Identity, sample=sample)
 
 
@@ -55,7 +69,7 @@ def tuner(monkeypatch: pytest.MonkeyPatch) -> Tuner:
         return Installed(lambda name, step, inputs: torch.zeros(1, 3, 2, 2))
 
     monkeypatch.setattr(Uncached, "install", install)
-    return Tuner(WORKLOAD)
+    return Tuner(WORKLOAD, EASILY_MOVED)
 
 
 def test_the_threshold_is_found_and_all_seeds_choose(tuner: Tuner) -> None:
@@ -65,6 +79,7 @@ def test_the_threshold_is_found_and_all_seeds_choose(tuner: Tuner) -> None:
     assert best.system == dataclasses.replace(better, threshold=best.system.threshold)  # type: ignore[attr-defined]
     assert 0 <= 15 - best.deep <= NEAR
     assert len(best.psnrs) == len(best.deep_steps) == len(SEEDS) + len(FINAL_SEEDS)
+    assert best.seeds == ALL_SEEDS
 
 
 @dataclass(frozen=True)
@@ -98,6 +113,27 @@ def test_mean_and_worst_both_choose(tuner: Tuner) -> None:
     best = tuner.best((uneven, even), 15)
     assert best is not None
     assert best.system == even
+
+
+def test_sensitive_seeds_choose_by_the_worst_and_are_not_in_the_means(tuner: Tuner) -> None:
+    @dataclass(frozen=True)
+    class Uneven(Fixed):
+        def install(self, model: nn.Module, workload: Workload) -> Installed:
+            seeds: list[int] = []
+
+            def call(name: str, step: int, inputs: dict[str, Any]) -> Tensor:
+                seeds.append(inputs["seed"])
+                return torch.full((1, 3, 2, 2), self.later if inputs["seed"] >= EASILY_MOVED[1] else self.search)
+
+            deep = lambda: [step < (self.most if seeds[-1] < EASILY_MOVED[1] else 20) for step in range(STEPS)]  # noqa: E731
+            return Installed(call, deep=deep)
+
+    uneven, even = Uneven(search=0.003, later=0.1, most=15), Uneven(search=0.006, later=0.01, most=15)
+    best = tuner.best((uneven, even), 15)
+    assert best is not None
+    assert best.system == even
+    assert best.deep == 15
+    assert best.merit == best.psnr + min(best.sensitive) < best.psnr + min(best.psnrs)
 
 
 def test_a_schedule_moves_for_as_long_as_that_helps(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +172,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tuned, "FILE", tmp_path / "tuned.json")
     monkeypatch.setattr(tuned, "KINDS", {"Fake": Fake})
     monkeypatch.setattr(tune, "calibrate", lambda workload, seeds: (0.5,))
+    monkeypatch.setattr(tune, "sensitive", lambda workload: EASILY_MOVED)
     return tuned.FILE
 
 
@@ -158,15 +195,18 @@ def test_what_is_found_is_in_the_file_at_once_beside_what_others_found(
     assert set(found[WORKLOAD.key]["settings"]["failing"]) == {"15 deep", "10 deep"}
     chosen = tuned.best(WORKLOAD, "failing", "15 deep")
     assert chosen is not None
-    assert (type(chosen.system), chosen.seeds) == (Fake, len(SEEDS) + len(FINAL_SEEDS))
+    assert (type(chosen.system), chosen.seeds) == (Fake, ALL_SEEDS)
+    assert tuned.sensitive(WORKLOAD) == EASILY_MOVED[: tuned.KEPT]
     with pytest.raises(ValueError, match="no setting of failing for the shapes FLUX and 7 deep"):
         tuned.best(WORKLOAD, "failing", "7 deep")
 
 
 def test_a_family_without_a_setting_is_told_from_one_that_was_not_tuned(file: Path) -> None:
-    tuned.store(WORKLOAD, "none", "7 deep", None, (0.5,))
+    assert tuned.sensitive(WORKLOAD) == ()
+    tuned.store(WORKLOAD, "none", "7 deep", None, (0.5,), (9, 8))
     assert tuned.best(WORKLOAD, "none", "7 deep") is None
     assert tuned.ratios(WORKLOAD) == (0.5,)
+    assert tuned.sensitive(WORKLOAD) == (9, 8)
 
 
 @pytest.mark.parametrize("needed", range(FEWEST + 1, 19))
@@ -187,4 +227,31 @@ def test_the_fewest_deep_steps_of_the_same_quality_are_found(needed: int) -> Non
 
 def test_the_seeds_of_tuning_are_not_measured_on() -> None:
     assert not set(SEEDS) & set(FINAL_SEEDS)
-    assert max(*SEEDS, *FINAL_SEEDS) < HELD_OUT
+    assert max(*SEEDS, *FINAL_SEEDS, *SEARCHED) < HELD_OUT
+    for workload in WORKLOADS:
+        assert set(tuned.sensitive(workload)) <= set(SEARCHED)
+
+
+def test_the_seeds_that_a_disturbance_changes_most_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {3: 1.0, 5: 0.1, 8: 10.0}
+    disturbed: list[tuple[str, int]] = []
+
+    def picture(model: Any, prompts: Any, seed: int, steps: int) -> Tensor:
+        """The first step's input, which the seed answers to more or less; the others' are without effect."""
+        x = torch.full((1, 3, 8, 8), 0.5)
+        first, *later = [model(hidden_states=x, seed=seed) for _ in range(steps)]
+        assert all(output.equal(answers[seed] * x) for output in later)
+        return first
+
+    def install(self: Uncached, model: nn.Module, workload: Workload) -> Installed:
+        def call(stream: str, step: int, inputs: dict[str, Any]) -> Tensor:
+            if not inputs["hidden_states"].eq(0.5).all():
+                disturbed.append((stream, step))
+            return answers[inputs["seed"]] * inputs["hidden_states"]
+
+        return Installed(call)
+
+    monkeypatch.setattr(Uncached, "install", install)
+    workload = dataclasses.replace(FLUX, load=nn.Identity, sample=picture)
+    assert sensitive(workload, answers) == (8, 3, 5)
+    assert disturbed == 3 * [("cond", 0)]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from . import gallery, page, rows, sweep
+from .bars import DEEP_STEPS
 from .compare import Entrant, compare
 from .costs import costs
 from .families import FAMILIES
@@ -22,7 +23,6 @@ from .workload import WORKLOADS, Workload
 
 PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 PARTS = ("schedule", "own", "equal", "quality", "pictures", "sweep", "costs")
-TUNED_PARTS = ("equal", "quality")
 SEEDS = {"schedule": 12, "own": 64, "equal": 64, "quality": 64}  # held-out seeds, and so generations of each setting
 QUICK_SEEDS = {"schedule": 4, "own": 4}
 
@@ -33,6 +33,13 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="only find the settings of the parts equal and quality")
     parser.add_argument(
         "--family", choices=FAMILIES, action="append", help="with --tune, only this; may be given again"
+    )
+    parser.add_argument(
+        "--deep",
+        type=int,
+        choices=DEEP_STEPS,
+        action="append",
+        help="of equal deep steps, only these are tuned; likewise",
     )
     parser.add_argument("--page", action="store_true", help="only write the page again, from the results")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given again")
@@ -50,7 +57,8 @@ def main() -> None:
     parts = arguments.part or (("own",) if arguments.quick else PARTS)
     if arguments.tune:
         for workload in workloads:
-            tune(workload, arguments.family or list(FAMILIES), *(part in parts for part in TUNED_PARTS))
+            targets = (arguments.deep or DEEP_STEPS) if "equal" in parts else ()
+            tune(workload, arguments.family or list(FAMILIES), targets, "quality" in parts)
     elif arguments.page:
         page.write(results, PAGE)
     else:

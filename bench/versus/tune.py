@@ -3,8 +3,9 @@
 On seeds that nothing is measured on, eagerly, and for every system alike: its threshold is searched for in each of its
 variants on a few seeds, of what has the target or up to a step less the best few run on more, and of those that have
 it on all of these seeds, or up to half a step less, the best wins; if none has, the nearest. The best is that of the
-highest sum of mean and worst PSNR, which the bars ask for both. If the best says itself which steps are deep, one of
-them is moved by one for as long as that helps. For the same quality, the number of deep steps is searched for too.
+highest sum of mean and worst PSNR, which the bars ask for both; the mean, and the deep steps, are of ordinary seeds,
+and the worst is of these and of sensitive ones. If the best says itself which steps are deep, one of them is moved by
+one for as long as that helps. For the same quality, the number of deep steps is searched for too.
 `python -m bench.versus --tune` writes what is found to `tuned.json`, which the comparisons read.
 """
 
@@ -25,6 +26,7 @@ from .compare import EQUAL
 from .families import FAMILIES, moved
 from .generation import generate
 from .mag import calibrate
+from .sensitive import sensitive
 from .system import System, eager
 from .tuned import Tuned
 from .uncached import Uncached
@@ -32,6 +34,7 @@ from .workload import Workload
 
 SEEDS = range(3)  # of the search
 FINAL_SEEDS = range(3, 15)  # besides: on three alone, schedules differ by less than their pictures do
+SENSITIVE, FINAL_SENSITIVE = 2, 8  # besides those, of the search and of the choice
 FINALISTS = 6
 MOVES = 2  # finalists among the schedules that are a move away: most moves help little, and the next ones follow
 LOWEST, HIGHEST = 0.003, 3.0  # of a threshold
@@ -49,6 +52,7 @@ class Trial:
     system: System
     deep_steps: tuple[float, ...]
     psnrs: tuple[float, ...]
+    sensitive: tuple[float, ...]  # the PSNR of sensitive seeds
 
     @property
     def deep(self) -> float:
@@ -61,16 +65,26 @@ class Trial:
     @property
     def merit(self) -> float:
         """What a setting is chosen by, dB."""
-        return self.psnr + min(self.psnrs)
+        return self.psnr + min(*self.psnrs, *self.sensitive)
+
+    @property
+    def seeds(self) -> int:
+        return len(self.psnrs) + len(self.sensitive)
 
 
 class Tuner:
-    """One workload's tuning; it keeps the uncached pictures and every trial."""
+    """One workload's tuning; it keeps the uncached pictures and every trial.
 
-    def __init__(self, workload: Workload) -> None:
+    `sensitive`: seeds, those that a small error changes most first.
+    """
+
+    def __init__(self, workload: Workload, sensitive: Sequence[int]) -> None:
         self.workload = workload
+        others = [seed for seed in sensitive if seed not in (*SEEDS, *FINAL_SEEDS)][: SENSITIVE + FINAL_SENSITIVE]
+        self._sensitive, self._final_sensitive = others[:SENSITIVE], others[SENSITIVE:]
         installed = Uncached(compiled=False).install(workload.load(), workload)
-        self._references = {seed: generate(installed, workload, seed).pixels for seed in (*SEEDS, *FINAL_SEEDS)}
+        seeds = (*SEEDS, *FINAL_SEEDS, *others)
+        self._references = {seed: generate(installed, workload, seed).pixels for seed in seeds}
         self._trials: list[Trial] = []
 
     def best(self, variants: Sequence[System], target: int) -> Trial | None:
@@ -110,45 +124,54 @@ class Tuner:
         return known
 
     def _try(self, system: System) -> Trial:
-        self._trials.append(trial := self._run(system, SEEDS))
+        self._trials.append(trial := self._run(system, SEEDS, self._sensitive))
         return trial
 
     def _further(self, trial: Trial) -> Trial:
         """The same setting on all seeds."""
-        more = self._run(trial.system, FINAL_SEEDS)
-        return Trial(trial.system, trial.deep_steps + more.deep_steps, trial.psnrs + more.psnrs)
+        more = self._run(trial.system, FINAL_SEEDS, self._final_sensitive)
+        return Trial(
+            trial.system,
+            trial.deep_steps + more.deep_steps,
+            trial.psnrs + more.psnrs,
+            trial.sensitive + more.sensitive,
+        )
 
-    def _run(self, system: System, seeds: Sequence[int]) -> Trial:
+    def _run(self, system: System, seeds: Sequence[int], sensitive: Sequence[int]) -> Trial:
         installed = eager(system).install(self.workload.load(), self.workload)
-        deep, quality = [], []
-        for seed in seeds:
+
+        def run(seed: int) -> tuple[float, float]:
             done = generate(installed, self.workload, seed)
             assert done.deep is not None, system.name
-            deep.append(sum(done.deep) / len(self.workload.streams))
-            quality.append(min(EQUAL, psnr(done.pixels, self._references[seed])))
-        return Trial(system, tuple(deep), tuple(quality))
+            deep = sum(done.deep) / len(self.workload.streams)
+            return deep, min(EQUAL, psnr(done.pixels, self._references[seed]))
+
+        deep_steps, psnrs = zip(*map(run, seeds), strict=True)
+        return Trial(system, deep_steps, psnrs, tuple(run(seed)[1] for seed in sensitive))
 
 
-def tune(workload: Workload, families: Sequence[str], equal: bool = True, quality: bool = True) -> None:
-    """Finds settings with as many deep steps as asked for, and with the same quality, and puts them into the file.
+def tune(
+    workload: Workload, families: Sequence[str], targets: Sequence[int] = DEEP_STEPS, quality: bool = True
+) -> None:
+    """Finds settings with as many deep steps as the targets, and with the same quality, and puts them into the file.
 
     Each is there as soon as it is found. The same quality starts from the numbers of deep steps that are in the file.
     """
     ratios = calibrate(workload, SEEDS)
-    tuner = Tuner(workload)
+    easily_moved = tuned.sensitive(workload) or sensitive(workload)
+    tuner = Tuner(workload, easily_moved)
     for family in (bar := tqdm(families, desc=f"tuning: {workload.name}", unit="family")):
 
         def best(target: int, family: str = family) -> Tuned | None:
             bar.set_postfix_str(f"{family}, {target} deep")
             trial = tuner.best(FAMILIES[family](workload, target, ratios), target)
-            return None if trial is None else Tuned(trial.system, trial.deep, trial.psnr, len(trial.psnrs))
+            return None if trial is None else Tuned(trial.system, trial.deep, trial.psnr, trial.seeds)
 
-        if equal:
-            for target in DEEP_STEPS:
-                tuned.store(workload, family, tuned.deep(target), best(target), ratios)
+        for target in targets:
+            tuned.store(workload, family, tuned.deep(target), best(target), ratios, easily_moved)
         if quality:
             known = {target: tuned.best(workload, family, tuned.deep(target)) for target in DEEP_STEPS}
-            tuned.store(workload, family, tuned.SAME, fewest(best, known), ratios)
+            tuned.store(workload, family, tuned.SAME, fewest(best, known), ratios, easily_moved)
 
 
 def fewest(best: Callable[[int], Tuned | None], known: Mapping[int, Tuned | None]) -> Tuned | None:

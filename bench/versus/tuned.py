@@ -23,6 +23,7 @@ from .workload import Workload
 FILE = Path(__file__).with_name("tuned.json")
 KINDS = {kind.__name__: kind for kind in (DBCache, FirstBlock, Mag, Ours, PublishedDiCache, Sea, TaylorSeer)}
 SAME = f"{SAME_QUALITY:.0f} dB"
+KEPT = 40  # of the sensitive seeds, first the most sensitive
 FOUND = ("deep", "psnr", "seeds")
 
 
@@ -46,6 +47,11 @@ def ratios(workload: Workload) -> tuple[float, ...]:
     return tuple(_read().get(workload.key, {"ratios": ()})["ratios"])
 
 
+def sensitive(workload: Workload) -> tuple[int, ...]:
+    """The seeds that a small error changes most; empty if nothing was tuned on the workload."""
+    return tuple(_read().get(workload.key, {}).get("sensitive", ()))
+
+
 def best(workload: Workload, family: str, role: str) -> Tuned | None:
     """What was chosen; None if no setting that was tried will do. A ValueError says how to tune what was not."""
     roles = _read().get(workload.key, {"settings": {}})["settings"].get(family, {})
@@ -59,14 +65,16 @@ def best(workload: Workload, family: str, role: str) -> Tuned | None:
     return Tuned(_system(found), *(found[what] for what in FOUND))
 
 
-def store(workload: Workload, family: str, role: str, found: Tuned | None, ratios: Sequence[float]) -> None:
+def store(
+    workload: Workload, family: str, role: str, found: Tuned | None, ratios: Sequence[float], sensitive: Sequence[int]
+) -> None:
     """Puts a choice in the place of the one that the file has, which others may write to at the same time."""
     fields = None if found is None else {
         "kind": type(found.system).__name__, **setting(found.system), **{what: getattr(found, what) for what in FOUND}
     }  # fmt: skip
     everything = _read()
     here = everything.setdefault(workload.key, {"ratios": [], "settings": {}})
-    here["ratios"] = list(ratios)
+    here["ratios"], here["sensitive"] = list(ratios), list(sensitive[:KEPT])
     here["settings"].setdefault(family, {})[role] = fields
     beside = FILE.with_suffix(".new")
     beside.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n")
