@@ -24,7 +24,7 @@ HEAD = 64
 CHANNELS = 16
 TEXT = 16  # tokens of the prompt
 BLOCKS = {"num_layers": 2, "num_single_layers": 6}
-SEEDS = {(64, 128): 24, (256, 128): 16, (256, 384): 24, (1024, 384): 16, (1024, 768): 6}  # generations of each system
+SEEDS = {(64, 128): 24, (256, 128): 16, (256, 384): 24, (1024, 384): 8, (1024, 768): 6}  # generations of each system
 
 
 def workload(tokens: int, width: int) -> Workload:
