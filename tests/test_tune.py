@@ -134,6 +134,7 @@ def test_sensitive_seeds_choose_by_the_worst_and_are_not_in_the_means(tuner: Tun
     assert best.system == even
     assert best.deep == 15
     assert best.merit == best.psnr + min(best.sensitive) < best.psnr + min(best.psnrs)
+    assert len(set(best.sensitive)) == 1, "a seed that is ordinary was run as a sensitive one"
 
 
 def test_a_schedule_moves_for_as_long_as_that_helps(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,6 +271,35 @@ def test_the_quick_comparison_is_of_own_settings_on_one_model(
     assert [(given, [workload.key for workload in workloads]) for given, workloads in asked] == [(parts, keys.split())]
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--tune --deep 10 --deep 7", [([10, 7], True)] * 2),
+        ("--tune --deep 10 --part equal --workload wan", [([10], False)]),
+        ("--tune --part equal --workload flux", [(DEEP_STEPS, False)]),
+        ("--tune --part quality --workload flux", [((), True)]),
+        ("--tune --part quality --deep 10", "give --tune, and no --part but with equal"),
+        ("--deep 10", "give --tune, and no --part but with equal"),
+    ],
+)
+def test_what_is_tuned_is_what_was_asked_for(
+    words: str, expected: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("sys.argv", ["versus", *words.split()])
+    monkeypatch.setattr(runner, "quiet", lambda: None)
+    monkeypatch.setattr(runner, "measure", lambda *given: pytest.fail("nothing was to be measured"))
+    monkeypatch.setattr(runner, "tune", lambda workload, families, targets, quality: asked.append((targets, quality)))
+    if isinstance(expected, str):
+        with pytest.raises(SystemExit, match="2"):
+            runner.main()
+        assert expected in capsys.readouterr().err
+        assert not asked
+    else:
+        runner.main()
+        assert asked == expected
+
+
 @pytest.mark.parametrize("deep", DEEP_STEPS)
 def test_ours_without_a_probe_has_as_many_deep_steps_as_it_is_asked_for(deep: int) -> None:
     tiny, _ = WORKLOADS

@@ -55,6 +55,8 @@ def main() -> None:
     workloads = [workload for workload in WORKLOADS if workload.key in keys]
     results = arguments.results or rows.RESULTS / ("quick.jsonl" if arguments.quick else "full.jsonl")
     parts = arguments.part or (("own",) if arguments.quick else PARTS)
+    if arguments.deep and not (arguments.tune and "equal" in parts):
+        parser.error("--deep: says what to tune for equal deep steps: give --tune, and no --part but with equal")
     if arguments.tune:
         for workload in workloads:
             targets = (arguments.deep or DEEP_STEPS) if "equal" in parts else ()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..quality import psnr
 from .generation import generate
-from .system import Installed
+from .system import Call, Installed
 from .uncached import Uncached
 from .workload import Workload
 
@@ -34,7 +34,7 @@ def sensitive(workload: Workload, seeds: Iterable[int] = SEARCHED) -> tuple[int,
     return tuple(sorted(unlike, key=unlike.__getitem__))
 
 
-def _disturbed(installed: Installed) -> Any:
+def _disturbed(installed: Installed) -> Call:
     def call(stream: str, step: int, inputs: dict[str, Any]) -> Any:
         if step == 0:
             x: Tensor = inputs["hidden_states"]
