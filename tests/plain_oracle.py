@@ -26,6 +26,7 @@ class PlainDiCache:
     max_skips: int | None = None
     error: str = "probe"
     order: int = 1
+    feedback: float = 0.0
     inclusive: bool = False
     leader: PlainDiCache | None = None  # the stream that is called before it in each step, whose decision it takes over
     h_prev: Tensor | None = None
@@ -34,6 +35,8 @@ class PlainDiCache:
     skipped: int = 0
     index: int = 0
     anchors: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (residual, place), newest last
+    made: list[Tensor] = field(default_factory=list)  # residuals that stood in since the newest anchor
+    owed: Tensor | None = None
     deep: list[bool] = field(default_factory=list)
     errors: list[float | None] = field(default_factory=list)
     gammas: list[float | None] = field(default_factory=list)
@@ -52,6 +55,8 @@ class PlainDiCache:
             carried = self.model.run(carried, self.probe_depth, self.model.depth)
             y = carried["x"].clone()
             self.anchors.append((y.float() - x.float(), self._place(x, h)))
+            if self.feedback:
+                self._settle(x.dtype)
             self.gammas.append(None)
         else:
             carried = {**carried, "x": self._estimate(x, h).to(x.dtype)}
@@ -80,7 +85,30 @@ class PlainDiCache:
     def _estimate(self, x: Tensor, h: Tensor) -> Tensor:
         gamma = self._gamma(x, h)
         self.gammas.append(gamma)
-        return x.float() + self._extrapolated(0, x.dtype, gamma)
+        self.made.append(self._extrapolated(0, x.dtype, gamma))
+        given = 0.0
+        if self.owed is not None:
+            given = self.feedback * (1 - self.feedback) ** (len(self.made) - 1) * self.owed.to(x.dtype).float()
+        return x.float() + self.made[-1] + given
+
+    def _settle(self, dtype: torch.dtype) -> None:
+        """Adds what the last run of reused steps lacked to what is owed; the newest anchor is the step after it."""
+        newest = self.anchors[-1][0]
+        before = [residual.to(dtype).float() for residual, _ in self.anchors[-3:-1]][::-1]
+        lacks = torch.zeros_like(newest)
+        for place, made in enumerate(self.made if before else [], start=1):
+            u = place / (len(self.made) + 1)
+            # Lagrange's polynomial through 1, 0 and, where there is one, -back.
+            if len(before) == 1:
+                true = u * newest + (1 - u) * before[0]
+            else:
+                back = self._back(dtype)
+                true = newest * u * (u + back) / (1 + back) + before[0] * (1 - u) * (u + back) / back
+                true = true + before[1] * u * (u - 1) / (back * (1 + back))
+            lacks = lacks + true - made
+        if self.owed is not None:
+            lacks = lacks + (1 - self.feedback) ** len(self.made) * self.owed.to(dtype).float()
+        self.owed, self.made = lacks, []
 
     def _estimate_error(self, x: Tensor, h: Tensor) -> float:
         """How far the same estimate of the probe's residual is off."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig
-from dicache_compile.estimators import DCTA, Reuse
+from dicache_compile.estimators import DCTA, FeedbackDCTA, Reuse
 from dicache_compile.options import split_options
 
 
@@ -50,6 +50,8 @@ from dicache_compile.options import split_options
         ("strict", 1, "strict: expected True or False"),
         ("joint", 1, "joint: expected True or False, got 1"),
         ("order", 3, "order: expected one of 1, 2, got 3"),
+        ("feedback", 1.5, "feedback: expected a number from 0 to 1, got 1.5"),
+        ("feedback", True, "feedback: expected a number, got True"),
         ("gate", "probe", "gate: expected an object with the methods of policy.Gate"),
         ("estimator", int, "estimator: expected an object with the methods of policy.Estimator"),
     ],
@@ -72,6 +74,15 @@ def test_an_error_of_the_estimate_needs_an_estimator_that_can_be_checked_and_a_p
 def test_a_second_order_estimate_has_no_fused_operator() -> None:
     with pytest.raises(ValueError, match="order=2 needs kernels='inductor'"):
         DiCacheConfig(order=2, kernels="triton")
+
+
+def test_feedback_goes_with_the_line_through_two_anchors_and_has_no_fused_operator() -> None:
+    with pytest.raises(ValueError, match="order=2 needs feedback=0"):
+        DiCacheConfig(order=2, feedback=0.5)
+    with pytest.raises(ValueError, match="feedback needs kernels='inductor'"):
+        DiCacheConfig(feedback=1, kernels="triton")
+    with pytest.raises(ValueError, match=r"kernels='triton' would not run FeedbackDCTA\.estimate"):
+        DiCacheConfig(estimator=FeedbackDCTA((1, 2)), kernels="triton")
 
 
 def test_the_fused_operators_measure_along_a_probe() -> None:

@@ -83,6 +83,22 @@ def test_deep_steps_and_no_limit_are_the_whole_schedule(engine: str, probe_depth
 
 
 @each_engine
+@pytest.mark.parametrize("probe_depth", [0, 1])
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_feedback_gives_back_in_every_generation_as_the_oracle(engine: str, share: float, probe_depth: int) -> None:
+    model = models.make(models.TwoStream)
+    options: dict[str, Any] = {"probe_depth": probe_depth, "feedback": share, "gamma_range": (1.0, 4.0)}
+    # Runs of reused steps after one anchor, two and three, two deep steps in a row, and reused ones at the end.
+    options["deep_steps"] = (2, 5, 6)
+    free = {"warmup_steps": 0, "max_consecutive_skips": None}
+    call = compiled(model, threshold=math.inf, engine=engine, **options, **free)
+    for _ in range(2):  # the second is not given what the first one's last steps lacked
+        oracle = PlainDiCache(model, math.inf, warmup=0, **options)
+        assert_near(generate(call, model), generate(oracle, model))
+        assert oracle.deep == [step in (0, 2, 5, 6) for step in range(STEPS)]
+
+
+@each_engine
 @each_dtype
 @each_model
 @pytest.mark.parametrize(("error", "order"), [("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2)])

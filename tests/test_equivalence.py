@@ -38,7 +38,8 @@ def cases(draw: st.DrawFn) -> tuple[models.Model, dict[str, Any], dict[str, int]
         "max_consecutive_skips": draw(st.one_of(st.none(), st.integers(0, 4))),
         "gamma_range": (low, low + draw(st.floats(0, 2))),
         "error": draw(st.sampled_from(["probe", "probe_minus_input", *["estimate"] * (probe > 0)])),
-        "order": draw(st.sampled_from([1, 2])),
+        "order": (order := draw(st.sampled_from([1, 2]))),
+        "feedback": draw(st.sampled_from([0.0, 0.5, 1.0])) if order == 1 else 0.0,
         "comparison": draw(st.sampled_from(["<", "<="])),
         "streams": draw(st.sampled_from(["auto", 1])),
         "joint": draw(st.booleans()),  # which one stream by itself does not notice
@@ -72,6 +73,7 @@ def oracle(model: models.Model, threshold: float, config: dict[str, Any]) -> Pla
         max_skips=config["max_consecutive_skips"],
         error=config["error"],
         order=config["order"],
+        feedback=config["feedback"],
         inclusive=config["comparison"] == "<=",
     )
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dicache_compile.estimators import DCTA, SecondOrderDCTA
+from dicache_compile.estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from dicache_compile.gates import ProbeError
 from dicache_compile.kernels import clipped_ratio, extrapolate, mean_abs_difference, relative_l1
 
@@ -210,3 +210,71 @@ def test_nan_and_infinity_are_never_within() -> None:
     gate = ProbeError(math.inf, comparison="<=")
     assert not gate.judge(torch.tensor(math.nan), {"accumulated": torch.zeros(())})[0]
     assert not gate.judge(torch.tensor(math.inf), {"accumulated": torch.zeros(())})[0]
+
+
+@given(reused=st.integers(1, 6), back=st.floats(0.3, 3.9), lead=st.floats(0.5, 3), seed=st.integers(0, 100))
+def test_feedback_owes_what_a_run_of_estimates_lacked(reused: int, back: float, lead: float, seed: int) -> None:
+    """Exact where the residual is a parabola of the input and the reused steps are evenly spaced."""
+    start, way, a, b, c = (tensor.double() for tensor in tensors(seed, 5))
+
+    def x_at(at: float) -> Tensor:
+        return (start + at * way).float()
+
+    def residual(at: float) -> Tensor:
+        return (a + at * b + at * at * c).float()
+
+    # Anchors at -1 and 0, then reused steps up to one at `lead`; the older gap is `lead` times `back`.
+    older = -lead * back
+    state = {"r1": residual(0), "r2": residual(older), "p1": x_at(0), "p2": x_at(older), "owed": torch.zeros(SHAPE)}
+    state |= {"anchor_gap": mean_abs_difference(x_at(0), x_at(older))}
+    state |= dict.fromkeys(("reused", "reached", "known"), torch.tensor(0.0))
+    estimator, anchors = FeedbackDCTA((0.0, 1e3), "input"), torch.tensor(2)
+    lacked = torch.zeros(SHAPE).double()
+    for step in range(1, reused + 1):
+        x = x_at(lead * step / (reused + 1))
+        gamma = estimator.weigh(x, x, anchors, state)
+        state |= estimator.follow(gamma, torch.tensor(True), anchors, state)
+        stand_in = estimator.estimate(x, gamma, anchors, state)
+        lacked += residual(lead * step / (reused + 1)).double() - (stand_in - x)
+    state |= estimator.follow(estimator.weigh(x, x, anchors, state), torch.tensor(False), anchors, state)
+    x = x_at(lead)
+    new = estimator.anchor(x, x, x + residual(lead), state)
+    # Sums of up to six residuals of up to 4 (1 + 12 + 144), and one difference over a gap ratio of 0.3.
+    torch.testing.assert_close(new["owed"].double(), lacked, rtol=1e-3, atol=0.02)
+    assert new["reused"] == new["reached"] == 0
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_feedback_gives_back_all_that_is_owed_and_keeps_the_rest(share: float) -> None:
+    state = {**dcta_state(), "owed": tensors(4, 1)[0], "reached": torch.tensor(0.0), "reused": torch.tensor(0.0)}
+    estimator, line, anchors = FeedbackDCTA((1.0, 2.0), share=share), DCTA((1.0, 2.0)), torch.tensor(2)
+    x, gamma, given = torch.zeros(SHAPE), torch.tensor(1.0), torch.zeros(SHAPE)
+    for _ in range(3):
+        state |= estimator.follow(gamma, torch.tensor(True), anchors, state)
+        given += estimator.estimate(x, gamma, anchors, state) - line.estimate(x, gamma, anchors, state)
+    # All residuals alike, so that the run lacked nothing.
+    same = state["r1"]
+    new = estimator.anchor(x, x, same, {**state, "r2": same, "reached": torch.tensor(0.0)})
+    torch.testing.assert_close(new["owed"], (1 - share) ** 3 * state["owed"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(given + new["owed"], state["owed"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("known", [0, 1])
+def test_feedback_masks_what_an_earlier_generation_left(known: int) -> None:
+    stale = torch.full(SHAPE, float("nan"))
+    state = {**dcta_state(), "r2": stale, "owed": stale} | dict.fromkeys(("reused", "reached"), torch.tensor(2.0))
+    if known == 0:
+        state["r1"] = stale
+    x, h, y = tensors(9, 3)
+    estimator, anchors = FeedbackDCTA((1.0, 2.0)), torch.tensor(known)
+    state |= estimator.follow(torch.tensor(float("nan")), torch.tensor(False), anchors, state)
+    owed = estimator.anchor(x, h, y, state)["owed"]
+    # With one anchor two steps stood still at it, and should have been a third and two thirds of the way.
+    expected = torch.zeros(SHAPE) if known == 0 else (1 / 3 + 2 / 3) * (y - x - state["r1"])
+    torch.testing.assert_close(owed, expected)
+
+
+def test_feedback_shares_are_above_0_and_up_to_1() -> None:
+    for share in (0.0, 1.5, math.nan):
+        with pytest.raises(ValueError, match="share: expected a number above 0 and up to 1"):
+            FeedbackDCTA((1.0, 2.0), share=share)

@@ -23,6 +23,7 @@ def check(config: DiCacheConfig) -> None:
 
 def _check_numbers(config: DiCacheConfig) -> None:
     _real("threshold", config.threshold, 0, math.inf)
+    _real("feedback", config.feedback, 0, 1)
     for name, least in (("probe_depth", 0), ("warmup_steps", 0), ("final_steps", 0)):
         _whole(name, getattr(config, name), least)
     for name, least in (("max_consecutive_skips", 0), ("num_steps", 1)):
@@ -93,7 +94,11 @@ def _check_together(config: DiCacheConfig) -> None:
     along_input = isinstance(estimator, DCTA) and estimator.along == "input"
     if isinstance(gate, EstimateGate) and along_input:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
+    if config.feedback and config.order == 2 and config.estimator is None:
+        raise ValueError("feedback goes with the line through two anchors: order=2 needs feedback=0")
     if config.kernels == "triton":
+        if config.feedback and config.estimator is None:
+            raise ValueError("kernels='triton' estimates from two anchors only: feedback needs kernels='inductor'")
         if config.order == 2 and config.estimator is None:
             raise ValueError("kernels='triton' estimates from two anchors only: order=2 needs kernels='inductor'")
         if along_input:

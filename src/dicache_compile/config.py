@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from . import checks
-from .estimators import DCTA, SecondOrderDCTA
+from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from .gates import EstimateError, ProbeError
 from .policy import Decider, EstimateGate, Estimator, Gate
 
@@ -39,6 +39,11 @@ class DiCacheConfig:
     """The estimate's. 1, the paper's: on the line through the last two anchors. 2: with the bend of the parabola
     through the last three, damped with the distance, for two more tensors. Pays with error="estimate" and with
     probe_depth=0."""
+
+    feedback: float = 0.0
+    """How much of what the estimates have been short of, as each deep step shows, a reused step gives back: 1, all of
+    it at once, or a share of what is left. 0: nothing, as published. Keeps errors of early steps from adding up on a
+    schedule that skips them; for one more tensor, and with `order=1`. With it `gamma_range` can be wide."""
 
     error: Literal["probe", "probe_minus_input", "estimate"] = "probe"
     """What is compared with the threshold. "probe", the paper's choice: the relative change of h, accumulated.
@@ -115,8 +120,8 @@ class DiCacheConfig:
     """Another gate than the probe's error. `threshold`, `error` and `comparison` are then its own affair."""
 
     estimator: Estimator | None = None
-    """Another estimator than the two-anchor one. `gamma_range`, `order` and, without a probe, what it goes along (of
-    `DCTA`: `along="input"`) are then its own affair."""
+    """Another estimator than the two-anchor one. `gamma_range`, `order`, `feedback` and, without a probe, what it goes
+    along (of `DCTA`: `along="input"`) are then its own affair."""
 
     def __post_init__(self) -> None:
         for name in ("trunk", "gamma_range", "deep_steps"):
@@ -166,8 +171,10 @@ class DiCacheConfig:
     def make_estimator(self) -> Estimator:
         if self.estimator is not None:
             return self.estimator
-        kind = DCTA if self.order == 1 else SecondOrderDCTA
-        return kind(self.gamma_range, "probe" if self.probe_depth else "input")
+        along: Literal["probe", "input"] = "probe" if self.probe_depth else "input"
+        if self.feedback:
+            return FeedbackDCTA(self.gamma_range, along, self.feedback)
+        return (DCTA if self.order == 1 else SecondOrderDCTA)(self.gamma_range, along)
 
     def trunk_owners(self) -> tuple[str, ...]:
         if self.trunk is None:

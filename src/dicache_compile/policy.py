@@ -114,6 +114,17 @@ class CheckedEstimator(Estimator, Protocol):
 
 
 @runtime_checkable
+class FollowingEstimator(Estimator, Protocol):
+    """An estimator that keeps count of the steps between its anchors."""
+
+    def follow(self, gamma: Tensor, reuse: Tensor, anchors: Tensor, state: State) -> dict[str, Tensor]:
+        """What its slots that are scalars become on every step, as soon as it is decided; `reuse` (bool, shape ())
+        says what. `anchors` is as in `Estimator.weigh`; `estimate` and `anchor` then see the new values.
+        """
+        ...
+
+
+@runtime_checkable
 class SummedGate(Gate, Protocol):
     """A gate whose error follows from the sums of `kernels.operators.statistics`.
 

@@ -1,7 +1,8 @@
 """Estimators: one file each."""
 
 from .dcta import DCTA
+from .feedback import FeedbackDCTA
 from .reuse import Reuse
 from .second_order import SecondOrderDCTA
 
-__all__ = ["DCTA", "Reuse", "SecondOrderDCTA"]
+__all__ = ["DCTA", "FeedbackDCTA", "Reuse", "SecondOrderDCTA"]

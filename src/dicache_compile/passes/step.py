@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ..plan import Inputs, Partition, Region, Slot
+from ..policy import FollowingEstimator
 from . import control, values
 from .emit import Emitter, memory_of
 from .measure import Policy, measure, stand_in
@@ -88,6 +89,7 @@ class Step:
             for spec in gate.slots():
                 if spec.name in new and spec.name not in stream.written:
                     updates |= self._slots(place).write(emitter, spec, new[spec.name], anchors)
+            updates |= self._counted(emitter, place, stream.gamma, reuse, anchors)
         return reuse, gammas, updates
 
     def deep(self, emitter: Emitter) -> tuple[list[object], Updates]:
@@ -121,6 +123,19 @@ class Step:
     def _epilogue(self, emitter: Emitter) -> list[object]:
         emitter.copy(self.partition.nodes(Region.EPILOGUE))
         return [emitter.read(node) if isinstance(node, fx.Node) else node for node in self.outputs()]
+
+    def _counted(self, emitter: Emitter, place: int, gamma: fx.Node, reuse: fx.Node, anchors: fx.Node) -> Updates:
+        """What one stream's estimator counts on every step."""
+        estimator, slots = self.policy.estimator, self._slots(place)
+        if not isinstance(estimator, FollowingEstimator):
+            return {}
+        scalars = [spec for spec in estimator.slots() if spec.scalar]
+        new = emitter.trace(estimator.follow, gamma, reuse, anchors, slots.read(emitter, scalars, anchors))
+        updates: Updates = {}
+        for spec in scalars:
+            if spec.name in new:
+                updates |= slots.write(emitter, spec, new[spec.name], anchors)
+        return updates
 
     def _control(self) -> tuple[control.ControlSlot, ...]:
         return control.control_slots(len(self.inputs.conditions), self.policy.joint)

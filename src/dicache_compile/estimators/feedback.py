@@ -1,0 +1,81 @@
+"""DCTA that gives back what it got wrong: each deep step tells what the reused steps before it should have been."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import clipped_ratio
+from ..policy import SlotSpec, State
+from .dcta import DCTA
+from .second_order import GAP_RATIO
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackDCTA(DCTA):
+    """y = x + R2 + gamma (R1 - R2) + share (1 - share)^(k - 1) U on the k-th reused step since R1, in `DCTA`'s terms.
+
+    U is what the estimates of a generation lack so far. A deep step with residual R0 adds what the n reused steps
+    since R1 lack, the sum of what they should have been less the sum of what they were:
+
+        n/2 (R0 - R1) - n (n + 2) / (6 (n + 1)) B - sum_j (gamma_j - 1) (R1 - R2)
+
+    Between two anchors a residual is known far better than beyond them: the first two terms are that of the parabola
+    through R0, R1, R2 at 1, 0, -|P1 - P2| / |P0 - P1|, summed over n even places between the first two. B is Newton's
+    second divided difference, 0 with two anchors.
+
+    A sampler adds its model's outputs up, so what is given back puts later steps near to where they would be, and
+    errors do not add up from one run of reused steps to the next. With share 1 the first reused step gives back all.
+
+    Our rule, not a published one for caches. As error feedback it is known from compressed gradients (Seide et al.,
+    Interspeech 2014; arXiv 1901.09847) and from sigma-delta modulators.
+
+    Raises ValueError for a share outside of (0, 1].
+    """
+
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        DCTA.__post_init__(self)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share: expected a number above 0 and up to 1, got {self.share!r}")
+
+    def slots(self) -> tuple[SlotSpec, ...]:
+        return (
+            *DCTA.slots(self),
+            SlotSpec("owed", per_stream=True, scalar=False),
+            SlotSpec("reused", per_stream=True, scalar=True),  # steps since R1
+            SlotSpec("reached", per_stream=True, scalar=True),  # sum of gamma - 1 over them
+            SlotSpec("known", per_stream=True, scalar=True),  # anchors, as of the last step
+        )
+
+    def follow(self, gamma: Tensor, reuse: Tensor, anchors: Tensor, state: State) -> dict[str, Tensor]:
+        reused, reached = state["reused"], state["reached"]
+        # With one anchor gamma is NaN, and the estimate stays at it.
+        beyond = torch.where(anchors > 1, gamma - 1, torch.zeros_like(gamma))
+        return {
+            "reused": torch.where(reuse, reused + 1, reused),
+            "reached": torch.where(reuse, reached + beyond, reached),
+            "known": anchors.to(torch.float32),
+        }
+
+    def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
+        given = self.share * (1 - self.share) ** (state["reused"] - 1)
+        return DCTA.estimate(self, x, gamma, anchors, state) + given * state["owed"].float()
+
+    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
+        new = DCTA.anchor(self, x, h, y, state)
+        newest, older, oldest = new["r"], state["r1"].float(), state["r2"].float()
+        reused, known = state["reused"], state["known"]
+        ratio = clipped_ratio(state["anchor_gap"], new["anchor_gap"], *GAP_RATIO)
+        slope, before = newest - older, older - oldest
+        bend = (slope - before / ratio) / (1 + ratio)
+        line = reused / 2 * slope
+        curve = line - reused * (reused + 2) / (6 * (reused + 1)) * bend - state["reached"] * before
+        left = (1 - self.share) ** reused * state["owed"].float()
+        # What does not exist yet may hold anything, and is masked: also the counts, which an earlier generation left.
+        owed = torch.where(known > 1, curve + left, torch.where(known > 0, line, torch.zeros_like(line)))
+        none = torch.zeros_like(reused)
+        return {**new, "owed": owed, "reused": none, "reached": none, "known": known}
