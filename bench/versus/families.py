@@ -12,7 +12,7 @@ from typing import Any
 from .dbcache import DBCache
 from .first_block import FirstBlock
 from .mag import Mag
-from .ours import ESTIMATE, UNPROBED, Ours
+from .ours import ESTIMATE, FEEDBACK, UNPROBED, Ours
 from .published import PublishedDiCache
 from .sea import Sea
 from .system import System
@@ -36,10 +36,12 @@ def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[
 
 
 def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
-    rules = {**UNPROBED, "warmup_steps": 0, "max_consecutive_skips": None}
+    free = {"warmup_steps": 0, "max_consecutive_skips": None}
+    forms = [{**UNPROBED, "gamma_range": (1, gamma)} for gamma in (2, 3)]
+    forms += [{**FEEDBACK, "feedback": share} for share in (1.0, 0.5)]
     return [
-        Ours(threshold=math.inf, changed={**rules, "gamma_range": (1, gamma), "deep_steps": mask})
-        for mask, gamma in itertools.product(_masks(deep), (2, 3))
+        Ours(threshold=math.inf, changed={**form, **free, "deep_steps": mask})
+        for mask, form in itertools.product(_masks(deep), forms)
     ]
 
 

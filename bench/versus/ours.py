@@ -19,6 +19,8 @@ from .workload import STEPS, Workload
 STATIC: dict[str, Any] = {"probe_depth": 0, "estimator": Reuse()}
 # No block either, and from three anchors an estimate along the model's input.
 UNPROBED: dict[str, Any] = {"probe_depth": 0, "order": 2, "gamma_range": (1, 2)}
+# The same from two, on a line however far it reaches, which gives back what it got wrong.
+FEEDBACK: dict[str, Any] = {"probe_depth": 0, "feedback": 1.0, "gamma_range": (1, 10)}
 # The estimator checked on the probe, both calls of guidance together: from two anchors, and from three.
 FIRST_ORDER: dict[str, Any] = {"error": "estimate", "joint": True, "gamma_range": (1, 2)}
 ESTIMATE: dict[str, Any] = {"error": "estimate", "joint": True, "order": 2, "gamma_range": (1, 3)}
