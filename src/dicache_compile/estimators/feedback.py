@@ -28,6 +28,7 @@ class FeedbackDCTA(DCTA):
 
     A sampler adds its model's outputs up, so what is given back puts later steps near to where they would be, and
     errors do not add up from one run of reused steps to the next. With share 1 the first reused step gives back all.
+    Where a sampler's steps are of different lengths, what is given back is as much too long or too short as they are.
 
     Our rule, not a published one for caches. As error feedback it is known from compressed gradients (Seide et al.,
     Interspeech 2014; arXiv 1901.09847) and from sigma-delta modulators.
