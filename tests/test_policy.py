@@ -223,7 +223,7 @@ def test_feedback_owes_what_a_run_of_estimates_lacked(reused: int, back: float, 
     def residual(at: float) -> Tensor:
         return (a + at * b + at * at * c).float()
 
-    # Anchors at -1 and 0, then reused steps up to one at `lead`; the older gap is `lead` times `back`.
+    # Anchors at -lead * back and 0, then evenly spaced reused steps and the next anchor at `lead`.
     older = -lead * back
     state = {"r1": residual(0), "r2": residual(older), "p1": x_at(0), "p2": x_at(older), "owed": torch.zeros(SHAPE)}
     state |= {"anchor_gap": mean_abs_difference(x_at(0), x_at(older))}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import clipped_ratio
+from ..kernels import clipped_ratio, second_difference
 from ..policy import SlotSpec, State
 from .dcta import DCTA
 from .second_order import GAP_RATIO
@@ -71,10 +71,9 @@ class FeedbackDCTA(DCTA):
         newest, older, oldest = new["r"], state["r1"].float(), state["r2"].float()
         reused, known = state["reused"], state["known"]
         ratio = clipped_ratio(state["anchor_gap"], new["anchor_gap"], *GAP_RATIO)
-        slope, before = newest - older, older - oldest
-        bend = (slope - before / ratio) / (1 + ratio)
-        line = reused / 2 * slope
-        curve = line - reused * (reused + 2) / (6 * (reused + 1)) * bend - state["reached"] * before
+        bend = second_difference(newest, older, oldest, ratio)
+        line = reused / 2 * (newest - older)
+        curve = line - reused * (reused + 2) / (6 * (reused + 1)) * bend - state["reached"] * (older - oldest)
         left = (1 - self.share) ** reused * state["owed"].float()
         # What does not exist yet may hold anything, and is masked: also the counts, which an earlier generation left.
         owed = torch.where(known > 1, curve + left, torch.where(known > 0, line, torch.zeros_like(line)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels import clipped_ratio, relative_l1
+from ..kernels import clipped_ratio, relative_l1, second_difference
 from ..policy import SlotSpec, State
 from .dcta import DCTA
 
@@ -62,9 +62,9 @@ class SecondOrderDCTA(DCTA):
     def _curve(self, name: str, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
         """The anchors' residuals or probe residuals, where gamma is on their curve: float32."""
         newest, older, oldest = (state[f"{name}{age}"].float() for age in (1, 2, 3))
-        ratio, slope = state["gap_ratio"], newest - older
-        bend = (slope - (older - oldest) / ratio) / (1 + ratio)
-        line = older + gamma * slope
+        ratio = state["gap_ratio"]
+        bend = second_difference(newest, older, oldest, ratio)
+        line = older + gamma * (newest - older)
         beyond = (gamma - 1).clamp(min=0) / (1 + ratio)
         curve = line + gamma * (gamma - 1) / (1 + (self.damping * beyond).square()) * bend
         # What does not exist yet may hold anything, and is masked.

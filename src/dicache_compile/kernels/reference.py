@@ -26,6 +26,14 @@ def clipped_ratio(numerator: Tensor, denominator: Tensor, low: float, high: floa
     return torch.where(usable, ratio, torch.ones_like(ratio))
 
 
+def second_difference(newest: Tensor, older: Tensor, oldest: Tensor, ratio: Tensor) -> Tensor:
+    """Newton's second divided difference of three tensors at 1, 0 and -ratio, of their shape and dtype.
+
+    `ratio`, of shape (), is the older gap over the newer one.
+    """
+    return ((newest - older) - (older - oldest) / ratio) / (1 + ratio)
+
+
 def extrapolate(base: Tensor, newest: Tensor, older: Tensor, gamma: Tensor, has_older: Tensor) -> Tensor:
     """A linear extrapolation: base + older + gamma (newest - older), or base + newest where there is no older.
 
