@@ -106,3 +106,14 @@ def test_slots_of_one_name_are_refused() -> None:
     model = models.make(models.SingleStream)
     with pytest.raises(Exception, match="two slots are named 'index'"):
         generate(compiled(model, estimator=Clashing()), model)
+
+
+def test_an_estimator_that_would_write_a_tensor_on_every_step_is_refused() -> None:
+    class Rewriting(Reuse):
+        def follow(self, gamma: Tensor, reuse: Tensor, anchors: Tensor, state: State) -> dict[str, Tensor]:
+            return {"last": gamma}
+
+    model = models.make(models.TwoStream)
+    call = compiled(model, estimator=Rewriting())
+    with pytest.raises(Exception, match=r"Rewriting\.follow may return slots that are scalars, got last"):
+        generate(call, model)

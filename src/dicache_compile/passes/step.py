@@ -131,6 +131,11 @@ class Step:
             return {}
         scalars = [spec for spec in estimator.slots() if spec.scalar]
         new = emitter.trace(estimator.follow, gamma, reuse, anchors, slots.read(emitter, scalars, anchors))
+        if others := new.keys() - {spec.name for spec in scalars}:
+            raise ValueError(
+                f"{type(estimator).__name__}.follow may return slots that are scalars, "
+                f"got {', '.join(sorted(others))}: return those from `anchor`"
+            )
         updates: Updates = {}
         for spec in scalars:
             if spec.name in new:
