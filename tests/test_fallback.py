@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._inductor import compile_fx
+from torch._inductor.compile_worker.subproc_pool import SubprocException
+from torch._inductor.exc import InductorError
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
 from dicache_compile.errors import UncachedWarning, UnsupportedGraphError
@@ -194,3 +197,16 @@ def test_the_graph_of_a_refused_model_is_what_torch_compile_would_run() -> None:
     assert not told.cached
     assert told.reason == "only one transformer block found (blocks.0): nothing to skip"
     assert str(told) == f"not cached: {told.reason}"
+
+
+def test_an_error_of_a_process_that_compiles_kernels_is_told_by_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = "Traceback (most recent call last):\n  File ...\nValueError: a number is out of range\n"
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise InductorError(SubprocException(trace, "kernel"), None)
+
+    monkeypatch.setattr(compile_fx, "compile_fx", failing)
+    model = models.make(models.SingleStream)
+    call = compiled(model, lowering="inductor", strict=True)
+    with torch.no_grad(), pytest.raises(Exception, match="part of the cut graph: ValueError: a number is out of range"):
+        call(*models.inputs(model, 0, STEPS))

@@ -68,6 +68,12 @@ def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
     assert " passed" in run(["-m", "pytest", "--noconftest", "tests/triton_compiled.py"], **options)
 
 
+@needs_triton
+def test_what_inductor_makes_of_the_pieces_compiles_for_hopper(tmp_path: Path) -> None:
+    options = {"TRITON_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    assert " passed" in run(["-m", "pytest", "--noconftest", "tests/inductor_triton.py"], **options)
+
+
 @pytest.mark.parametrize("stored", STORED, ids=str)
 def test_statistics_are_the_sums_of_float64(stored: torch.dtype) -> None:
     for whole, dtype, layout, anchors in itertools.product((True, False), COMPUTED, LAYOUTS, (-1, 1, 2, 3)):

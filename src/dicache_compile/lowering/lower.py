@@ -45,7 +45,7 @@ class Lowering:
         except InductorError as error:  # seen where a size is a sum of several that depend on data
             raise UnsupportedGraphError(
                 "lowering",
-                f"Inductor cannot compile a part of the cut graph: {str(error).strip().partition(chr(10))[0]}",
+                f"Inductor cannot compile a part of the cut graph: {_in_one_line(error)}",
             ) from error
 
     def _example(self, name: str) -> object:
@@ -83,6 +83,13 @@ def lower_graph(gm: fx.GraphModule, examples: Sequence[object], settings: Mappin
 
     compiled: Callee = compile_fx(gm, list(examples), config_patches=dict(settings))  # type: ignore[arg-type, assignment]
     return compiled
+
+
+def _in_one_line(error: InductorError) -> str:
+    """What went wrong. An error in one of the processes that compile kernels says it in the last line of its trace."""
+    inner = error.inner_exception
+    details = str(getattr(inner, "details", "")).strip()
+    return details.splitlines()[-1].strip() if details else str(error).strip().partition("\n")[0]
 
 
 def _carry_metadata(source: fx.GraphModule, piece: Piece) -> None:

@@ -59,7 +59,9 @@ def checksum(condition: Tensor) -> Tensor:
     flat = condition.reshape(-1).float()
     # Each place weighs in [0.5, 1.5), by Fibonacci hashing (Knuth, TAOCP 3, section 6.4): 16 of the bits of its product
     # with the golden ratio's 32. There is no division in it, which 64-bit numbers are slow at, and no period of 65536.
-    place = torch.arange(condition.numel(), device=condition.device)
+    # The mask changes nothing but that Inductor multiplies numbers then: a product of places would become a part of
+    # its index arithmetic, which on a GPU has 32 bits, and the kernel would not compile.
+    place = torch.arange(condition.numel(), device=condition.device) & 0x7FFFFFFF
     upper = ((place * 0x9E3779B1) >> 16) & 0xFFFF
     return (flat * (upper.to(torch.int32) * 2.0**-16 + 0.5)).sum()
 
