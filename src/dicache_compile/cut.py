@@ -18,6 +18,7 @@ from .passes.dataflow import Dataflow
 from .passes.inputs import find_inputs, find_timestep, tensor_inputs
 from .passes.out_of_place import out_of_place
 from .passes.partition import partition
+from .passes.sink import sink
 from .passes.trunk import find_trunk
 from .plan import Branch, Inputs, Partition
 
@@ -57,6 +58,7 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
             f"no timestep found among the tensor inputs ({tensor_inputs(flow)}); name it with timestep_input=, or, for "
             "a model that has none, set streams=1 and num_steps= so that its steps are counted",
         )
+    parts = sink(flow, parts)  # after the inputs are told: what the probe reads of them is still a condition
     policy = Policy(
         config.make_gate(),
         config.make_estimator(),

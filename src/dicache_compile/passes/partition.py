@@ -8,14 +8,14 @@ Those are refused, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-import torch
 from torch import fx
 
 from ..errors import UnsupportedGraphError
 from ..plan import Partition, Region, Stream, Trunk
-from . import effects, symbols, values
+from . import effects, values
+from .crossing import find_crossing, why_not_passable
 from .dataflow import Dataflow
 from .residual_path import residual_path
 from .streams import find_streams
@@ -45,22 +45,8 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
         raise UnsupportedGraphError("partition", reason)
     if reason := _why_not_sized(streams):
         raise UnsupportedGraphError("partition", reason)
-    below = (Region.DEEP, Region.EPILOGUE)
-    carried = {node for stream in streams for node in (stream.x, stream.h)}
-    read_below = carried | {
-        needed
-        for node in gm.graph.nodes
-        if regions.get(node) in below or node.op == "output"
-        for argument in node.all_input_nodes
-        for needed in _behind_numbers(argument)
-    }
-    above = (Region.PROLOGUE, Region.PROBE)
-    # A size that depends on data has to cross where a shape below needs it.
-    needed = symbols.missing(values.value(node) for node in read_below)
-    counted = symbols.definers(node for node in gm.graph.nodes if regions.get(node) in above)
-    read_below |= {counted[symbol] for symbol in needed if symbol in counted}
-    crossing = tuple(node for node in gm.graph.nodes if regions.get(node) in above and node in read_below)
-    if reason := _why_not_passable(crossing):
+    crossing = find_crossing(gm, regions, streams)
+    if reason := why_not_passable(crossing):
         raise UnsupportedGraphError("partition", reason)
     return Partition(gm, trunk, probe_depth, regions, streams, crossing, effects.autocast_scopes(gm.graph))
 
@@ -211,21 +197,4 @@ def _why_not_sized(streams: tuple[Stream, ...]) -> str | None:
         size = values.size_text(stream.x) or ()
         if any(map(values.is_data_dependent, size)):
             return f"the stream `{stream.x.name}` has a size that depends on data: ({', '.join(size)})"
-    return None
-
-
-def _behind_numbers(node: fx.Node) -> Iterator[fx.Node]:
-    """What has to cross the cut where `node` is read: the node, or what it is computed from again."""
-    if not values.is_recomputed(node):
-        yield node
-    else:
-        for needed in node.all_input_nodes:
-            yield from _behind_numbers(needed)
-
-
-def _why_not_passable(crossing: tuple[fx.Node, ...]) -> str | None:
-    for node in crossing:
-        recorded = values.value(node)
-        if not isinstance(recorded, (torch.Tensor, torch.SymInt, int)):
-            return f"`{node.name}` of type {type(recorded).__name__} crosses the cut; only tensors and sizes can"
     return None

@@ -1,0 +1,67 @@
+"""Pass: sink. Moves from the probe's piece to the deep one what only the deep blocks need.
+
+A block of two streams ends with the prompt's: that half is there for the next block alone, which a reused step does not
+run. Plain dead-code elimination cannot remove it, as a deep step reads it after the branch.
+
+Requires: a partition. Ensures: the pieces compute what they did; a deep step runs the same operations as before, and a
+reused one those that the decision, the estimate and the epilogue need. What is moved is read by the deep region alone,
+writes nothing and draws nothing.
+Not handled: operations that are cheap throughout (no linear, convolution, matrix product or attention among them),
+which would only make more values cross the cut; those inside of a `vmap`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from torch import fx
+
+from ..plan import Partition, Region
+from . import effects, values
+from .crossing import find_crossing, why_not_passable
+from .dataflow import Dataflow
+
+_ABOVE = (Region.PROLOGUE, Region.PROBE)
+
+
+def sink(flow: Dataflow, partition: Partition) -> Partition:
+    """The partition with those nodes in the deep region; the same one if there are none."""
+    regions = partition.regions
+    above = {node for node in flow.order if regions.get(node) in _ABOVE}
+    free = above - flow.upstream(_kept(flow, partition))
+    heavy = {node for node in free if effects.is_heavy(node)}
+    moved = free & (flow.upstream(heavy) | flow.downstream(heavy))
+    # A tuple cannot cross a cut: its parts are taken where it is made.
+    moved -= {node for node in moved if _is_part(node) and node.args[0] not in moved}
+    if not moved:
+        return partition
+    sunk = {**regions, **dict.fromkeys(moved, Region.DEEP)}
+    crossing = find_crossing(partition.graph_module, sunk, partition.streams)
+    if why_not_passable(crossing):
+        return partition
+    return dataclasses.replace(partition, regions=sunk, crossing=crossing)
+
+
+def _kept(flow: Dataflow, partition: Partition) -> set[fx.Node]:
+    """What a step needs before the branch or on either side of it, and what has an effect."""
+    regions = partition.regions
+    kept: set[fx.Node] = set()
+    for stream in partition.streams:
+        for node in (stream.x, stream.h):
+            kept.update((node, *node.all_input_nodes))  # of a slice that the partition added, the flow knows nothing
+    for node in flow.order:
+        if node.op == "output" or regions.get(node) is Region.EPILOGUE:
+            kept.update(node.all_input_nodes)
+        elif effects.written(node) or effects.is_random(node):
+            kept.add(node)
+    kept.update(node for scope in effects.vmap_scopes(flow.order) for node in scope)
+    return {node for node in kept if regions.get(node) in _ABOVE}
+
+
+def _is_part(node: fx.Node) -> bool:
+    source = node.args[0] if node.args else None
+    return (
+        effects.name(node) == "getitem"
+        and isinstance(source, fx.Node)
+        and isinstance(values.value(source), (tuple, list))
+    )

@@ -1,0 +1,145 @@
+"""What only the deep blocks need of the probe's blocks is left to a deep step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from dicache_compile import DiCacheConfig
+from dicache_compile.cut import Cut, cut
+from dicache_compile.passes import effects
+from dicache_compile.plan import Region
+
+from . import models
+from .graphs import captured
+
+
+@torch.no_grad()
+def cut_of(model: nn.Module, *args: Any, **config: Any) -> Cut:
+    gm, examples = captured(model, *args)
+    return cut(gm, examples, DiCacheConfig(**config))
+
+
+class Truncated(nn.Module):
+    """A model without its deep blocks."""
+
+    def __init__(self, model: models.Model, probe_depth: int) -> None:
+        super().__init__()
+        self.model, self.probe_depth = model, probe_depth
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.model.leave(self.model.run(self.model.enter(*args), 0, self.probe_depth))
+
+
+def heavy(gm: fx.GraphModule) -> int:
+    """How many heavy operations something comes of."""
+    live = fx.Graph()
+    live.output(live.graph_copy(gm.graph, {}))
+    live.eliminate_dead_code()
+    return sum(map(effects.is_heavy, live.nodes))
+
+
+@pytest.mark.parametrize("probe_depth", [1, 2, 3])
+@pytest.mark.parametrize("kind", [models.SingleStream, models.TwoStream, models.Mixed])
+def test_a_reused_step_runs_what_the_model_without_its_deep_blocks_would(
+    kind: type[models.Model], probe_depth: int
+) -> None:
+    model = models.make(kind, depth=6)
+    args = models.inputs(model, 0, 10)
+    with torch.no_grad():
+        truncated, _ = captured(Truncated(model, probe_depth), *args)
+        whole, _ = captured(model, *args)
+    branch = cut_of(model, *args, probe_depth=probe_depth).branch
+    probe, deep, estimate = (heavy(piece.graph_module) for piece in (branch.probe, branch.deep, branch.estimate))
+    # Without deep blocks a Mixed still joins text and image, before it takes the image: one linear more.
+    assert probe + estimate == heavy(truncated) - (kind is models.Mixed)
+    assert probe + deep == heavy(whole)
+
+
+def moved(model: nn.Module, *args: Any) -> list[str]:
+    """The operations of the probe's blocks that run deep."""
+    partition = cut_of(model, *args).partition
+    probed = {node.name for block in partition.trunk.blocks[:1] for node in block.nodes}
+    return [effects.name(node) for node in partition.nodes(Region.DEEP) if node.name in probed]
+
+
+def test_what_is_cheap_stays() -> None:
+    class Cheap(models.DoubleBlock):
+        def forward(self, x: Tensor, text: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+            x, text = self.attention(x) + x, text.tanh()
+            return x + self.mlp(self.norm(x) + text.mean(1, keepdim=True)), text
+
+    model = models.make(models.TwoStream)
+    args = models.inputs(model, 0, 10)
+    assert "linear" in moved(models.make(models.Mixed), *args)
+    model.joint_blocks = nn.ModuleList(Cheap(model.width, 2) for _ in range(3))
+    assert moved(model, *args) == []
+
+
+class Tail(models.DoubleBlock):
+    """A block whose text does something before its last linear, in the first block alone."""
+
+    def __init__(self, width: int, first: bool) -> None:
+        super().__init__(width, 2)
+        self.last, self.first = nn.Linear(width, width), first
+
+    def forward(self, x: Tensor, text: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+        x, text = super().forward(x, text, time)
+        return x, self.last(self.before(text) if self.first else text)
+
+    def before(self, text: Tensor) -> Tensor:
+        return text
+
+
+class Tailed(models.TwoStream):
+    def __init__(self, block: type[Tail], depth: int = 3) -> None:
+        super().__init__(depth)
+        self.joint_blocks = nn.ModuleList(block(self.width, first=index == 0) for index in range(depth))
+
+
+class Random(Tail):
+    def before(self, text: Tensor) -> Tensor:
+        return text * torch.rand(1)
+
+
+class Writing(Tail):
+    def __init__(self, width: int, first: bool) -> None:
+        super().__init__(width, first)
+        self.calls = nn.Buffer(torch.zeros(()))
+
+    def before(self, text: Tensor) -> Tensor:
+        self.calls.add_(text.mean())
+        return text
+
+
+@pytest.mark.parametrize(("block", "effect", "linears"), [(Tail, [], 2), (Random, ["rand"], 2), (Writing, ["add_"], 1)])
+def test_random_numbers_and_writes_stay_where_they_are(block: type[Tail], effect: list[str], linears: int) -> None:
+    model = Tailed(block).eval()
+    args = models.inputs(model, 0, 10)
+    # What is written stays as well, and what it is computed of; what is read after the write can go.
+    assert moved(model, *args).count("linear") == linears
+    above = cut_of(model, *args).partition.nodes(Region.PROLOGUE, Region.PROBE)
+    assert [effects.name(n) for n in above if effects.is_random(n) or effects.written(n)] == effect
+
+
+def test_an_input_that_only_the_moved_part_reads_is_still_a_condition() -> None:
+    class Biased(Tail):
+        def before(self, text: Tensor) -> Tensor:
+            return text * self.bias
+
+    model = Tailed(Biased).eval()
+
+    class Taking(nn.Module):
+        def forward(self, latents: Tensor, timestep: Tensor, prompt: Tensor, bias: Tensor) -> Tensor:
+            model.joint_blocks[0].bias = bias
+            return model(latents, timestep, prompt)
+
+    args = (*models.inputs(model, 0, 10), torch.ones(1, 1, model.width))
+    found = cut_of(Taking(), *args)
+    conditions = {node.name: node for node in found.inputs.conditions}
+    assert conditions.keys() == {"l_prompt_", "l_bias_"}
+    readers = {found.partition.regions[user] for user in conditions["l_bias_"].users}
+    assert readers == {Region.DEEP}
