@@ -173,9 +173,11 @@ def test_inputs_of_several_dtypes_are_copied_bit_for_bit_as_whole_numbers(smalle
         torch.randn(2, 1, 3).expand(2, 5, 3),
         torch.randn(4, 6).t(),
         torch.tensor([True, False]),
+        torch.randn(257, 256).to(smallest),
     ]
     fixed = static_inputs(inputs, range(len(inputs)))
     fixed.fill(inputs)
+    assert len(inputs) - 1 not in fixed.fused  # which one thread block would copy by itself
     assert not any(target.dtype.is_floating_point for target in fixed.targets)
     for place, given in enumerate(inputs):
         ours = fixed.tensors[place]
