@@ -49,6 +49,8 @@ class Command:
         """All at once: what is timed waits until all else is done, so that it takes the time of the longest part."""
         try:
             cases = {part: self._start(part, self.end) for part in self.parts if part in CASES}
+            # The first system that a case compiles it compiles itself.
+            self._prefill_queue(LONG_TO_COMPILE[1:]).go_on()
             checks = self._start_checks() if "checks" in self.parts else {}
             until = self.end - (1 - CHECKS_SHARE) * (self.end - time.time())
             for group, process in checks.items():
@@ -86,12 +88,7 @@ class Command:
     def _compile_and_check(self) -> None:
         """The long compilations and the checks, side by side: neither reports times that want a quiet device."""
         begun, until = time.time(), min(self.end, time.time() + self.most["checks"])
-        cases = [part for part in self.parts if part in CASES]
-        ours = [name for name in LONG_TO_COMPILE if not (self.rehearse and name == "conditional")]
-        ours += ["calls"] if self.rehearse else []
-        ours = [name for name in ours if name in self.systems]
-        jobs = [("bench.gpu.prefill", case, name, *self.common) for case in cases for name in ours]
-        queue = Queue(self.processes, jobs, at_a_time=max(1, len(os.sched_getaffinity(0)) - len(CHECKS)))
+        queue = self._prefill_queue(LONG_TO_COMPILE)
         queue.go_on()
         if "checks" in self.parts:
             groups = self._start_checks()
@@ -102,6 +99,15 @@ class Command:
                 self._finish_check(group, process, until)
         queue.finish(until)
         print(f"compiled and checked in {time.time() - begun:.0f} s", flush=True)
+
+    def _prefill_queue(self, long: Sequence[str]) -> Queue:
+        """What takes long to compile, side by side."""
+        names = [name for name in long if not (self.rehearse and name == "conditional")]
+        names += ["calls"] if self.rehearse else []
+        names = [name for name in names if name in self.systems]
+        cases = [part for part in self.parts if part in CASES]
+        jobs = [("bench.gpu.prefill", case, name, *self.common) for case in cases for name in names]
+        return Queue(self.processes, jobs, at_a_time=max(1, len(os.sched_getaffinity(0)) - len(CHECKS)))
 
     def _start_checks(self) -> dict[str, Process]:
         environments = dict.fromkeys(CHECKS, FEW_WORKERS) | {"expandable": FEW_WORKERS | EXPANDABLE}

@@ -12,6 +12,7 @@ from .device import open_device
 from .quiet import building
 from .rows import Writer
 from .systems import ORDER
+from .tuning import tune_in_graphs
 
 CASES = ("flux1024", "flux512", "wan", "small")
 CHECKS = ("equality", "running", "changes", "expandable", "memory", "profiler", "capture")
@@ -34,6 +35,8 @@ def main() -> None:
     if arguments.stage in CASES:
         from .compare import compare
 
+        if not arguments.rehearse:
+            tune_in_graphs()
         until = arguments.until or time.time() + LONG
         names = [name for name in ORDER if name in (arguments.system or ORDER)]
         compare(arguments.stage, writer, device, until, arguments.out, names)
