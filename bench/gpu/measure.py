@@ -33,8 +33,14 @@ def steps_for(system: System) -> int:
 
 
 @torch.no_grad()
-def generate(system: System, run: Run, device: Device, steps: int = STEPS, idle: bool = False) -> Generation:
-    """Runs that many steps. `idle`: each step is called when the device has nothing left to do, for the host's time."""
+def generate(
+    system: System, run: Run, device: Device, steps: int = STEPS, idle: bool = False, deep: System | None = None
+) -> Generation:
+    """Runs that many steps. `idle`: each step is called when the device has nothing left to do, for the host's time.
+
+    `deep` runs the deep steps in the system's place. A device that has worked hard is slower for a while, so a reused
+    step can only be compared with one that comes after the same deep ones.
+    """
     system.begin()
     latents: Tensor = run.latents
     host, first = [], 0.0
@@ -45,10 +51,11 @@ def generate(system: System, run: Run, device: Device, steps: int = STEPS, idle:
         arguments = run.arguments(step, latents)
         if idle:
             device.synchronize()
-        system.before(step)
+        running = deep if deep is not None and DEEP[step] else system
+        running.before(step)
         before.record()
         called = time.perf_counter()
-        output = system.call(arguments)
+        output = running.call(arguments)
         host.append(1e6 * (time.perf_counter() - called))
         after.record()
         latents = run.advance(step, latents, output)
@@ -76,7 +83,7 @@ def count_syncs(system: System, run: Run, device: Device) -> float:
 
 def by_kind(values: list[float], system: System) -> dict[str, float]:
     """The medians of a generation's deep and of its reused steps."""
-    if system.kind != "cached":
+    if system.kind == "full" or len(values) < STEPS:
         return {"deep" if system.kind == "full" else "reused": median(values)}
     deep = [value for value, is_deep in zip(values, DEEP, strict=True) if is_deep]
     reused = [value for value, is_deep in zip(values, DEEP, strict=True) if not is_deep]
