@@ -125,6 +125,22 @@ def test_random_numbers_and_writes_stay_where_they_are(block: type[Tail], effect
     assert [effects.name(n) for n in above if effects.is_random(n) or effects.written(n)] == effect
 
 
+def test_the_parts_of_a_tuple_go_with_it() -> None:
+    class Gated(Tail):
+        def forward(self, x: Tensor, text: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+            x, text = super().forward(x, text, time)
+            shift, gate = time[:, None].repeat(1, 1, 2).chunk(2, dim=-1)
+            return x, text + gate * self.text_mlp(text + shift)  # nothing heavy is behind or before the gate
+
+    model = Tailed(Gated)
+    args = models.inputs(model, 0, 10)
+    assert moved(model, *args).count("getitem") >= 2
+    partition = cut_of(model, *args).partition
+    for node, region in partition.regions.items():
+        for needed in node.all_input_nodes:
+            assert needed not in partition.regions or partition.regions[needed].value <= region.value
+
+
 def test_an_input_that_only_the_moved_part_reads_is_still_a_condition() -> None:
     class Biased(Tail):
         def before(self, text: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ def sink(flow: Dataflow, partition: Partition) -> Partition:
     above = {node for node in flow.order if regions.get(node) in _ABOVE}
     free = above - flow.upstream(_kept(flow, partition))
     heavy = {node for node in free if effects.is_heavy(node)}
-    moved = free & (flow.upstream(heavy) | flow.downstream(heavy))
+    moved = free & flow.upstream(heavy)
+    moved |= free & flow.downstream(moved)  # what needs something that moves cannot stay
     # A tuple cannot cross a cut: its parts are taken where it is made.
     moved -= {node for node in moved if _is_part(node) and node.args[0] not in moved}
     if not moved:
