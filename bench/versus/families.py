@@ -19,6 +19,7 @@ from .system import System
 from .taylorseer import TaylorSeer
 from .workload import STEPS, Workload
 
+FEW = 7  # deep steps
 Variants = Callable[[Workload, int, tuple[float, ...]], Sequence[System]]
 """(workload, deep steps to reach, MagCache's ratios) to the settings whose dial is worth turning."""
 
@@ -83,10 +84,15 @@ def _growing(deep: int) -> list[tuple[int, ...]]:
 
     An estimate reaches about as far as the last gap was long, so a gap that is much longer than the one before it costs
     most; and the last step of all, which no other follows, need not be deep. What is tried is the first gap, and
-    whether gaps grow evenly or, as a square root does, early.
+    whether gaps grow evenly or, as a square root does, early. Where there are few deep steps, gaps may grow more, and the
+    last estimates reach further: errors there have no steps left to grow in.
     """
     found: list[tuple[int, ...]] = []
-    ways = itertools.product((1, 2, 3, 4, 6, 8), range(1, 7), (1.0, 0.5), (STEPS - 2, STEPS - 3))
+    last_deep, most = (2, 3), 3
+    if deep <= FEW:
+        last_deep, most = (2, 3, 5, 7), 5
+    ends_at = [STEPS - back for back in last_deep]
+    ways = itertools.product((1, 2, 3, 4, 6, 8), range(1, 7), (1.0, 0.5), ends_at)
     for warmup, first, power, last in ways:
         count = deep - warmup
         if count < 2:
@@ -95,7 +101,7 @@ def _growing(deep: int) -> list[tuple[int, ...]]:
         growth = (last + 1 - warmup - first * count) / sum(shares)
         ends = itertools.accumulate((first + growth * share for share in shares), initial=0.0)
         lengths = sorted(after - before for before, after in itertools.pairwise(map(round, ends)))  # rounding disorders
-        if growth >= 0 and lengths[0] > 0 and lengths[-1] <= 3 * lengths[0]:
+        if growth >= 0 and lengths[0] > 0 and lengths[-1] <= most * lengths[0]:
             found.append((*range(warmup), *(warmup - 1 + end for end in itertools.accumulate(lengths))))
     return list(dict.fromkeys(found))
 
