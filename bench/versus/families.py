@@ -84,8 +84,8 @@ def _growing(deep: int) -> list[tuple[int, ...]]:
 
     An estimate reaches about as far as the last gap was long, so a gap that is much longer than the one before it costs
     most; and the last step of all, which no other follows, need not be deep. What is tried is the first gap, and
-    whether gaps grow evenly or, as a square root does, early. Where there are few deep steps, gaps may grow more, and the
-    last estimates reach further: errors there have no steps left to grow in.
+    whether gaps grow evenly or, as a square root does, early. Where there are few deep steps, gaps may grow more, and
+    the last estimates reach further: errors there have no steps left to grow in.
     """
     found: list[tuple[int, ...]] = []
     last_deep, most = (2, 3), 3
