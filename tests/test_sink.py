@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from dicache_compile.plan import Region
 
 from . import models
 from .graphs import captured
+from .test_contract import STEPS, compiled, generate
 
 
 @torch.no_grad()
@@ -139,6 +142,76 @@ def test_the_parts_of_a_tuple_go_with_it() -> None:
     for node, region in partition.regions.items():
         for needed in node.all_input_nodes:
             assert needed not in partition.regions or partition.regions[needed].value <= region.value
+
+
+def filled(into: Tensor, x: Tensor) -> None:
+    into.copy_(2 * x)
+
+
+OPS = torch.library.Library("sinking", "DEF")
+OPS.define("fill(Tensor(a!) into, Tensor x) -> ()")
+OPS.define("fill.scaled(Tensor(a!) into, Tensor x, float by) -> ()")
+OPS.define("fill_list(Tensor(a!)[] into, Tensor x) -> ()")
+OPS.define("fill_unseen(Tensor into, Tensor x) -> ()")  # says nothing of what it writes
+for device in ("CPU", "Meta"):
+    OPS.impl("fill", filled, device)
+    OPS.impl("fill_list", lambda into, x: filled(into[0], x), device)
+    OPS.impl("fill_unseen", filled, device)
+
+WRITERS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "an operator": lambda into, x: torch.ops.sinking.fill.default(into, x),
+    "one without its overload": lambda into, x: torch.ops.sinking.fill(into, x),
+    "one that takes a list": lambda into, x: torch.ops.sinking.fill_list([into], x),
+    "one that does not say so": lambda into, x: torch.ops.sinking.fill_unseen(into, x),
+    "a list of tensors": lambda into, x: torch._foreach_copy_([into], [2 * x]),
+    "out=": lambda into, x: torch.mul(x, 2, out=into),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+def test_what_an_operator_writes_to_is_there_when_it_is_read(writer: Callable[[Tensor, Tensor], object]) -> None:
+    class Filling(models.Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            into = torch.empty_like(x)
+            writer(into, self.first(x))  # a linear of which nothing comes but what is written
+            return super().forward(into)
+
+    model = models.make(models.Mixed)
+    for block in (*model.double_blocks, *model.single_blocks):
+        block.attention.__class__ = Filling
+        block.attention.first = nn.Linear(model.width, model.width).requires_grad_(False)
+    unseen = writer is WRITERS["one that does not say so"]
+    assert ("linear" in moved(model, *models.inputs(model, 0, 10))) is not unseen
+    call = compiled(model, threshold=0.0)
+    for step in range(3):
+        args = models.inputs(model, step, 10)
+        assert torch.equal(call(*args), model(*args))
+
+
+@torch.no_grad()
+def test_models_that_share_what_moves_are_still_two() -> None:
+    one, other = (models.make(models.TwoStream, seed=seed) for seed in range(2))
+    other.embed_prompt = one.embed_prompt  # which only the blocks read, all of which a reused step skips
+    options: dict[str, Any] = {"threshold": math.inf, "warmup_steps": 2, "probe_depth": 0, "streams": 1}
+    alone = generate(compiled(one, **options), one)
+    torch._dynamo.reset()
+    calls = [(compiled(model, **options), model) for model in (one, other)]
+    turns = [[call(*models.inputs(model, step, STEPS)) for call, model in calls] for step in range(STEPS)]
+    for (ours, _), expected in zip(turns, alone, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_a_vmap_stays() -> None:
+    class Mapped(Tail):
+        def before(self, text: Tensor) -> Tensor:
+            return torch.vmap(self.text_mlp)(text)
+
+    model = Tailed(Mapped)
+    partition = cut_of(model, *models.inputs(model, 0, 10)).partition
+    (scope,) = effects.vmap_scopes(partition.graph_module.graph.nodes)
+    assert any(map(effects.is_heavy, scope))
+    assert {partition.regions[node] for node in scope} == {Region.PROBE}
 
 
 def test_an_input_that_only_the_moved_part_reads_is_still_a_condition() -> None:

@@ -18,7 +18,6 @@ from .lowering import Lowering, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
 from .passes.fragment import Function, about_break, broken_function, resumed_function
-from .plan import Region
 from .runtime.choice import choose_engine
 from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
 from .runtime.fragments import Fragment
@@ -148,7 +147,8 @@ def _model_weights(found: Cut) -> list[fx.Node]:
 
     A parameter of the deep blocks: models that share an embedder or a table of positions are still two.
     """
-    deep = {needed for node in found.partition.nodes(Region.DEEP) for needed in node.all_input_nodes}
+    blocks = found.partition.trunk.blocks[found.partition.probe_depth :]
+    deep = {needed for block in blocks for node in block.nodes for needed in node.all_input_nodes}
     owned = [node for node in found.inputs.weights if values.is_of_module(node)]
     parameters = [node for node in owned if isinstance(values.value(node), torch.nn.Parameter)]
     return sorted(parameters or owned, key=lambda node: node not in deep)

@@ -45,24 +45,45 @@ def name(node: fx.Node) -> str:
 
 
 def written(node: fx.Node) -> tuple[fx.Node, ...]:
-    """The arguments that a node changes in place."""
+    """The arguments that a node changes in place, those in lists among them."""
     if node.op == "call_function":
-        schema = getattr(node.target, "_schema", None)
-        if schema is not None:
-            passed = {s.name: a for s, a in zip(schema.arguments, node.args, strict=False)} | dict(node.kwargs)
-            changed = [passed.get(s.name) for s in schema.arguments if s.alias_info and s.alias_info.is_write]
-            return tuple(argument for argument in changed if isinstance(argument, fx.Node))
+        if name(node) == "triton_kernel_wrapper_mutation":  # a Triton kernel of the model: any of its tensors
+            return _tensors(tuple(node.kwargs["kwargs"].values()))  # type: ignore[union-attr]
+        if overloads := _overloads(node.target):
+            return tuple(dict.fromkeys(changed for each in overloads for changed in _written_by(each._schema, node)))
         out = node.kwargs.get("out")
-        if isinstance(out, fx.Node):
-            return (out,)
+        if out is not None:
+            return _tensors(out)
         in_place = node.target in _IN_PLACE_FUNCTIONS or _is_told_to_write(node)
-        in_place |= _ends_in_place(name(node))
+        in_place |= _ends_in_place(name(node)) or (name(node).startswith("_foreach_") and name(node).endswith("_"))
     elif node.op == "call_method":
         in_place = _ends_in_place(name(node)) or name(node) == "__setitem__"
     else:
         in_place = False
-    first = node.args[0] if node.args else None
-    return (first,) if in_place and isinstance(first, fx.Node) and values.tensor(first) is not None else ()
+    return _tensors(node.args[0]) if in_place and node.args else ()
+
+
+def _overloads(target: Any) -> list[Any]:
+    """An operator of `torch.ops`, or all the overloads of one that is called without saying which."""
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return [getattr(target, overload) for overload in target.overloads()]  # type: ignore[no-untyped-call]
+    return [target] if isinstance(target, torch._ops.OpOverload) else []
+
+
+def _written_by(schema: Any, node: fx.Node) -> tuple[fx.Node, ...]:
+    in_order = [argument.name for argument in schema.arguments if not argument.kwarg_only]
+    passed = dict(zip(in_order, node.args, strict=False)) | dict(node.kwargs)
+    changed = [passed.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write]
+    return _tensors(tuple(changed))
+
+
+def _tensors(argument: Any) -> tuple[fx.Node, ...]:
+    """The tensors of an argument: itself, or the ones in a list."""
+    if isinstance(argument, (tuple, list)):
+        return tuple(tensor for part in argument for tensor in _tensors(part))
+    if isinstance(argument, fx.Node) and isinstance(values.value(argument), (torch.Tensor, tuple, list)):
+        return (argument,)
+    return ()
 
 
 def is_random(node: fx.Node) -> bool:
@@ -75,8 +96,8 @@ def is_random(node: fx.Node) -> bool:
     if called == "scaled_dot_product_attention":
         p = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
         return _is_positive(p)
-    if isinstance(node.target, torch._ops.OpOverload):
-        return torch.Tag.nondeterministic_seeded in node.target.tags
+    if overloads := _overloads(node.target):
+        return any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
     return node.op in ("call_function", "call_method") and called in _RANDOM_NAMES
 
 

@@ -7,13 +7,15 @@ Requires: a partition. Ensures: the pieces compute what they did; a deep step ru
 reused one those that the decision, the estimate and the epilogue need. What is moved is read by the deep region alone,
 writes nothing and draws nothing.
 Not handled: operations that are cheap throughout (no linear, convolution, matrix product or attention among them),
-which would only make more values cross the cut; those inside of a `vmap`.
+which would only make more values cross the cut; those inside of a `vmap`. Where something gives no value, so that it is
+there for an effect, and what it writes to cannot be told, nothing is moved.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import fx
 
 from ..plan import Partition, Region
@@ -28,10 +30,13 @@ def sink(flow: Dataflow, partition: Partition) -> Partition:
     """The partition with those nodes in the deep region; the same one if there are none."""
     regions = partition.regions
     above = {node for node in flow.order if regions.get(node) in _ABOVE}
+    if any(map(_is_opaque, above)):
+        return partition
     free = above - flow.upstream(_kept(flow, partition))
     heavy = {node for node in free if effects.is_heavy(node)}
     moved = free & flow.upstream(heavy)
-    moved |= free & flow.downstream(moved)  # what needs something that moves cannot stay
+    # What needs something that moves cannot stay; nothing that is kept does.
+    moved |= free & flow.downstream(moved)
     # A tuple cannot cross a cut: its parts are taken where it is made.
     moved -= {node for node in moved if _is_part(node) and node.args[0] not in moved}
     if not moved:
@@ -57,6 +62,12 @@ def _kept(flow: Dataflow, partition: Partition) -> set[fx.Node]:
             kept.add(node)
     kept.update(node for scope in effects.vmap_scopes(flow.order) for node in scope)
     return {node for node in kept if regions.get(node) in _ABOVE}
+
+
+def _is_opaque(node: fx.Node) -> bool:
+    """Whether a node gets tensors, gives nothing, and is not known to write."""
+    nothing = node.op.startswith("call_") and values.value(node) is None and not effects.written(node)
+    return nothing and any(isinstance(values.value(n), (torch.Tensor, tuple, list)) for n in node.all_input_nodes)
 
 
 def _is_part(node: fx.Node) -> bool:
