@@ -49,8 +49,9 @@ class Command:
         """All at once: what is timed waits until all else is done, so that it takes the time of the longest part."""
         try:
             cases = {part: self._start(part, self.end) for part in self.parts if part in CASES}
-            # The first system that a case compiles it compiles itself.
-            self._prefill_queue(LONG_TO_COMPILE[1:]).go_on()
+            # What a case compiles first, it compiles itself. All are started at once: cases wait for them to be timed.
+            first = [name for name in LONG_TO_COMPILE if name in self.systems][:1]
+            self._prefill_queue([name for name in LONG_TO_COMPILE if name not in first], at_once=True).go_on()
             checks = self._start_checks() if "checks" in self.parts else {}
             until = self.end - (1 - CHECKS_SHARE) * (self.end - time.time())
             for group, process in checks.items():
@@ -100,14 +101,15 @@ class Command:
         queue.finish(until)
         print(f"compiled and checked in {time.time() - begun:.0f} s", flush=True)
 
-    def _prefill_queue(self, long: Sequence[str]) -> Queue:
-        """What takes long to compile, side by side."""
+    def _prefill_queue(self, long: Sequence[str], at_once: bool = False) -> Queue:
+        """What takes long to compile, side by side; not more at a time than there are cores, or all `at_once`."""
         names = [name for name in long if not (self.rehearse and name == "conditional")]
         names += ["calls"] if self.rehearse else []
         names = [name for name in names if name in self.systems]
         cases = [part for part in self.parts if part in CASES]
         jobs = [("bench.gpu.prefill", case, name, *self.common) for case in cases for name in names]
-        return Queue(self.processes, jobs, at_a_time=max(1, len(os.sched_getaffinity(0)) - len(CHECKS)))
+        room = len(jobs) if at_once else len(os.sched_getaffinity(0)) - len(CHECKS)
+        return Queue(self.processes, jobs, at_a_time=max(1, room))
 
     def _start_checks(self) -> dict[str, Process]:
         environments = dict.fromkeys(CHECKS, FEW_WORKERS) | {"expandable": FEW_WORKERS | EXPANDABLE}

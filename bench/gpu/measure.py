@@ -82,9 +82,11 @@ def count_syncs(system: System, run: Run, device: Device) -> float:
 
 
 def by_kind(values: list[float], system: System) -> dict[str, float]:
-    """The medians of a generation's deep and of its reused steps."""
+    """The medians of a generation's deep and of its reused steps, as far as they are the system's own."""
     if system.kind == "full" or len(values) < STEPS:
         return {"deep" if system.kind == "full" else "reused": median(values)}
     deep = [value for value, is_deep in zip(values, DEEP, strict=True) if is_deep]
     reused = [value for value, is_deep in zip(values, DEEP, strict=True) if not is_deep]
-    return {"deep": median(deep), "reused": median(reused)}
+    return (
+        {"reused": median(reused)} if system.kind == "truncated" else {"deep": median(deep), "reused": median(reused)}
+    )

@@ -23,6 +23,7 @@ from dicache_compile import dicache_backend
 
 from .cases import Case, Run, case_named
 from .device import Device, open_device
+from .quiet import building
 from .rows import Writer
 from .systems import GRAPHED, OURS, our_options
 
@@ -40,7 +41,8 @@ def main() -> None:
     arguments = parser.parse_args()
     device = open_device(arguments.rehearse)
     case = case_named(arguments.case, device.tiny)
-    seconds = compile_only(case, arguments.system, device)
+    with building(arguments.out):
+        seconds = compile_only(case, arguments.system, device)
     writer = Writer(arguments.out, device.name)
     detail = "nothing in the compiler's cache but what other processes put there meanwhile"
     writer.row(case.name, arguments.system, "compilation beside others", seconds, "s", detail=detail)
