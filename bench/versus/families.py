@@ -39,6 +39,7 @@ def _ours(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[
 def _unprobed(workload: Workload, deep: int, ratios: tuple[float, ...]) -> Sequence[System]:
     free = {"warmup_steps": 0, "max_consecutive_skips": None}
     forms = [{**UNPROBED, "gamma_range": (1, gamma)} for gamma in (2, 3)]
+    forms += [{**UNPROBED, "order": 1, "gamma_range": (1, 2)}]
     forms += [{**FEEDBACK, "feedback": share} for share in (1.0, 0.5)]
     return [
         Ours(threshold=math.inf, changed={**form, **free, "deep_steps": mask})
