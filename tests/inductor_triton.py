@@ -50,9 +50,8 @@ def compile_pieces(model: torch.nn.Module, args: tuple[Any, ...], **options: Any
         dicache_backend(gm, examples, options={"strict": True, **options})
         raise CompiledError
 
-    with torch.no_grad(), pytest.raises(Exception, match="CompiledError") as raised:
+    with torch.no_grad(), pytest.raises(Exception, match="CompiledError"):
         torch.compile(model, backend=backend, fullgraph=True)(*args)
-    assert "CompiledError" in repr(raised.value)
 
 
 def ptx(source: str) -> str:

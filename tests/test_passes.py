@@ -14,6 +14,7 @@ from dicache_compile.errors import UnsupportedGraphError
 from dicache_compile.passes.dataflow import Dataflow
 from dicache_compile.passes.partition import partition, why_not_splittable
 from dicache_compile.passes.trunk import find_trunk
+from dicache_compile.plan import Partition
 
 from . import models
 from .graphs import Mixer, Tiny, captured, graph_text, partition_text, tiny_inputs, trunk_text
@@ -29,6 +30,12 @@ def trunk_of(model: nn.Module, *args: Any, owners: tuple[str, ...] = ()) -> Any:
 def cut_of(model: nn.Module, *args: Any, **config: Any) -> Cut:
     gm, examples = captured(model, *args)
     return cut(gm, examples, DiCacheConfig(**config))
+
+
+def assert_never_reads_backwards(found: Partition) -> None:
+    for node, region in found.regions.items():
+        for needed in node.all_input_nodes:
+            assert needed not in found.regions or found.regions[needed].value <= region.value
 
 
 def test_trunk_groups_nodes_by_the_list_entry_that_owns_them() -> None:
@@ -121,10 +128,7 @@ def test_partition_places_each_node_where_it_is_needed() -> None:
 @pytest.mark.parametrize("kind", models.ALL)
 def test_partition_never_reads_backwards(kind: type[models.Model], depth: int) -> None:
     model = models.make(kind, depth=4)
-    found = cut_of(model, *models.inputs(model, 0, 10), probe_depth=depth).partition
-    for node, region in found.regions.items():
-        for needed in node.all_input_nodes:
-            assert needed not in found.regions or found.regions[needed].value <= region.value
+    assert_never_reads_backwards(cut_of(model, *models.inputs(model, 0, 10), probe_depth=depth).partition)
 
 
 def test_partition_measures_the_image_and_not_a_text_of_the_same_shape() -> None:

@@ -10,20 +10,13 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dicache_compile import DiCacheConfig
-from dicache_compile.cut import Cut, cut
 from dicache_compile.passes import effects
 from dicache_compile.plan import Region
 
 from . import models
 from .graphs import captured
 from .test_contract import STEPS, compiled, generate
-
-
-@torch.no_grad()
-def cut_of(model: nn.Module, *args: Any, **config: Any) -> Cut:
-    gm, examples = captured(model, *args)
-    return cut(gm, examples, DiCacheConfig(**config))
+from .test_passes import assert_never_reads_backwards, cut_of
 
 
 class Truncated(nn.Module):
@@ -138,10 +131,7 @@ def test_the_parts_of_a_tuple_go_with_it() -> None:
     model = Tailed(Gated)
     args = models.inputs(model, 0, 10)
     assert moved(model, *args).count("getitem") >= 2
-    partition = cut_of(model, *args).partition
-    for node, region in partition.regions.items():
-        for needed in node.all_input_nodes:
-            assert needed not in partition.regions or partition.regions[needed].value <= region.value
+    assert_never_reads_backwards(cut_of(model, *args).partition)
 
 
 def filled(into: Tensor, x: Tensor) -> None:

@@ -53,7 +53,7 @@ class Region(enum.Enum):
     """Where a node runs. A region reads its own values and those of the regions above it, never of one below."""
 
     PROLOGUE = 0  # before the trunk, and whatever the probe needs that does not depend on the trunk
-    PROBE = 1  # the first blocks
+    PROBE = 1  # the first blocks, but for what only the other blocks read
     DEEP = 2  # the other blocks, and whatever only they need
     EPILOGUE = 3  # after the trunk, and whatever only the epilogue needs
 

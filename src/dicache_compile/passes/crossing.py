@@ -10,6 +10,7 @@ from torch import fx
 from ..plan import Region, Stream
 from . import symbols, values
 
+ABOVE = (Region.PROLOGUE, Region.PROBE)  # the cut
 _BELOW = (Region.DEEP, Region.EPILOGUE)
 
 
@@ -24,7 +25,7 @@ def find_crossing(
         for argument in node.all_input_nodes
         for needed in _behind_numbers(argument)
     }
-    above = [node for node in gm.graph.nodes if regions.get(node) in (Region.PROLOGUE, Region.PROBE)]
+    above = [node for node in gm.graph.nodes if regions.get(node) in ABOVE]
     # A size that depends on data has to cross where a shape below needs it.
     needed = symbols.missing(values.value(node) for node in read_below)
     counted = symbols.definers(above)

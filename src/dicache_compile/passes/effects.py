@@ -47,15 +47,13 @@ def name(node: fx.Node) -> str:
 def written(node: fx.Node) -> tuple[fx.Node, ...]:
     """The arguments that a node changes in place, those in lists among them."""
     if node.op == "call_function":
-        if name(node) == "triton_kernel_wrapper_mutation":  # a Triton kernel of the model: any of its tensors
-            return _tensors(tuple(node.kwargs["kwargs"].values()))  # type: ignore[union-attr]
         if overloads := _overloads(node.target):
             return tuple(dict.fromkeys(changed for each in overloads for changed in _written_by(each._schema, node)))
         out = node.kwargs.get("out")
         if out is not None:
             return _tensors(out)
         in_place = node.target in _IN_PLACE_FUNCTIONS or _is_told_to_write(node)
-        in_place |= _ends_in_place(name(node)) or (name(node).startswith("_foreach_") and name(node).endswith("_"))
+        in_place |= _ends_in_place(name(node))
     elif node.op == "call_method":
         in_place = _ends_in_place(name(node)) or name(node) == "__setitem__"
     else:
@@ -84,6 +82,21 @@ def _tensors(argument: Any) -> tuple[fx.Node, ...]:
     if isinstance(argument, fx.Node) and isinstance(values.value(argument), (torch.Tensor, tuple, list)):
         return (argument,)
     return ()
+
+
+def is_opaque(node: fx.Node) -> bool:
+    """Whether a node gets tensors and gives nothing, so that it is there for an effect, and what it writes to cannot be
+    told: a Triton kernel of the model, or an operator that does not say.
+    """
+    nothing = node.op.startswith("call_") and values.value(node) is None and not written(node)
+    return nothing and any(map(_tensors, node.all_input_nodes))
+
+
+def is_part(node: fx.Node) -> bool:
+    """Whether a node is one of a tuple's values. No tuple can cross a cut: its parts are taken where it is made."""
+    source = node.args[0] if node.args else None
+    is_taken = name(node) == "getitem" and isinstance(source, fx.Node)
+    return is_taken and isinstance(values.value(source), (tuple, list))  # type: ignore[arg-type]
 
 
 def is_random(node: fx.Node) -> bool:
@@ -192,6 +205,6 @@ def _ends_in_place(called: str) -> bool:
     return (
         called.endswith("_")
         and not called.endswith("__")
-        and not called.startswith("_")
+        and (not called.startswith("_") or called.startswith("_foreach_"))
         and called not in ("requires_grad_", "and_", "or_", "not_", "is_")  # operators named around Python's keywords
     )

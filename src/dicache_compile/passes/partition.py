@@ -15,7 +15,7 @@ from torch import fx
 from ..errors import UnsupportedGraphError
 from ..plan import Partition, Region, Stream, Trunk
 from . import effects, values
-from .crossing import find_crossing, why_not_passable
+from .crossing import ABOVE, find_crossing, why_not_passable
 from .dataflow import Dataflow
 from .residual_path import residual_path
 from .streams import find_streams
@@ -123,13 +123,9 @@ def _place_free_nodes(
         needing = {regions[user] for part in together for user in flow.needed_by(part) if user in regions}
         region = needing.pop() if needing in ({Region.DEEP}, {Region.EPILOGUE}) else Region.PROLOGUE
         regions.update(dict.fromkeys(together, region))
-    # A tuple cannot cross a cut: its parts are taken where it is made.
     for node in flow.order:
-        source = node.args[0] if node.args else None
-        if effects.name(node) != "getitem" or not isinstance(source, fx.Node) or source not in regions:
-            continue
-        if isinstance(values.value(source), (tuple, list)):
-            regions[node] = regions[source]
+        if effects.is_part(node) and node.args[0] in regions:
+            regions[node] = regions[node.args[0]]
 
 
 def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[fx.Node, Region]:
@@ -152,7 +148,7 @@ def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[
 
 def _why_not_skippable(flow: Dataflow, regions: dict[fx.Node, Region]) -> str | None:
     outside = _memories(node for node in flow.order if node.op == "placeholder")
-    earlier = _memories(n for n, region in regions.items() if region in (Region.PROLOGUE, Region.PROBE))
+    earlier = _memories(n for n, region in regions.items() if region in ABOVE)
     for node in flow.order:
         if regions.get(node) is not Region.DEEP:
             continue

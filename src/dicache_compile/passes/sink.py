@@ -7,38 +7,34 @@ Requires: a partition. Ensures: the pieces compute what they did; a deep step ru
 reused one those that the decision, the estimate and the epilogue need. What is moved is read by the deep region alone,
 writes nothing and draws nothing.
 Not handled: operations that are cheap throughout (no linear, convolution, matrix product or attention among them),
-which would only make more values cross the cut; those inside of a `vmap`. Where something gives no value, so that it is
-there for an effect, and what it writes to cannot be told, nothing is moved.
+which would only make more values cross the cut; those inside of a `vmap`. Where something above the cut has an effect
+that cannot be told, nothing is moved.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-import torch
 from torch import fx
 
 from ..plan import Partition, Region
-from . import effects, values
-from .crossing import find_crossing, why_not_passable
+from . import effects
+from .crossing import ABOVE, find_crossing, why_not_passable
 from .dataflow import Dataflow
-
-_ABOVE = (Region.PROLOGUE, Region.PROBE)
 
 
 def sink(flow: Dataflow, partition: Partition) -> Partition:
     """The partition with those nodes in the deep region; the same one if there are none."""
     regions = partition.regions
-    above = {node for node in flow.order if regions.get(node) in _ABOVE}
-    if any(map(_is_opaque, above)):
+    above = {node for node in flow.order if regions.get(node) in ABOVE}
+    if any(map(effects.is_opaque, above)):
         return partition
     free = above - flow.upstream(_kept(flow, partition))
     heavy = {node for node in free if effects.is_heavy(node)}
     moved = free & flow.upstream(heavy)
     # What needs something that moves cannot stay; nothing that is kept does.
     moved |= free & flow.downstream(moved)
-    # A tuple cannot cross a cut: its parts are taken where it is made.
-    moved -= {node for node in moved if _is_part(node) and node.args[0] not in moved}
+    moved -= {node for node in moved if effects.is_part(node) and node.args[0] not in moved}
     if not moved:
         return partition
     sunk = {**regions, **dict.fromkeys(moved, Region.DEEP)}
@@ -61,19 +57,4 @@ def _kept(flow: Dataflow, partition: Partition) -> set[fx.Node]:
         elif effects.written(node) or effects.is_random(node):
             kept.add(node)
     kept.update(node for scope in effects.vmap_scopes(flow.order) for node in scope)
-    return {node for node in kept if regions.get(node) in _ABOVE}
-
-
-def _is_opaque(node: fx.Node) -> bool:
-    """Whether a node gets tensors, gives nothing, and is not known to write."""
-    nothing = node.op.startswith("call_") and values.value(node) is None and not effects.written(node)
-    return nothing and any(isinstance(values.value(n), (torch.Tensor, tuple, list)) for n in node.all_input_nodes)
-
-
-def _is_part(node: fx.Node) -> bool:
-    source = node.args[0] if node.args else None
-    return (
-        effects.name(node) == "getitem"
-        and isinstance(source, fx.Node)
-        and isinstance(values.value(source), (tuple, list))
-    )
+    return {node for node in kept if regions.get(node) in ABOVE}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 _COPIED = {torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8}  # as they are
-_CHUNK = 65536  # elements that one thread block of the fused copy takes: more are copied faster by themselves
+_CHUNK = 65536  # elements, at most, that one thread block of the fused copy takes: more are copied faster alone
 _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 
 
