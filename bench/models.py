@@ -42,8 +42,8 @@ LEGEND = f"""
 - **trunk**: the lists of blocks that are cut as one chain, with the number of blocks. `a + b` are two lists that take
   turns, so that one of each makes a block; `repeated0` are blocks that stand in no ModuleList.
 - **probe**: the block that runs on every step. **deep**: those that a reused step skips.
-- **skippable**: what a reused step skips of the floating-point operations of the cut graph of the *tiny* instance. Models
-  of real size have many more blocks after the same one-block probe, so their share is, as a rule, higher.
+- **skippable**: the share of the floating-point operations of the cut graph of the *tiny* instance that a reused step
+  skips. Models of real size have many more blocks after the same one-block probe, so theirs is, as a rule, higher.
 - **graph**: `full` is one graph; `1 of 2`: Dynamo makes two graphs of a call, and the one with the trunk is cut. Some
   models break their graph only while they make tables in their first call; `full` if that one comes before compiling.
 - **threshold 0**: whether all tensors of all {RUN} results were those of the uncompiled model, bit for bit.
