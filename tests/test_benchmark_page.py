@@ -13,7 +13,7 @@ import torch
 from matplotlib.image import imread
 
 from bench.versus import page, plots, regress, sweep, tables
-from bench.versus.bars import Bar, bars, most_over_the_best_peer
+from bench.versus.bars import GUARDS_ONCE, Bar, bars, most_over_the_best_peer
 from bench.versus.rows import Row, read
 from bench.versus.rows import replace as store
 
@@ -92,7 +92,40 @@ def test_the_fastest_is_against_the_best_peer_on_the_same_schedule() -> None:
 def test_the_smallest_size_has_to_be_ahead_by_more() -> None:
     rows = [timed("sweep", OURS, 2.0, SMALLEST), timed("sweep", PEER, 1.6, SMALLEST)]
     assert bar(rows, SMALLEST, "fastest").reached
-    assert bar(rows, SMALLEST, "1.3x").reached is False
+    assert bar(rows, f"{SMALLEST}: at least 1.3x").reached is False
+
+
+def test_with_guards_once_each_systems_better_way_counts() -> None:
+    ours, peer = timed("sweep", OURS, 2.0, SMALLEST), timed("sweep", PEER, 1.6, SMALLEST)
+    assert bar([ours, peer], SMALLEST, "once a generation").verdict == "not measured"
+    ours_once, peer_once = (replace(timed("sweep", row.system, speed_up, SMALLEST), role=GUARDS_ONCE)
+                            for row, speed_up in ((ours, 2.2), (peer, 1.5)))  # fmt: skip
+    ahead = bar([ours, peer, ours_once, peer_once], SMALLEST, "once a generation")
+    assert (ahead.ours, ahead.peer) == ("2.20x (threshold 0.1, guards once)", f"1.60x ({PEER}, threshold 0.1)")
+    assert ahead.reached
+    level = bar([ours, peer, ours_once, ours_as(peer_once, ours_once)], SMALLEST, "once a generation")
+    assert level.peer == f"2.20x ({PEER}, threshold 0.1, guards once)"
+    assert bar([ours, peer, ours_once, peer_once], f"{SMALLEST}: at least 1.3x").ours == "2.00x (threshold 0.1)"
+
+
+def test_guards_once_is_a_table_of_its_own(tmp_path: Path) -> None:
+    rows = [timed("sweep", OURS, 2.0, SMALLEST), replace(timed("sweep", OURS, 2.2, SMALLEST), role=GUARDS_ONCE)]
+    refused = replace(made("sweep", PEER, "schedule", {}, why="RuntimeError: x", workload=SMALLEST), role=GUARDS_ONCE)
+    text = _written([*rows, refused], tmp_path)
+    first, second = text.split("### Guards checked once a generation")
+    assert "2.00x" in first
+    assert "2.20x" not in first.split("## Where host cost matters")[1]
+    assert "2.20x" in second
+    assert "sweep, guards once | RuntimeError: x" in second
+    assert "### Guards checked once" not in _written(rows[:1], tmp_path)
+
+
+def _written(rows: Sequence[Row], folder: Path) -> str:
+    file = folder / "some.jsonl"
+    file.unlink(missing_ok=True)
+    store(file, rows)
+    page.write(file, folder / "benchmarks.md")
+    return (folder / "benchmarks.md").read_text()
 
 
 def test_the_most_to_be_had_leaves_out_what_reused_calls_took() -> None:

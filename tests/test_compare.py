@@ -79,6 +79,18 @@ def test_a_system_that_fails_late_gets_a_row_that_says_so_and_the_others_go_on()
     assert rows[2].figures["generations"] == 3
 
 
+def test_guards_once_is_put_around_what_is_asked_for_after_it_has_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def once(installed: Installed) -> Installed:
+        assert [name for _, name in LOG].count("a") == 4  # of both entrants, each as often as all are warmed up
+        return Installed(lambda name, step, inputs: run("a, once", inputs["seed"]))
+
+    monkeypatch.setattr("bench.versus.guards.once", once)
+    both = [Entrant(Fake("a"), "schedule"), Entrant(Fake("a"), "once", guards_once=True)]  # type: ignore[arg-type]
+    compare("sweep", WORKLOAD, both, 1, quality=False)
+    assert sorted(name for seed, name in LOG if seed == HELD_OUT) == ["a", "a, once", "uncached"]
+    assert (HELD_OUT - 1, "a, once") in LOG  # so that one that cannot run so is known before anything is measured
+
+
 def test_a_tuned_setting_says_whose_best_it_is_and_on_how_many_seeds() -> None:
     _, row = compare("equal", WORKLOAD, [Entrant(Fake("a"), "15 deep", "a family", 15)], 1)  # type: ignore[arg-type]
     assert (row.family, row.tuned_on, row.role) == ("a family", 15, "15 deep")

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -19,8 +20,8 @@ from torch import Tensor, nn
 from bench.clips import model as clips
 from bench.shapes import model as shapes
 from bench.versus import __main__ as runner
-from bench.versus import gallery, plots, roster, sweep, tuned
-from bench.versus.bars import DEEP_STEPS
+from bench.versus import gallery, guards, plots, roster, sweep, tuned
+from bench.versus.bars import DEEP_STEPS, GUARDS_ONCE
 from bench.versus.dbcache import DBCache
 from bench.versus.families import FAMILIES, FEW, _growing, moved
 from bench.versus.first_block import FirstBlock
@@ -31,7 +32,7 @@ from bench.versus.published import PublishedDiCache
 from bench.versus.pyramid import PyramidAttentionBroadcast
 from bench.versus.roster import equal, quality
 from bench.versus.sea import Sea
-from bench.versus.system import Schedule, System, eager, setting
+from bench.versus.system import Installed, Schedule, System, eager, setting
 from bench.versus.taylorseer import TaylorSeer
 from bench.versus.uncached import FewerSteps, Uncached
 from bench.versus.workload import FLUX, STEPS, WAN, Workload
@@ -198,6 +199,27 @@ def test_the_published_rule_and_our_preset_decide_and_draw_alike(workload: Workl
     ours = run(Ours(preset=workload.family, compiled=False), workload)
     assert theirs.deep == ours.deep
     torch.testing.assert_close(theirs.pixels, ours.pixels)
+
+
+def test_all_that_follow_the_schedule_do_so_with_guards_once_too() -> None:
+    workload = sweep.workload(64, 128)
+    first, *rest = roster.guarded_once(workload)
+    assert first.system == Uncached()
+    assert [entrant.system for entrant in rest] == [entrant.system for entrant in roster.scheduled(workload)]
+    assert all(entrant.guards_once and entrant.role == GUARDS_ONCE for entrant in (first, *rest))
+    assert not any(entrant.guards_once for entrant in roster.scheduled(workload))
+
+
+def test_with_guards_once_a_change_of_the_model_is_seen_in_the_next_generation_only() -> None:
+    model = SimpleNamespace(factor=1.0)
+    run = torch.compile(lambda x: x * model.factor, backend="eager")
+    once = guards.once(Installed(lambda stream, step, inputs: run(**inputs)))
+    inputs = {"x": torch.ones(1)}
+    assert once.call("cond", 0, inputs) == 1.0
+    model.factor = 2.0
+    assert once.call("cond", 1, inputs) == 1.0
+    assert once.call("cond", 0, inputs) == 2.0
+    assert run(x=torch.ones(2))[1] == 2.0  # and all guards are checked again outside of it
 
 
 def test_the_sweeps_models_are_of_the_sizes_that_they_are_named_by() -> None:

@@ -16,7 +16,7 @@ from .bars import DEEP_STEPS
 from .compare import Entrant, compare
 from .costs import costs
 from .families import FAMILIES
-from .roster import costed, equal, own, quality, scheduled
+from .roster import costed, equal, guarded_once, own, quality, scheduled
 from .tune import tune
 from .uncached import FewerSteps
 from .workload import WORKLOADS, Workload
@@ -122,7 +122,10 @@ def measure(
                 sweep.fastest_threads(workload, threads, tries=max(1, sweep.SEEDS[tokens, width] // 6))
             else:  # as the systems that are not measured again
                 torch.set_num_threads(known)
-            found = compare("sweep", workload, chosen(scheduled(workload)), sweep.SEEDS[tokens, width], quality=False)
+            entrants = scheduled(workload)
+            if (tokens, width) in sweep.GUARDS_TELL:
+                entrants += guarded_once(workload)
+            found = compare("sweep", workload, chosen(entrants), sweep.SEEDS[tokens, width], quality=False)
             rows.replace(results, found)
         torch.set_num_threads(threads)
 

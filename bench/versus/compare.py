@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..quality import psnr, ssim
+from . import guards
 from .generation import Generation, generate
 from .rows import Row, row
 from .system import Installed, System
@@ -38,6 +39,7 @@ class Entrant:
     family: str = ""  # of a tuned setting: whose best it is
     tuned_on: int = 0  # seeds; 0: not tuned
     why_not: str = ""  # why it cannot take part; "": it can, for all that is known
+    guards_once: bool = False  # whether its guards are checked in the first step of a generation only
 
 
 @dataclass(slots=True)
@@ -95,6 +97,9 @@ def _start(run: _Runs, workload: Workload) -> None:
         installed = system.install(workload.load(), workload)
         generate(installed, workload, WARM_UP)
         generate(installed, workload, WARM_UP)  # what compiles only once a second generation starts
+        if run.entrant.guards_once:
+            installed = guards.once(installed)
+            generate(installed, workload, WARM_UP)  # whether it runs so
     except Exception as error:
         run.why = _said(error)
     else:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from . import sweep
-from .bars import FEWER_STEPS, OURS, QUALITY, SAME_QUALITY, UNCACHED, family
+from .bars import FEWER_STEPS, GUARDS_ONCE, OURS, QUALITY, SAME_QUALITY, UNCACHED, family
 from .rows import Row
 
 INK = "#333333"
@@ -57,7 +57,10 @@ def pareto(rows: Sequence[Row], workload: str, path: Path) -> None:
 def overhead(rows: Sequence[Row], path: Path) -> None:
     """Speed-up on the same schedule, and what a reused call still takes, over the sizes. No rows, no file."""
     places = {sweep.workload(*size).name: place for place, size in enumerate(sweep.SIZES)}
-    here = [row for row in rows if row.experiment == "sweep" and row.workload in places and row.figures]
+    here = [
+        row for row in rows
+        if row.experiment == "sweep" and row.workload in places and row.figures and row.role != GUARDS_ONCE
+    ]  # fmt: skip
     if not here:
         return
     with matplotlib.rc_context(TEXT):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import tuned
-from .bars import DEEP_STEPS
+from .bars import DEEP_STEPS, GUARDS_ONCE
 from .compare import Entrant
 from .dbcache import DBCache
 from .families import FAMILIES
@@ -84,6 +84,12 @@ def scheduled(workload: Workload) -> list[Entrant]:
         PublishedDiCache(workload.family),
     ]
     return [Entrant(replace(system, schedule=SCHEDULE), "schedule") for system in systems]
+
+
+def guarded_once(workload: Workload) -> list[Entrant]:
+    """The same, and the uncached model, each with its guards checked once a generation."""
+    entrants = [Entrant(Uncached(), "schedule"), *scheduled(workload)]
+    return [replace(entrant, role=GUARDS_ONCE, guards_once=True) for entrant in entrants]
 
 
 def costed(workload: Workload) -> list[Entrant]:

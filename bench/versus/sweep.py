@@ -24,6 +24,7 @@ HEAD = 64
 CHANNELS = 16
 TEXT = 16  # tokens of the prompt
 BLOCKS = {"num_layers": 2, "num_single_layers": 6}
+GUARDS_TELL = SIZES[:2]  # where checking the guards takes a share of a generation that can be told from noise
 SEEDS = {(64, 128): 24, (256, 128): 16, (256, 384): 24, (1024, 384): 8, (1024, 768): 6}  # generations of each system
 
 

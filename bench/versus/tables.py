@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from . import sweep
-from .bars import DEEP_STEPS, OURS, UNCACHED, Bar, deep_steps
+from .bars import DEEP_STEPS, GUARDS_ONCE, OURS, UNCACHED, Bar, deep_steps
 from .rows import Row
 
 NOT_MEASURED = "Not measured.\n"
@@ -62,15 +62,19 @@ def refused(rows: Sequence[Row]) -> str:
     for row in rows:
         if not row.figures:
             place = f"equal, {row.role}" if row.experiment == "equal" else row.experiment
+            place += ", guards once" if row.role == GUARDS_ONCE else ""
             where.setdefault((row.system, row.label, row.why or "no reason given"), {})[place] = None
     lines = [(system, label, "; ".join(places), why) for (system, label, why), places in where.items()]
     return markdown(("system", "setting", "in", "why"), lines) if lines else "None.\n"
 
 
 def sizes(rows: Sequence[Row], column: Column) -> str:
-    """A line for each system, a column for each size of the sweep."""
-    names = [sweep.workload(*size).name for size in sweep.SIZES]
-    ran = [row for row in rows if row.experiment == "sweep" and row.workload in names and row.figures]
+    """A line for each system, a column for each size of the sweep that was measured."""
+    ran = [row for row in rows if row.experiment == "sweep" and row.figures]
+    measured = {row.workload for row in ran}
+    of_size = {name: size for size in sweep.SIZES if (name := sweep.workload(*size).name) in measured}
+    names = list(of_size)
+    ran = [row for row in ran if row.workload in of_size]
     if not ran:
         return NOT_MEASURED
     found: dict[tuple[str, str], dict[str, Row]] = {}
@@ -85,10 +89,9 @@ def sizes(rows: Sequence[Row], column: Column) -> str:
         for at in found.values()
     ]
     threads = {row.workload: int(row.figures["threads"]) for row in ran if "threads" in row.figures}
-    titles = [f"{tokens} x {width}" for tokens, width in sweep.SIZES]
     titles = [
-        f"{title}, {threads[name]} thread{'s' * (threads[name] > 1)}" if name in threads else title
-        for title, name in zip(titles, names, strict=True)
+        f"{tokens} x {width}" + (f", {threads[name]} thread{'s' * (threads[name] > 1)}" if name in threads else "")
+        for name, (tokens, width) in of_size.items()
     ]
     return markdown([*_NAMES, *titles], lines)
 
