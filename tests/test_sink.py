@@ -192,6 +192,15 @@ def test_models_that_share_what_moves_are_still_two() -> None:
         assert torch.equal(ours, expected)
 
 
+def test_nothing_moves_where_what_would_cross_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models.make(models.TwoStream)
+    args = models.inputs(model, 0, 10)
+    assert moved(model, *args)
+    # No traced model is known in which moving makes anything but tensors and sizes cross.
+    monkeypatch.setattr("dicache_compile.passes.sink.why_not_passable", lambda crossing: "a list crosses the cut")
+    assert moved(model, *args) == []
+
+
 def test_a_vmap_stays() -> None:
     class Mapped(Tail):
         def before(self, text: Tensor) -> Tensor:
