@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from dicache_compile import DiCacheConfig, dicache_backend, summary
 
 diffusers = pytest.importorskip("diffusers", reason="the pipelines are diffusers'")
 
+README = Path(__file__).parent.parent / "README.md"
 STEPS = 8
 FLUX = {
     "patch_size": 1,
@@ -150,6 +154,28 @@ def test_a_run_that_raises_half_way_leaves_nothing_for_the_next(build: Any, afte
     with pytest.raises(KeyboardInterrupt):
         run(pipeline, arguments, seed=1, callback_on_step_end=stop)
     assert torch.equal(run(pipeline, arguments, seed=1), expected)
+
+
+@PIPELINES
+def test_the_readmes_way_to_check_guards_once_gives_the_same_result(build: Any) -> None:
+    (recipe,) = re.findall(r"```python\n(def trust\(.*?)```", README.read_text(), re.DOTALL)
+    pipeline, arguments = compiled(build)
+    expected = run(pipeline, arguments)
+    stances: list[bool] = []
+
+    def pipe(prompt: str, **more: Any) -> Any:
+        def noted(*step: Any) -> Any:
+            stances.append(torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe)
+            return told(*step)
+
+        told = more.pop("callback_on_step_end")
+        return SimpleNamespace(images=[run(pipeline, arguments, callback_on_step_end=noted, **more)])
+
+    scope = {"torch": torch, "pipe": pipe, "prompt": "a red square"}
+    exec(recipe, scope)
+    assert torch.equal(scope["image"], expected)
+    assert stances == [False] + [True] * (STEPS - 1)
+    assert not torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe
 
 
 @PIPELINES
