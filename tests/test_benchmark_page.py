@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from matplotlib.image import imread
 
 from bench.versus import page, plots, regress, sweep, tables
 from bench.versus.bars import GUARDS_ONCE, Bar, bars, most_over_the_best_peer
-from bench.versus.rows import Row, read
+from bench.versus.rows import Row, commit, read
 from bench.versus.rows import replace as store
 
 OURS, PEER = "dicache_compile", "FirstBlockCache"
@@ -206,6 +207,31 @@ def test_a_system_that_is_measured_again_loses_what_it_had_there_and_no_other_do
     again = replace(drawn(OURS, "15 deep", 41, 31, 15), label="another setting")
     store(file, [again])
     assert read(file) == [*others, again]
+
+
+def test_a_row_says_whether_the_code_was_committed_whatever_was_measured_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        return subprocess.run(("git", *who, *words), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    code, *written = (
+        tmp_path / path for path in ("bench/versus/rows.py", "bench/results/a.jsonl", "docs/benchmarks.md")
+    )
+    for file in (code, *written):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    monkeypatch.setattr("bench.versus.rows.__file__", str(code))
+    for file in written:
+        file.write_text("more")
+    clean = commit.__wrapped__()
+    assert git("rev-parse", "HEAD").startswith(clean)
+    code.write_text("more")
+    assert commit.__wrapped__() == clean + "+"
 
 
 def test_a_page_of_nothing_has_no_pictures(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from .system import System, setting
 from .workload import Workload
 
 RESULTS = Path(__file__).parents[1] / "results"
+WRITTEN = ("bench/results", "docs/benchmarks.md", "docs/benchmarks")
 LIBRARIES = ("torch", "diffusers", "cache-dit")
 BASELINE = "uncached, torch.compile"
 
@@ -122,13 +123,17 @@ def versions() -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """The checkout's commit, with a + where files differ from it; "unknown" where there is no git."""
+    """The checkout's commit, with a + where files differ from it; "unknown" where there is no git.
+
+    What a run writes itself, as one before it may have done, is no difference.
+    """
 
     def git(*words: str) -> str:
         asked = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(git("status", "--porcelain", "-uno"))
+        changed = git("status", "--porcelain", "-uno", "--", ":/", *(f":/!{path}" for path in WRITTEN))
+        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
