@@ -104,6 +104,9 @@ def test_with_guards_once_each_systems_better_way_counts() -> None:
     ahead = bar([ours, peer, ours_once, peer_once], SMALLEST, "once a generation")
     assert (ahead.ours, ahead.peer) == ("2.20x (threshold 0.1, guards once)", f"1.60x ({PEER}, threshold 0.1)")
     assert ahead.reached
+    refused = replace(peer_once, figures={}, samples={}, why="RuntimeError: x")
+    assert bar([ours, peer, ours_once, refused], SMALLEST, "once a generation").peer == ahead.peer
+    assert bar([ours, peer, ours_once], SMALLEST, "once a generation").verdict == "not measured"
     level = bar([ours, peer, ours_once, ours_as(peer_once, ours_once)], SMALLEST, "once a generation")
     assert level.peer == f"2.20x ({PEER}, threshold 0.1, guards once)"
     assert bar([ours, peer, ours_once, peer_once], f"{SMALLEST}: at least 1.3x").ours == "2.00x (threshold 0.1)"
@@ -135,6 +138,7 @@ def test_the_most_to_be_had_leaves_out_what_reused_calls_took() -> None:
     ours.figures.update({"reused call ms": 5.0, "deep steps": 10.0})  # 20 of them, 0.1 seconds
     assert most_over_the_best_peer(SMALLEST, [ours, peer]) == pytest.approx(0.625 / 0.4)
     assert most_over_the_best_peer(SMALLEST, [ours]) is None
+    assert most_over_the_best_peer(SMALLEST, [ours, replace(peer, run="another")]) is None
 
 
 def test_a_margin_is_paired_by_seed() -> None:

@@ -86,9 +86,20 @@ def test_guards_once_is_put_around_what_is_asked_for_after_it_has_compiled(monke
 
     monkeypatch.setattr("bench.versus.guards.once", once)
     both = [Entrant(Fake("a"), "schedule"), Entrant(Fake("a"), "once", guards_once=True)]  # type: ignore[arg-type]
-    compare("sweep", WORKLOAD, both, 1, quality=False)
+    rows = compare("sweep", WORKLOAD, both, 1, quality=False)
+    assert all(row.figures for row in rows)
     assert sorted(name for seed, name in LOG if seed == HELD_OUT) == ["a", "a, once", "uncached"]
     assert (HELD_OUT - 1, "a, once") in LOG  # so that one that cannot run so is known before anything is measured
+
+
+def test_a_system_that_does_another_thing_with_guards_once_is_not_measured_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Installed(lambda name, step, inputs: torch.full((1, 3, 16, 16), 0.2))
+    monkeypatch.setattr("bench.versus.guards.once", lambda installed: other)
+    both = [Entrant(Fake("a"), "schedule"), Entrant(Fake("a"), "once", guards_once=True)]  # type: ignore[arg-type]
+    _, checked, once = compare("sweep", WORKLOAD, both, 1, quality=False)
+    assert checked.figures
+    assert once.figures == {}
+    assert once.why == "RuntimeError: with its guards checked once a generation it gives another result"
 
 
 def test_a_tuned_setting_says_whose_best_it_is_and_on_how_many_seeds() -> None:

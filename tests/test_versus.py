@@ -22,6 +22,7 @@ from bench.shapes import model as shapes
 from bench.versus import __main__ as runner
 from bench.versus import gallery, guards, plots, roster, sweep, tuned
 from bench.versus.bars import DEEP_STEPS, GUARDS_ONCE
+from bench.versus.compare import Entrant
 from bench.versus.dbcache import DBCache
 from bench.versus.families import FAMILIES, FEW, _growing, moved
 from bench.versus.first_block import FirstBlock
@@ -292,6 +293,24 @@ def test_the_quick_comparison_is_of_own_settings_on_one_model(
     monkeypatch.setattr(runner.page, "write", lambda rows, page: None)
     runner.main()
     assert [(given, [workload.key for workload in workloads]) for given, workloads in asked] == [(parts, keys.split())]
+
+
+def test_the_smallest_sizes_are_swept_with_guards_once_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: dict[str, list[tuple[str, bool]]] = {}
+
+    def compare(experiment: str, workload: Workload, entrants: Sequence[Entrant], *_: Any, **__: Any) -> list[Any]:
+        ran[workload.key] = [(entrant.system.name, entrant.guards_once) for entrant in entrants]
+        return []
+
+    monkeypatch.setattr(runner, "compare", compare)
+    monkeypatch.setattr(sweep, "fastest_threads", lambda *_, **__: 1)
+    runner.measure(tmp_path / "rows.jsonl", ["sweep"], [], quick=False)
+    for tokens, width in sweep.SIZES:
+        once = [name for name, once in ran[f"{tokens}x{width}"] if once]
+        every = [name for name, once in ran[f"{tokens}x{width}"] if not once]
+        assert once == (["uncached", *every] if (tokens, width) in sweep.GUARDS_TELL else [])
+    runner.measure(tmp_path / "rows.jsonl", ["sweep"], [], quick=False, only=["SeaCache"], sizes=sweep.SIZES[:1])
+    assert ran["64x128"] == [("SeaCache", False), ("uncached", True), ("SeaCache", True)]
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def ratios(ours: Row, peer: Row) -> list[float]:
 def most_over_the_best_peer(workload: str, rows: Iterable[Row]) -> float | None:
     """How many times faster than the best peer of the sweep ours would be if its reused calls cost nothing at all.
 
-    The median of the seeds' ratios. None where a figure for it is missing.
+    The median of the seeds' ratios. None where a figure for it is missing, or the two were not measured in one run.
     """
     here = [row for row in rows if (row.experiment, row.workload, row.role) == ("sweep", workload, "schedule")]
     ours, peers = _split(here)
@@ -72,7 +72,7 @@ def most_over_the_best_peer(workload: str, rows: Iterable[Row]) -> float | None:
         return None
     best, peer = max(ours, key=_speed_up), max(peers, key=_speed_up)
     reused_ms, deep = best.figures.get("reused call ms"), best.figures.get("deep steps")
-    if reused_ms is None or deep is None:
+    if reused_ms is None or deep is None or not ratios(best, peer):
         return None
     reused = (STEPS - deep) * reused_ms / 1000
     pairs = zip(best.samples["seconds"], peer.samples["seconds"], strict=True)
@@ -99,17 +99,23 @@ def name(row: Row) -> str:
 
 
 def _fastest(experiment: str, workload: str, rows: Iterable[Row], lead: float = 1.0, once: bool = False) -> Bar:
-    """With `once` those with their guards checked once a generation count too, of every system that runs so."""
+    """With `once` each system counts in the faster of its two ways, guards once being the other."""
     where = f"{workload}, guards checked once a generation" if once else workload
     text = f"same schedule, {where}: " + ("the fastest" if lead == 1 else f"at least {lead}x over the best peer")
     roles = ("schedule", GUARDS_ONCE) if once else ("schedule",)
     here = [row for row in rows if (row.experiment, row.workload) == (experiment, workload) and row.role in roles]
-    if once and not any(row.role == GUARDS_ONCE for row in here):
+    if once and not _alike(here):
         return Bar(text)
     ours, peers = _split(row for row in here if row.system != FEWER_STEPS)  # which has a schedule of its own
     if failure := _failure(text, here, ours, peers):
         return failure
     return _against(text, max(ours, key=_speed_up), max(peers, key=_speed_up), lead)
+
+
+def _alike(rows: Iterable[Row]) -> bool:
+    """Whether all that follow the schedule were tried with guards once too, those that do not run so among them."""
+    of = {role: {(row.system, row.label) for row in rows if row.role == role} for role in ("schedule", GUARDS_ONCE)}
+    return of["schedule"] == {(system, label) for system, label in of[GUARDS_ONCE] if system != UNCACHED}
 
 
 def _best_quality(deep: int, workload: str, rows: Iterable[Row]) -> Bar:

@@ -96,14 +96,20 @@ def _start(run: _Runs, workload: Workload) -> None:
     try:
         installed = system.install(workload.load(), workload)
         generate(installed, workload, WARM_UP)
-        generate(installed, workload, WARM_UP)  # what compiles only once a second generation starts
+        checked = generate(installed, workload, WARM_UP)  # what compiles only once a second generation starts
         if run.entrant.guards_once:
             installed = guards.once(installed)
-            generate(installed, workload, WARM_UP)  # whether it runs so
+            _same(generate(installed, workload, WARM_UP), checked)
     except Exception as error:
         run.why = _said(error)
     else:
         run.installed = installed
+
+
+def _same(once: Generation, checked: Generation) -> None:
+    """Raises where a system without its guards takes another graph than with them: PyTorch does not tell."""
+    if once.deep != checked.deep or not torch.allclose(once.pixels, checked.pixels):
+        raise RuntimeError("with its guards checked once a generation it gives another result")
 
 
 def _generate(run: _Runs, workload: Workload, seed: int) -> Generation | None:

@@ -35,7 +35,6 @@ class DBCache:
 
     name: ClassVar[str] = "DBCache"
     source: ClassVar[str] = "cache-dit 1.5.3"
-    recipe: ClassVar[str] = "set_compile_configs(), compile_repeated_blocks(dynamic=False), as cache_dit.generate does"
     dial: ClassVar[str] = "threshold"
     threshold: float = 0.12
     taylorseer: bool = False
@@ -48,6 +47,11 @@ class DBCache:
     schedule: Schedule | None = None
     regional: bool = True
     compiled: bool = True
+
+    @property
+    def recipe(self) -> str:
+        how = "compile_repeated_blocks(dynamic=False), as cache_dit.generate does"
+        return f"set_compile_configs(), {how if self.regional else 'torch.compile(model)'}"
 
     @property
     def label(self) -> str:

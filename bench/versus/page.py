@@ -26,8 +26,8 @@ How it was measured:
 
 - A seed is one generation of one prompt in {STEPS} steps. Each seed is run by all systems of a comparison in turn, so
   that a machine that slows down slows all alike, and with each seed another system begins. The seeds are held out:
-  nothing was trained, calibrated or tuned on them. Own settings, equal deep steps and the schedule are comparisons of
-  their own; one may be made in parts (`--system`), each with the uncached model in turn.
+  nothing was trained, calibrated or tuned on them. Each table but Costs is a comparison of its own, and so is each size
+  of the sweep; one may be made in parts (`--system`), each with the uncached model in turn.
 - **speed-up**: the seconds of `torch.compile` without a cache over the system's, on the same seed, in the same process
   and turn: the median of the seeds and, in brackets, the 10th to the 90th percentile.
 - **deep steps**: steps of a generation on which all blocks ran, on average. **deep call ms**, **reused call ms**: the
@@ -44,8 +44,9 @@ than asked, ours misses, whatever its PSNR; peers count with any number.
 """
 ONCE = """\
 Before each call Dynamo checks that nothing of the model has changed. Here it does in the first step of a generation
-only (`torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)` after that), for every system alike, in the
-same run and over the same baseline as above. The README's Host cost says when a user may do so.
+only (`torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)` after that), for every system that gives the
+same so. Speed-ups are over the uncached model with all its guards, as above. The README's Host cost says when a user
+may do so.
 """
 FAINT = "A faint point is a setting that another one of the same system beats in both speed and quality."
 

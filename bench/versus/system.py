@@ -46,9 +46,13 @@ class System(Protocol):
 
     name: ClassVar[str]  # "FirstBlockCache"
     source: ClassVar[str]  # "diffusers 0.42.1"
-    recipe: ClassVar[str]  # how it is compiled, and who recommends that
     dial: ClassVar[str | None]  # the field whose larger values give fewer deep steps; None: there is none
     compiled: bool
+
+    @property
+    def recipe(self) -> str:
+        """How it is compiled, and who recommends that."""
+        ...
 
     @property
     def label(self) -> str:
