@@ -121,7 +121,9 @@ def test_guards_once_is_a_table_of_its_own(tmp_path: Path) -> None:
     assert "2.20x" not in first.split("## Where host cost matters")[1]
     assert "2.20x" in second
     assert "sweep, guards once | RuntimeError: x" in second
+    with_both = imread(tmp_path / "benchmarks" / "overhead.png")
     assert "### Guards checked once" not in _written(rows[:1], tmp_path)
+    assert np.array_equal(imread(tmp_path / "benchmarks" / "overhead.png"), with_both)  # nor in the plot
 
 
 def _written(rows: Sequence[Row], folder: Path) -> str:

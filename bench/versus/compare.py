@@ -107,8 +107,11 @@ def _start(run: _Runs, workload: Workload) -> None:
 
 
 def _same(once: Generation, checked: Generation) -> None:
-    """Raises where a system without its guards takes another graph than with them: PyTorch does not tell."""
-    if once.deep != checked.deep or not torch.allclose(once.pixels, checked.pixels):
+    """Raises RuntimeError where a system without its guards takes another graph than with them: PyTorch does not tell.
+
+    The same graphs give the same bits.
+    """
+    if once.deep != checked.deep or not torch.equal(once.pixels, checked.pixels):
         raise RuntimeError("with its guards checked once a generation it gives another result")
 
 

@@ -40,7 +40,8 @@ For each bar, the best setting of ours and the best of all peers, each with what
 one setting for both figures, and peers may have one for each. The margin in times is the median of the seeds' ratios
 (10th to 90th percentile), the one in dB is of the mean and of the worst PSNR, which is one seed's. Two speeds that a
 Wilcoxon test of those ratios does not tell apart (p >= {SIGNIFICANCE}) are level. With over {SLACK} deep steps more
-than asked, ours misses, whatever its PSNR; peers count with any number.
+than asked, ours misses, whatever its PSNR; peers count with any number. Where guards are checked once a generation,
+each system counts in the faster of its two ways, with all guards and so.
 """
 ONCE = """\
 Before each call Dynamo checks that nothing of the model has changed. Here it does in the first step of a generation
