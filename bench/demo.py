@@ -3,75 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import platform
-from collections.abc import Mapping, Sequence
+import sys
 from pathlib import Path
-from statistics import mean
-
-import torch
-from tqdm import tqdm
-
-from . import picture, systems
-from .results import Result, results
-from .systems import CACHED, STEPS, Run
-
-LEGEND = f"""
-deep steps  of {STEPS}, how many ran the deep blocks, on average; on the others the cache stood in for them
-speed-up    over torch.compile(model) in the same round, median of the rounds: on a machine with other work to do it
-            is steadier than the first column, the median of each system's seconds by itself
-ideal       the speed-up if a deep step cost what a plain one costs, and a reused one what the model costs when it is
-            cut to its first block, which is the probe: so the difference is the price of deciding and estimating
-PSNR, SSIM  of the pictures against those of torch.compile(model), which starts from the same noise
-"""
+from types import ModuleType
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="generations of each system; 5 show every prompt once")
+    parser.add_argument("--rounds", type=int, default=5, help="generations of each system; 5 show every prompt once")
     parser.add_argument("--picture", type=Path, default=Path("demo.png"))
     arguments = parser.parse_args()
-    runs = sample(arguments.rounds)
-    rows = results(runs)
-    report(rows, runs)
-    picture.draw(rows, runs, arguments.picture)
-    print(f"\nThe pictures, and each step's error and decision: {arguments.picture}")
+    sampling().demonstrate(arguments.rounds, arguments.picture)
 
 
-def sample(rounds: int) -> dict[str, list[Run]]:
-    """In every round each system generates the same prompts from the same noise, one system after the other."""
-    models = systems.build()
-    for name, model in (bar := tqdm(models.items(), unit="model")):
-        bar.set_description(f"compiling {name}")
-        systems.run(name, model, seed=0)
-    runs: dict[str, list[Run]] = {name: [] for name in models}
-    for seed in tqdm(range(rounds), desc="sampling", unit="round"):
-        for name, model in models.items():
-            runs[name].append(systems.run(name, model, seed))
-    return runs
+def sampling() -> ModuleType:
+    """The module that does it, imported without torchao.
 
+    Nothing here is quantised. Diffusers, peft and transformers import torchao wherever they find it, and it prints
+    warnings of its own then: of libraries for GPUs that it cannot load, and of what it registers with PyTorch.
+    """
+    sys.modules.setdefault("torchao", None)  # type: ignore[arg-type]  # the documented way to make an import fail
+    from . import sampling
 
-def report(rows: Sequence[Result], runs: Mapping[str, Sequence[Run]]) -> None:
-    batches = [run.pixels for run in runs[rows[0].name]]
-    print(f"\nEach system: {len(batches)} generations, after one to compile; {len(batches[0])} pictures, {STEPS} steps")
-    print(f"PyTorch {torch.__version__} on {platform.machine()}, {torch.get_num_threads()} threads\n")
-    width = max(len(row.name) for row in rows)
-    print(f"{'':{width}}  seconds a                             PSNR in dB          SSIM")
-    print(f"{'':{width}}  generation  deep steps  speed-up  ideal   mean  worst    mean  worst")
-    for row in rows:
-        print(f"{row.name:{width}}  {row.seconds:>10.2f}  {row.deep:>10.1f}", end="")
-        print(f"  {row.speed_up:>7.2f}x  {row.ideal:>4.2f}x  {_quality(row)}")
-    print(LEGEND)
-    print("Decisions in the last generation (D deep, d deep by rule, . reused)")
-    for name in CACHED:
-        marks = "".join(("d" if step.forced else "D") if step.deep else "." for step in runs[name][-1].steps)
-        print(f"{name:{width}}  {marks}")
-
-
-def _quality(row: Result) -> str:
-    if not row.quality:
-        return "   -      -       -      -"
-    psnr, ssim = [q.psnr for q in row.quality], [q.ssim for q in row.quality]
-    return f"{mean(psnr):>5.1f}  {min(psnr):>5.1f}  {mean(ssim):>6.4f}  {min(ssim):>5.3f}"
+    return sampling
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from .systems import CACHED, PLAIN, STEPS, Run, prompts
 
 SHOWN = 2  # rounds whose pictures are drawn
 # Of Okabe and Ito's palette, which colour-blind people can tell apart.
-KINDS = {"deep": "#0072B2", "deep by rule": "#56B4E9", "reused": "#E69F00"}
+KINDS = {"deep": "#0072B2", "forced to be deep": "#56B4E9", "reused": "#E69F00"}
 INK = "#333333"
 ALONE = {"color": INK, "marker": "o", "markersize": 4.5, "markeredgecolor": "white", "linewidth": 0.8}
 
@@ -27,8 +27,8 @@ def draw(rows: Sequence[Result], runs: Mapping[str, Sequence[Run]], path: Path) 
     """Writes the picture, a PNG by `path`'s name."""
     # A figure of its own and no pyplot: nothing global changes, and no display is needed.
     with matplotlib.rc_context({"font.size": 9, "text.color": INK, "axes.labelcolor": INK}):
-        figure = Figure(figsize=(11, 10.5), dpi=130, layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(5.6, 4.9), hspace=0.03)
+        figure = Figure(figsize=(9, 9.4), dpi=130, layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(4.7, 4.7), hspace=0.03)
         _draw_pictures(above, rows, runs)
         _draw_timelines(below, runs)
         figure.savefig(path)
@@ -51,7 +51,7 @@ def _draw_pictures(figure: SubFigure, rows: Sequence[Result], runs: Mapping[str,
             axes.set_xlabel(note, fontsize=8, labelpad=2)
             axes.spines[:].set_visible(False)
         line[0].set_ylabel(
-            f"{row.name}\n{row.deep:.0f} of {STEPS} steps deep\n{row.seconds:.1f} s, {row.speed_up:.2f}x",
+            f"{row.name}\n{row.deep:.0f} of {STEPS}\nsteps deep",
             rotation="horizontal", ha="right", va="center", labelpad=8,
         )  # fmt: skip
 
@@ -66,16 +66,16 @@ def _draw_timelines(figure: SubFigure, runs: Mapping[str, Sequence[Run]]) -> Non
     panels[-1].set_xlabel("step")
     figure.legend(
         handles=[
-            *(Patch(color=colour, label=f"accumulated error, step {kind}") for kind, colour in KINDS.items()),
-            Line2D([], [], **ALONE, label="error of the step"),
+            *(Patch(color=colour, label=f"error so far, step {kind}") for kind, colour in KINDS.items()),
+            Line2D([], [], **ALONE, label="error of the step itself"),
             Line2D([], [], color=INK, linestyle="--", linewidth=1, label="threshold"),
         ],
-        loc="outside lower center", ncols=5, frameon=False,
+        loc="outside lower center", ncols=3, frameon=False,
     )  # fmt: skip
 
 
 def _draw_timeline(axes: Axes, steps: Sequence[StepRecord], threshold: float) -> None:
-    """A bar of the accumulated error for each step, in the colour of its decision, on a tile of the same colour."""
+    """A bar of the error that was compared for each step, in the colour of its decision, on a tile of that colour."""
     places = [step.index for step in steps]
     colours = [KINDS[_kind(step)] for step in steps]
     # The first step has no error yet, but a decision all the same: so the tiles.
@@ -94,4 +94,4 @@ def _draw_timeline(axes: Axes, steps: Sequence[StepRecord], threshold: float) ->
 def _kind(step: StepRecord) -> str:
     if not step.deep:
         return "reused"
-    return "deep by rule" if step.forced else "deep"
+    return "forced to be deep" if step.forced else "deep"

@@ -18,10 +18,10 @@ from .shapes.pictures import COLOURS, SHAPES
 STEPS = 30
 PLAIN = "torch.compile(model)"
 PROBE_ONLY = "probe only"
-CACHED = {
-    "default": DiCacheConfig(),
-    "threshold=0.1": DiCacheConfig(threshold=0.1),
-    'preset "flux"': DiCacheConfig.preset("flux", num_steps=STEPS),
+CACHED = {  # the three settings that the README offers
+    "safe": DiCacheConfig(),
+    "balanced": DiCacheConfig(error="estimate", order=2, joint=True, threshold=0.1, gamma_range=(1, 3)),
+    "fast": DiCacheConfig(error="estimate", order=2, joint=True, threshold=0.2, gamma_range=(1, 3)),
 }
 
 

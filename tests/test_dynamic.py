@@ -225,7 +225,7 @@ def assert_as_if_alone(ours: Counted, size: Size, results: list[list[Tensor]]) -
     entry = ours.case.at(size)
     expected = Reference(ours.model, entry, range(STEPS), DEEP, STEPS)
     if ours.case.joint and shapes[0] != expected.shape:
-        # Parts of a sequence whose length is not known when it is traced: README, "Limits".
+        # Parts of a sequence whose length is not known when it is traced: docs/not-cached.md, "Limits".
         entry = replace(entry, streams=behind(entry.streams, 0))
         expected = Reference(ours.model, entry, range(STEPS), DEEP, STEPS)
     assert shapes == [expected.shape] * 5

@@ -15,7 +15,7 @@ from dicache_compile import DiCacheConfig, dicache_backend, summary
 
 diffusers = pytest.importorskip("diffusers", reason="the pipelines are diffusers'")
 
-README = Path(__file__).parent.parent / "README.md"
+HOST_COST = Path(__file__).parent.parent / "docs" / "host-cost.md"
 STEPS = 8
 FLUX = {
     "patch_size": 1,
@@ -157,8 +157,8 @@ def test_a_run_that_raises_half_way_leaves_nothing_for_the_next(build: Any, afte
 
 
 @PIPELINES
-def test_the_readmes_way_to_check_guards_once_gives_the_same_result(build: Any) -> None:
-    (recipe,) = re.findall(r"```python\n(def trust\(.*?)```", README.read_text(), re.DOTALL)
+def test_the_documented_way_to_check_guards_once_gives_the_same_result(build: Any) -> None:
+    (recipe,) = re.findall(r"```python\n(def trust\(.*?)```", HOST_COST.read_text(), re.DOTALL)
     pipeline, arguments = compiled(build)
     expected = run(pipeline, arguments)
     stances: list[bool] = []

@@ -24,11 +24,11 @@ def lora(rank: int = 2, layers: list[str] | None = None) -> Any:
     return peft.LoraConfig(r=rank, lora_alpha=3, target_modules=layers or LAYERS, init_lora_weights=False)
 
 
-def state_dict(seed: int, rank: int) -> dict[str, Tensor]:
-    """A LoRA as a file of it would be read."""
-    model = build("flux")
+def state_dict(seed: int, rank: int, model: Any = None, layers: list[str] | None = None) -> dict[str, Tensor]:
+    """A LoRA as a file of it would be read; it is taken from `model`, which keeps it."""
+    model = build("flux") if model is None else model
     torch.manual_seed(seed)
-    model.add_adapter(lora(rank), "any")
+    model.add_adapter(lora(rank, layers), "any")
     found = peft.utils.get_peft_model_state_dict(model, adapter_name="any")
     return {f"transformer.{name}": weight.clone() for name, weight in found.items()}
 
@@ -135,3 +135,26 @@ def test_a_hot_swap_in_mid_generation_takes_effect_with_the_next_step() -> None:
         # deep, with the new adapter only, and what is reused after it mixes both until two steps have run deep.
         assert_follows(call, model, at("flux"), reference, steps=range(4, STEPS))
         assert_follows(call, model, at("flux"))
+
+
+def test_a_pipelines_own_functions_reach_a_transformer_that_is_compiled_in_place() -> None:
+    from . import test_pipelines
+
+    pipeline, arguments = test_pipelines.compiled(test_pipelines.flux, threshold=0.0)
+
+    def run() -> Tensor:
+        return test_pipelines.run(pipeline, arguments, steps=2, true_cfg_scale=1.0)
+
+    without = run()
+    other, _ = test_pipelines.flux()
+    adapter = state_dict(seed=1, rank=2, model=other.transformer, layers=["to_q", "to_v"])
+    pipeline.load_lora_weights(adapter, adapter_name="a")
+    whole = run()
+    pipeline.set_adapters(["a"], [0.5])
+    half = run()
+    pipeline.disable_lora()
+    assert torch.equal(run(), without)
+    assert not torch.equal(whole, without)
+    assert not torch.equal(half, whole)
+    pipeline.unload_lora_weights()
+    assert torch.equal(run(), without)

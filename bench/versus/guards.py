@@ -1,4 +1,4 @@
-"""Any system with its guards checked in the first step of a generation only, as the README's Host cost has it.
+"""Any system with its guards checked in the first step of a generation only, as docs/host-cost.md has it.
 
 Dynamo checks before each call that nothing of the model has changed. Where the host is what takes the time, a user may
 have it check once a generation. That spares every system something, so all are given it alike.

@@ -46,8 +46,8 @@ each system counts in the faster of its two ways, with all guards and so.
 ONCE = """\
 Before each call Dynamo checks that nothing of the model has changed. Here it does in the first step of a generation
 only (`torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)` after that), for every system that gives the
-same so. Speed-ups are over the uncached model with all its guards, as above. The README's Host cost says when a user
-may do so.
+same so. Speed-ups are over the uncached model with all its guards, as above. When a user may do so is in
+[Host cost](host-cost.md).
 """
 FAINT = "A faint point is a setting that another one of the same system beats in both speed and quality."
 
