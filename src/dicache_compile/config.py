@@ -16,56 +16,62 @@ from .policy import Decider, EstimateGate, Estimator, Gate
 
 @dataclass(frozen=True, kw_only=True)
 class DiCacheConfig:
-    """How a cut model decides and estimates.
+    """The settings of a cached model: when a step is reused, and what stands in for its deep blocks.
 
-    The bare default is meant to be safe on a model that nobody has tuned: it needs no number of steps, reuses only
-    while the probe has hardly moved, and never more than three steps in a row. `preset` gives the published rules.
+    The default is meant to be safe on a model that nobody has tuned. It needs no number of steps, reuses a step only
+    if the probe's result has hardly changed, and never more than three in a row. `preset` gives the published rules.
+
+    In the fields' texts x is the value that enters the trunk, h what leaves the probe, y what leaves the trunk. An
+    anchor is what a deep step leaves behind for later estimates.
 
     Raises TypeError or ValueError, naming the field, for a value of the wrong type, out of range or contradictory.
     """
 
     threshold: float = 0.05
-    """Reuse while the accumulated error stays below this; 0 never reuses, `inf` always. The lowest that the paper
-    measures (table of HunyuanVideo: 35 dB, 1.8x); it uses 0.4 on FLUX and 0.1 to 0.2 on video models."""
+    """A step is reused while its error is below this. 0 never reuses; `inf` reuses every step that is not forced. 0.05
+    is the lowest that the paper measures (HunyuanVideo: 35 dB, 1.8x). It uses 0.4 on FLUX, 0.1 to 0.2 on video."""
 
     probe_depth: int = 1
-    """Blocks that run on every step. The paper takes 1 on every model; more costs speed and gains little. 0: none, so
-    that the trunk's input alone decides, and gamma tells how far that has moved."""
+    """How many blocks run on every step. The paper takes 1 on every model; more costs speed and gains little. With 0 no
+    block does: the trunk's input is measured in place of the probe's result."""
 
     gamma_range: tuple[float, float] = (1.0, 1.5)
-    """Where gamma is clipped: 1 is plain reuse, above it extrapolates. The FLUX and HunyuanVideo scripts' range."""
+    """How far the estimate may go: 1 stays at the newest anchor, above 1 goes on in the direction from the older anchor
+    to the newest. The range of the FLUX and HunyuanVideo scripts."""
 
     order: Literal[1, 2] = 1
-    """The estimate's. 1, the paper's: on the line through the last two anchors. 2: with the bend of the parabola
-    through the last three, damped with the distance, for two more tensors. Pays with error="estimate" and with
-    probe_depth=0."""
+    """1, as published: the estimate is on the line through the last two anchors. 2: on the curve through the last
+    three, which is flattened the further it goes. Keeps two more tensors a stream. Helps with error="estimate" and
+    with probe_depth=0."""
 
     feedback: float = 0.0
-    """How much of what the estimates have been short of, as each deep step shows, a reused step gives back: 1, all of
-    it at once, or a share of what is left. 0: nothing, as published. Keeps errors of early steps from adding up on a
-    schedule that skips them; for one more tensor, and with `order=1`. With it `gamma_range` can be wide."""
+    """From 0 to 1. A deep step shows how much the estimates before it were off. With 1 the next reused step adds that
+    amount back; with less it adds that share, and later steps that share of the rest. 0, as published: nothing. Helps
+    on schedules that reuse early steps, and lets `gamma_range` be wide. Keeps one more tensor a stream. Only with
+    `order=1`."""
 
     error: Literal["probe", "probe_minus_input", "estimate"] = "probe"
-    """What is compared with the threshold. "probe", the paper's choice: the relative change of h, accumulated.
-    "probe_minus_input": its distance to that of x, accumulated (`delta_minus` in the scripts, which needs thresholds
-    about five times smaller). "estimate": how far off the estimator is on the probe itself, in this step alone."""
+    """What is compared with the threshold. "probe", as published: how much h changes from step to step, added up since
+    the last deep step. "probe_minus_input": the same, of the distance between that change and x's (`delta_minus` in the
+    scripts; needs thresholds about five times smaller). "estimate": how far off the estimate is when it is tried on the
+    probe, whose result is known; in this step alone."""
 
     comparison: Literal["<", "<="] = "<"
-    """How the accumulated error is compared with the threshold: `<` in the FLUX and WAN scripts, `<=` in Hunyuan's."""
+    """How the error is compared with the threshold: `<` in the FLUX and WAN scripts, `<=` in Hunyuan's."""
 
     warmup_steps: int = 3
-    """First steps of a generation that always run deep. Three give two anchors one step apart, and an error to start
-    from, after the first steps, which change most."""
+    """This many first steps always run deep. After three there are two anchors one step apart, and the steps that
+    change most are over."""
 
     warmup_ratio: float | None = None
-    """First share of the steps that always runs deep, besides `warmup_steps`; needs the number of steps. The
-    scripts' 0.2. None: no such rule."""
+    """This share of the steps, at the start, always runs deep. The longer of the two warm-ups counts. Needs the
+    number of steps. 0.2 in the scripts. None: no such rule."""
 
     warmup_inclusive: bool = False
-    """Whether step int(ratio * N) itself is forced: the FLUX script counts `i <= int(ratio * N)`, the others `<`."""
+    """Whether step int(warmup_ratio * N) itself is forced too. True in the FLUX script, false in the others."""
 
     final_steps: int = 0
-    """Last steps of a generation that always run deep; needs the number of steps. 1 in the FLUX script."""
+    """This many last steps always run deep. Needs the number of steps. 1 in the FLUX script."""
 
     deep_steps: tuple[int, ...] = ()
     """More steps of a generation, counted from 0, that always run deep. With `threshold=inf` and
@@ -76,7 +82,7 @@ class DiCacheConfig:
     get when the threshold turns out too high for a model."""
 
     num_steps: int | None = None
-    """Steps of a generation, for the rules that need it. None: taken from the running diffusers pipeline."""
+    """Steps of a generation, for the rules that need the number. None: taken from the running diffusers pipeline."""
 
     streams: Literal["auto", 1] = "auto"
     """"auto": a call belongs to the stream that `stream` or diffusers' `cache_context` names, else calls that share a
@@ -90,38 +96,38 @@ class DiCacheConfig:
     decides by itself."""
 
     state_dtype: torch.dtype | None = None
-    """Floating dtype in which tensors are kept between steps. None: each stream's own. In float8 each row (the last
-    dimension) has a float32 scale beside it; what differences are taken of stays in the stream's own dtype."""
+    """The floating dtype of the tensors that are kept between steps. None: each stream's own. Float8 keeps one float32
+    scale a row (the last dimension) beside it; where differences decide something the stream's dtype is kept."""
 
     timestep_input: str | None = None
     """The name of the model's timestep argument. None: found by its name, or by the sine that is taken of it."""
 
     trunk: str | tuple[str, ...] | None = None
-    """Module path of the ModuleList that holds the blocks, or several in order. None: found."""
+    """Module path of the ModuleList that holds the blocks, or several in the order in which they run. None: found."""
 
     lowering: Literal["inductor", "eager"] = "inductor"
     """"eager" runs the cut graph uncompiled: bit-exact, for debugging."""
 
     engine: Literal["auto", "conditional", "graphs", "calls", "cond"] = "auto"
-    """How the branch is taken. "conditional": one CUDA graph with the branch inside of it; "graphs": CUDA graphs, of
-    which the host picks the second by the first one's result; "calls": the host calls one piece, reads its result, and
-    calls another; "cond": one graph with a `torch.cond`. "auto" takes the first of these that the model and its device
-    can have, and on a CPU or with `lowering="eager"` the third. A named engine that cannot be had is an error."""
+    """How a step takes its branch. "conditional": one CUDA graph with the branch inside. "graphs": CUDA graphs; the
+    host picks the second by the first one's result. "calls": the host calls one piece, reads the decision and calls
+    another. "cond": one graph with a `torch.cond`. "auto": the first of these that model and device can have; on a CPU
+    and with `lowering="eager"` it is "calls". A named engine that cannot be had is an error."""
 
     kernels: Literal["inductor", "triton"] = "inductor"
     """What computes the gate's statistics and the estimate: Inductor's own code, or a Triton kernel for each (on CUDA;
     elsewhere plain PyTorch). The second takes a gate and an estimator that have the forms; the default ones do."""
 
     strict: bool = False
-    """Raise where a graph cannot be cut, instead of running it uncached with a warning. Small fragments around a graph
-    break run uncached in silence all the same."""
+    """Whether a graph that cannot be cut is an error. False: it runs uncached, with a warning. Small fragments around
+    a graph break run uncached without a word in either case."""
 
     gate: Gate | EstimateGate | None = None
-    """Another gate than the probe's error. `threshold`, `error` and `comparison` are then its own affair."""
+    """Decides in place of the default rule. `threshold`, `error` and `comparison` are then not used."""
 
     estimator: Estimator | None = None
-    """Another estimator than the two-anchor one. `gamma_range`, `order`, `feedback` and, without a probe, what it goes
-    along (of `DCTA`: `along="input"`) are then its own affair."""
+    """Estimates in place of the default rule. `gamma_range`, `order` and `feedback` are then not used, and without a
+    probe the estimator itself must say what it follows (`DCTA`: `along="input"`)."""
 
     def __post_init__(self) -> None:
         for name in ("trunk", "gamma_range", "deep_steps"):

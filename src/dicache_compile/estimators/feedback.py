@@ -1,4 +1,4 @@
-"""DCTA that gives back what it got wrong: each deep step tells what the reused steps before it should have been."""
+"""DCTA that makes up for its errors: a deep step shows what the reused steps before it should have been."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from .second_order import GAP_RATIO
 class FeedbackDCTA(DCTA):
     """y = x + R2 + gamma (R1 - R2) + share (1 - share)^(k - 1) U on the k-th reused step since R1, in `DCTA`'s terms.
 
-    U is what the estimates of a generation lack so far. A deep step with residual R0 adds what the n reused steps
-    since R1 lack, the sum of what they should have been less the sum of what they were:
+    U is the sum of errors that has not been made up for yet. On a deep step with residual R0 it grows by the errors of
+    the n reused steps since R1, which are what they should have been less what they were. In sum that is
 
         n/2 (R0 - R1) - n (n + 2) / (6 (n + 1)) B - sum_j (gamma_j - 1) (R1 - R2)
 
-    Between two anchors a residual is known far better than beyond them: the first two terms are that of the parabola
-    through R0, R1, R2 at 1, 0, -|P1 - P2| / |P0 - P1|, summed over n even places between the first two. B is Newton's
-    second divided difference, 0 with two anchors.
+    "Should have been" is read from the parabola through R0, R1, R2 at 1, 0, -|P1 - P2| / |P0 - P1|, at n even places
+    between the first two: between anchors a residual is known far better than beyond them. The first two terms are its
+    sum less n R1. B is Newton's second divided difference, 0 with two anchors.
 
-    A sampler adds its model's outputs up, so what is given back puts later steps near to where they would be, and
-    errors do not add up from one run of reused steps to the next. With share 1 the first reused step gives back all.
-    Where a sampler's steps are of different lengths, what is given back is as much too long or too short as they are.
+    A sampler adds up its model's outputs. So adding an error to a later output puts the steps after it near to where
+    they would be without the error, and errors do not add up over a generation. With share 1 the next reused step adds
+    all of it. Where a sampler's steps are of different lengths, the amount is off by the ratio of those lengths.
 
     Our rule, not a published one for caches. As error feedback it is known from compressed gradients (Seide et al.,
     Interspeech 2014; arXiv 1901.09847) and from sigma-delta modulators.

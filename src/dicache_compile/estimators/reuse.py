@@ -12,7 +12,10 @@ from ..policy import SlotSpec, State
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """y = x + R1, the residual y - x of the newest deep step: one tensor a stream, and nothing to measure."""
+    """y = x + R1, where R1 is the residual y - x of the newest deep step. Measures nothing.
+
+    Keeps one tensor a stream. The gate keeps its own, also on a schedule: with the default gate it is two together.
+    """
 
     def slots(self) -> tuple[SlotSpec, ...]:
         return (SlotSpec("r", per_stream=True, scalar=False),)

@@ -1,4 +1,4 @@
-"""DCTA on a curve: what two anchors leave unsaid of a trajectory that bends, a third one tells."""
+"""DCTA on a curve: a third anchor tells how the way through the last two bends."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ GAP_RATIO = (0.25, 4.0)
 class SecondOrderDCTA(DCTA):
     """y = x + R2 + gamma (R1 - R2) + gamma (gamma - 1) B / (1 + (damping e)^2), in the terms of `DCTA`.
 
-    B is Newton's second divided difference of R1, R2, R3 at 1, 0, -g, where g = mean|P2 - P3| / mean|P1 - P2|, and
-    e = max(gamma - 1, 0) / (1 + g) is how far the step lies past the newest anchor, in lengths of what the three span.
-    With damping 0 it is their parabola; the greater it is, the nearer to the line through two. With two anchors it is
-    `DCTA`.
+    B is Newton's second divided difference of R1, R2, R3 at 1, 0, -g, where g = mean|P2 - P3| / mean|P1 - P2|.
+    e = max(gamma - 1, 0) / (1 + g) says how far the step lies past the newest anchor. Its unit is the length that the
+    three anchors span. With damping 0 the estimate is on their parabola; with more it is nearer to the line through
+    two. With two anchors it is that of `DCTA`.
 
     The factor is a Wiener filter's, signal^2 / (signal^2 + noise^2): what three anchors do not tell, the third
     difference, grows by e over what they do. With 2, the default, both are as large half a span out.

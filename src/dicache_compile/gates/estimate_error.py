@@ -1,4 +1,4 @@
-"""A gate that tries the estimator on the probe: what it gets wrong there says what it would get wrong behind it."""
+"""A gate that tries the estimator on the probe, whose result is known."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from ..policy import SlotSpec, State
 
 @dataclass(frozen=True, slots=True)
 class EstimateError:
-    """Reuses while the estimator's error on the probe, whose result is known, stays below a threshold.
+    """Reuses while the estimator, asked for the probe's result instead, is off by less than a threshold.
 
-    The error is of this step alone, against the anchors, and is not added up: a trajectory that the estimator follows
-    may be reused for long, one that turns is noticed at once. It keeps nothing of its own. Our rule, not a published
-    one; the nearest is FBCache's, which compares the probe's residual with the newest anchor's.
+    The probe's result is computed on every step, so the error is known. It is taken for that of the deep blocks. It is
+    of this step alone and is not added up: many steps in a row may be reused as long as the estimator follows them, and
+    a turn is noticed at once. Keeps nothing of its own.
+
+    Our rule, not a published one. The nearest is FBCache's, which compares the probe's residual with the newest
+    anchor's.
     """
 
     threshold: float

@@ -15,9 +15,9 @@ from ..policy import SlotSpec, State
 
 @dataclass(frozen=True, slots=True)
 class ProbeError:
-    """Adds up the relative L1 change of h from step to step and reuses while the sum stays below a threshold.
+    """Adds up how much h changes from step to step (relative L1) and reuses while the sum is below a threshold.
 
-    The sum starts again at 0 after every step that runs deep; h is compared with the step before, reused or not.
+    The sum starts again at 0 after each deep step. h is compared with the step before, whether that was reused or not.
     """
 
     threshold: float
