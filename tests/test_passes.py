@@ -344,7 +344,7 @@ def test_the_users_graph_stays_as_it_is() -> None:
     [("timestep", "timestep"), ("t", "t"), ("sigma", "sigma"), ("noise_level", "noise_level"), ("clock", "clock")],
 )
 def test_inputs_finds_the_timestep_by_name_or_by_the_sine_that_is_taken(name: str, expected: str) -> None:
-    from dicache_compile.passes.inputs import input_name
+    from dicache_compile.passes.input_names import input_name
 
     source = f"def forward(self, hidden_states, {name}): return Tiny.forward(self, hidden_states, {name})"
     scope: dict[str, Any] = {"Tiny": Tiny}
@@ -367,7 +367,7 @@ def test_inputs_refuses_a_graph_without_a_timestep_and_names_what_there_is() -> 
 
 
 def test_inputs_are_conditions_unless_they_are_the_latents_or_the_timestep() -> None:
-    from dicache_compile.passes.inputs import input_name
+    from dicache_compile.passes.input_names import input_name
 
     model = models.make(models.Mixed)
     found = cut_of(model, *models.inputs(model, 0, 10))

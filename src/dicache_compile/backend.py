@@ -18,6 +18,7 @@ from .lowering import Lowering, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
 from .passes.fragment import Function, about_break, broken_function, resumed_function
+from .passes.numbers import note_numbers
 from .runtime.choice import choose_engine
 from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
 from .runtime.fragments import Fragment
@@ -48,6 +49,7 @@ def dicache_backend(
     raises UnsupportedGraphError if `strict`. An unknown option is a ValueError, a bad value a ValueError or TypeError.
     `name` is what newer releases of torch.compile pass; it is not used.
     """
+    note_numbers(gm)
     config, settings = split_options(options, mode)
     return _telling(gm, config, _compiled(gm, example_inputs, config, settings))
 

@@ -15,10 +15,11 @@ from .kernels.operators import COMPUTED
 from .passes import effects, values
 from .passes.branch import Policy, build_branch
 from .passes.dataflow import Dataflow
-from .passes.inputs import find_inputs, find_timestep, tensor_inputs
+from .passes.inputs import find_inputs
 from .passes.out_of_place import out_of_place
 from .passes.partition import partition
 from .passes.sink import sink
+from .passes.timestep import find_timestep, why_no_timestep
 from .passes.trunk import find_trunk
 from .plan import Branch, Inputs, Partition
 
@@ -53,11 +54,7 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
     parts = partition(functional, flow, trunk, config.probe_depth)
     inputs = find_inputs(flow, parts, config.timestep_input, told)
     if inputs.timestep is None and not told and not config.counts_steps():
-        raise UnsupportedGraphError(
-            "inputs",
-            f"no timestep found among the tensor inputs ({tensor_inputs(flow)}); name it with timestep_input=, or, for "
-            "a model that has none, set streams=1 and num_steps= so that its steps are counted",
-        )
+        raise UnsupportedGraphError("inputs", why_no_timestep(functional, flow))
     parts = sink(flow, parts)  # after the inputs are told: what the probe reads of them is still a condition
     policy = Policy(
         config.make_gate(),

@@ -21,7 +21,8 @@ from .cut import Cut, cut, told_timestep
 from .errors import UnsupportedGraphError
 from .passes import values
 from .passes.fragment import Function, about_break, broken_function, resumed_function
-from .passes.inputs import input_name
+from .passes.input_names import input_name
+from .passes.numbers import note_numbers
 from .plan import Slot
 from .runtime.session import sessions_of
 
@@ -110,6 +111,7 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ful
     found: list[_Traced] = []
 
     def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
+        note_numbers(gm)
         found.append((gm, examples))
         return gm.forward
 

@@ -89,7 +89,12 @@ def is_weight(node: fx.Node) -> bool:
 
 def is_of_module(node: fx.Node) -> bool:
     """Whether a placeholder was read off a module, by the source that Dynamo gave it."""
-    kind = getattr(getattr(node, "_dynamo_source", None), "guard_source", None)
+    return is_module_source(getattr(node, "_dynamo_source", None))
+
+
+def is_module_source(source: object) -> bool:
+    """Whether one of Dynamo's sources is an attribute of a module."""
+    kind = getattr(source, "guard_source", None)
     return "NN_MODULE" in str(kind() if callable(kind) else kind)
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..cut import Cut
 from ..passes import effects, values
-from ..passes.inputs import input_name
+from ..passes.input_names import input_name
 
 DEVICES = ("cuda",)  # types of devices that can capture
 _READS = {"item", "tolist", "_local_scalar_dense"}

@@ -10,7 +10,7 @@ from ..cuda.captures import captures_on
 from ..cut import Cut
 from ..lowering import Lowering
 from ..passes import values
-from ..passes.inputs import input_name
+from ..passes.input_names import input_name
 from .capturable import is_number, why_not_capturable
 from .captured import CapturedEngine
 from .engines import CallsEngine, Engine, cond_engine, lower_pieces
