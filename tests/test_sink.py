@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dicache_compile.passes import effects
+from dicache_compile.passes import effects, randomness
 from dicache_compile.plan import Region
 
 from . import models
@@ -118,7 +118,7 @@ def test_random_numbers_and_writes_stay_where_they_are(block: type[Tail], effect
     # What is written stays as well, and what it is computed of; what is read after the write can go.
     assert moved(model, *args).count("linear") == linears
     above = cut_of(model, *args).partition.nodes(Region.PROLOGUE, Region.PROBE)
-    assert [effects.name(n) for n in above if effects.is_random(n) or effects.written(n)] == effect
+    assert [effects.name(n) for n in above if randomness.is_random(n) or effects.written(n)] == effect
 
 
 def test_the_parts_of_a_tuple_go_with_it() -> None:

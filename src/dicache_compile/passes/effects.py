@@ -1,4 +1,4 @@
-"""What a node does besides giving a value: writes in place, random numbers, modes that it switches.
+"""What a node does besides giving a value: writes in place, modes that it switches. (`randomness`: random numbers.)
 
 Dataflow alone does not order these, so the passes add the edges that `ordering` gives.
 """
@@ -25,11 +25,6 @@ OUT_OF_PLACE: dict[Callable[..., Any] | str, Callable[..., Any]] = {
 _IN_PLACE_FUNCTIONS = {getattr(operator, name) for name in dir(operator) if name.startswith("i") and name[1:] in (
     "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift",
 )} | {operator.setitem, operator.delitem}  # fmt: skip
-_RANDOM_NAMES = {
-    "rand", "randn", "randint", "randperm", "rand_like", "randn_like", "randint_like", "bernoulli", "multinomial",
-    "normal", "poisson", "rrelu", "uniform_", "normal_", "bernoulli_", "random_", "exponential_", "log_normal_",
-    "geometric_", "cauchy_",
-}  # fmt: skip
 _HEAVY = {
     "linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
     "scaled_dot_product_attention",
@@ -47,8 +42,8 @@ def name(node: fx.Node) -> str:
 def written(node: fx.Node) -> tuple[fx.Node, ...]:
     """The arguments that a node changes in place, those in lists among them."""
     if node.op == "call_function":
-        if overloads := _overloads(node.target):
-            return tuple(dict.fromkeys(changed for each in overloads for changed in _written_by(each._schema, node)))
+        if called := overloads(node.target):
+            return tuple(dict.fromkeys(changed for each in called for changed in _written_by(each._schema, node)))
         out = node.kwargs.get("out")
         if out is not None:
             return _tensors(out)
@@ -61,7 +56,7 @@ def written(node: fx.Node) -> tuple[fx.Node, ...]:
     return _tensors(node.args[0]) if in_place and node.args else ()
 
 
-def _overloads(target: Any) -> list[Any]:
+def overloads(target: Any) -> list[Any]:
     """An operator of `torch.ops`, or all the overloads of one that is called without saying which."""
     if isinstance(target, torch._ops.OpOverloadPacket):
         return [getattr(target, overload) for overload in target.overloads()]  # type: ignore[no-untyped-call]
@@ -97,32 +92,6 @@ def is_part(node: fx.Node) -> bool:
     source = node.args[0] if node.args else None
     is_taken = name(node) == "getitem" and isinstance(source, fx.Node)
     return is_taken and isinstance(values.value(source), (tuple, list))  # type: ignore[arg-type]
-
-
-def is_random(node: fx.Node) -> bool:
-    """Whether a node draws random numbers; dropout counts only where it is on."""
-    called = name(node)
-    if called in ("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d", "dropout3d"):
-        p = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-        training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
-        return bool(training) and _is_positive(p)
-    if called == "scaled_dot_product_attention":
-        p = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
-        return _is_positive(p)
-    if overloads := _overloads(node.target):
-        return any(torch.Tag.nondeterministic_seeded in overload.tags for overload in overloads)
-    return node.op in ("call_function", "call_method") and called in _RANDOM_NAMES
-
-
-def _is_positive(probability: object) -> bool:
-    """Whether a probability is not 0; of a number that may change between calls, what it was when it was traced."""
-    if isinstance(probability, fx.Node):
-        recorded = values.value(probability)
-        if isinstance(recorded, torch.SymFloat):
-            known = recorded.node.hint
-            return known is None or bool(known)
-        return True
-    return bool(probability)
 
 
 def is_heavy(node: fx.Node) -> bool:

@@ -14,7 +14,7 @@ from torch import fx
 
 from ..errors import UnsupportedGraphError
 from ..plan import Partition, Region, Stream, Trunk
-from . import effects, values
+from . import effects, randomness, values
 from .crossing import ABOVE, find_crossing, why_not_passable
 from .dataflow import Dataflow
 from .residual_path import residual_path
@@ -153,7 +153,7 @@ def _why_not_skippable(flow: Dataflow, regions: dict[fx.Node, Region]) -> str | 
         if regions.get(node) is not Region.DEEP:
             continue
         where = f"`{effects.name(node)}` ({values.source_line(node)})"
-        if effects.is_random(node):
+        if randomness.is_random(node):
             return f"the deep region draws random numbers: {where}"
         for target in effects.written(node):
             if values.storages(target) & outside:

@@ -18,7 +18,7 @@ import dataclasses
 from torch import fx
 
 from ..plan import Partition, Region
-from . import effects
+from . import effects, randomness
 from .crossing import ABOVE, find_crossing, why_not_passable
 from .dataflow import Dataflow
 
@@ -54,7 +54,7 @@ def _kept(flow: Dataflow, partition: Partition) -> set[fx.Node]:
     for node in flow.order:
         if node.op == "output" or regions.get(node) is Region.EPILOGUE:
             kept.update(node.all_input_nodes)
-        elif effects.written(node) or effects.is_random(node):
+        elif effects.written(node) or randomness.is_random(node):
             kept.add(node)
     kept.update(node for scope in effects.vmap_scopes(flow.order) for node in scope)
     return {node for node in kept if regions.get(node) in ABOVE}

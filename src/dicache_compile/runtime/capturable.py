@@ -10,7 +10,7 @@ from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..cut import Cut
-from ..passes import effects, values
+from ..passes import effects, randomness, values
 from ..passes.input_names import input_name
 
 DEVICES = ("cuda",)  # types of devices that can capture
@@ -66,7 +66,7 @@ def is_number(node: fx.Node, device: torch.device) -> bool:
 
 
 def _of_node(node: fx.Node, device: torch.device) -> str | None:
-    if effects.is_random(node):
+    if randomness.is_random(node):
         return f"it draws random numbers ({values.source_line(node)})"
     on_host = [needed for needed in node.all_input_nodes if is_number(needed, device)]
     recorded = values.tensor(node)
