@@ -62,7 +62,7 @@ def _check_choices(config: DiCacheConfig) -> None:
 
 
 def _check_types(config: DiCacheConfig) -> None:
-    for name in ("warmup_inclusive", "joint", "strict"):
+    for name in ("warmup_inclusive", "joint", "ranks_agree", "strict"):
         if not isinstance(getattr(config, name), bool):
             raise TypeError(f"{name}: expected True or False, got {getattr(config, name)!r}")
     if config.timestep_input is not None and not isinstance(config.timestep_input, str):

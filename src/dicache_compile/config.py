@@ -118,6 +118,10 @@ class DiCacheConfig:
     """What computes the gate's statistics and the estimate: Inductor's own code, or a Triton kernel for each (on CUDA;
     elsewhere plain PyTorch). The second takes a gate and an estimator that have the forms; the default ones do."""
 
+    ranks_agree: bool = False
+    """Whether the ranks of a process group decide alike, as with a schedule alone, or with a gate of your own that
+    reduces its error. False: blocks with collectives in them run uncached, as ranks that decide apart wait for ever."""
+
     strict: bool = False
     """Whether a graph that cannot be cut is an error. False: it runs uncached, with a warning. Small fragments around
     a graph break run uncached without a word in either case."""

@@ -14,6 +14,7 @@ from .errors import UnsupportedGraphError
 from .kernels.operators import COMPUTED
 from .passes import effects, values
 from .passes.branch import Policy, build_branch
+from .passes.collectives import why_not_alone
 from .passes.dataflow import Dataflow
 from .passes.inputs import find_inputs
 from .passes.out_of_place import out_of_place
@@ -52,6 +53,8 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
     flow = Dataflow(functional.graph)
     trunk = find_trunk(functional, flow, config.trunk_owners())
     parts = partition(functional, flow, trunk, config.probe_depth)
+    if not config.ranks_agree and (reason := why_not_alone(parts)):
+        raise UnsupportedGraphError("collectives", reason)
     inputs = find_inputs(flow, parts, config.timestep_input, told)
     if inputs.timestep is None and not told and not config.counts_steps():
         raise UnsupportedGraphError("inputs", why_no_timestep(functional, flow))
