@@ -12,7 +12,7 @@ from torch._inductor import compile_fx
 from torch._inductor.compile_worker.subproc_pool import SubprocException
 from torch._inductor.exc import InductorError
 
-from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
+from dicache_compile import DiCacheConfig, dicache_backend, explain, stream, summary
 from dicache_compile.errors import UncachedWarning, UnsupportedGraphError
 
 from . import models
@@ -153,6 +153,39 @@ def test_a_refiner_in_a_graph_of_its_own_is_not_cached_and_the_trunk_gets_its_ti
     # Another generation, told by the timestep of the first graph.
     again = generate(call, model)
     assert all(torch.equal(a, b) for a, b in zip(again, ours, strict=True))
+
+
+class RefinedText(Refined):
+    """Its refiner has more blocks than the trunk, over the few tokens of the prompt."""
+
+    def __init__(self, depth: int = 2, **sizes: int) -> None:
+        super().__init__(depth, **sizes)
+        self.refiner = nn.ModuleList(models.Block(self.width, 2) for _ in range(3))
+
+    def enter(self, *args: Any) -> models.Carried:
+        carried = models.SingleStream.enter(self, *args)
+        text = carried["text"]
+        for block in self.refiner:
+            text = block(text, carried["time"])
+        return {**carried, "time": carried["time"] + text.mean(1)}
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [(Refined, (6,)), (RefinedText, (6,)), (Refined, (6, 8))], ids=str)
+def test_of_trunks_in_several_graphs_the_one_with_most_work_is_cached_and_of_equal_ones_the_last(
+    kind: type[models.SingleStream], tokens: tuple[int, ...]
+) -> None:
+    model = models.make(kind, depth=2)
+    call = torch.compile(model, backend=dicache_backend, options=eager(threshold=10.0), dynamic=False)
+    oracles = {size: PlainDiCache(model, threshold=10.0, max_skips=3) for size in tokens}
+    with torch.no_grad():
+        for step in range(STEPS):
+            for size, oracle in oracles.items():
+                with stream(str(size)):
+                    ours = call(*models.inputs(model, step, STEPS, tokens=size))
+                torch.testing.assert_close(ours, oracle(*models.inputs(model, step, STEPS, tokens=size)))
+    for size, oracle in oracles.items():
+        assert [step.deep for step in summary(model).generations[-1].streams[str(size)]] == oracle.deep
+    assert explain(model, *models.inputs(model, 0, STEPS)).trunk == ("blocks",)
 
 
 def test_a_model_in_small_pieces_says_why_on_its_second_call() -> None:

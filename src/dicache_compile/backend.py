@@ -17,8 +17,9 @@ from .errors import UncachedWarning, UnsupportedGraphError
 from .lowering import Lowering, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
-from .passes.fragment import Function, about_break, broken_function, resumed_function
+from .passes.fragment import Function, about_break, broken_function, own_function, resumed_function
 from .passes.numbers import note_numbers
+from .passes.work import trunk_work
 from .runtime.choice import choose_engine
 from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
 from .runtime.fragments import Fragment
@@ -68,11 +69,11 @@ def _compiled(
     except UnsupportedGraphError as error:
         complain = partial(_complain, gm, config, error)
         if broken:
-            return Fragment(_plain(gm, examples, config, settings), None, 0, complain)
+            return Fragment(_plain(gm, examples, config, settings), None, own_function(gm), 0, complain)
         complain()
         return _plain(gm, examples, config, settings)
     if broken:
-        return Fragment(_plain(gm, examples, config, settings), step, step.weight, lambda: None)
+        return Fragment(_plain(gm, examples, config, settings), step, step.function, step.work, lambda: None)
     return step
 
 
@@ -100,7 +101,8 @@ def _step(
         sizes=read_sizes(found.partition.graph_module.graph, found.branch.slots),
         places=_places(found),
         clock=_clock(found, config, function),
-        weight=found.partition.trunk.weight,
+        function=own_function(gm),
+        work=trunk_work(found.partition.trunk),
     )
 
 

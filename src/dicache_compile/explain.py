@@ -23,6 +23,7 @@ from .passes import values
 from .passes.fragment import Function, about_break, broken_function, resumed_function
 from .passes.input_names import input_name
 from .passes.numbers import note_numbers
+from .passes.work import trunk_work
 from .plan import Slot
 from .runtime.session import sessions_of
 
@@ -154,7 +155,8 @@ def _of_graphs(traced: list[_Traced], config: DiCacheConfig) -> Explanation:
             if told_timestep(gm, config) is not None:
                 telling.add(broken_function(gm))
         if cuts:
-            return _of_cut(max(cuts, key=lambda found: found.partition.trunk.weight), graphs=len(traced))
+            # As among fragments at run time: the heaviest, and of equal ones the last.
+            return _of_cut(max(reversed(cuts), key=lambda found: trunk_work(found.partition.trunk)), graphs=len(traced))
     # Of several graphs the largest is the one that was worth cutting.
     reason = max(reasons)[1] if reasons else "Dynamo made no graph of this call"
     breaks = [about for gm, _ in traced if (about := about_break(gm)) is not None]

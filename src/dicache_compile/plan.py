@@ -39,11 +39,6 @@ class Trunk:
     blocks: tuple[Block, ...]
 
     @property
-    def weight(self) -> int:
-        """How many nodes it has: of two trunks in the graphs of one model the heavier is the trunk."""
-        return sum(len(block.nodes) for block in self.blocks)
-
-    @property
     def owners(self) -> tuple[str, ...]:
         """The ModuleLists, in order: ("transformer_blocks", "single_transformer_blocks")."""
         return tuple(dict.fromkeys(owner for block in self.blocks for owner in block.owner.split(PAIR)))

@@ -16,14 +16,20 @@ _RESUMED = re.compile(r"torch_dynamo_resume_in_(.+)_at_\d+$")
 Function = tuple[str, str]  # (file, name) of the function whose call Dynamo compiled
 
 
-def resumed_function(gm: fx.GraphModule) -> Function | None:
-    """The function that a graph goes on with after a break; None where the graph is its beginning."""
+def own_function(gm: fx.GraphModule) -> Function | None:
+    """The function that Dynamo compiled as this graph; what comes after a break has a name of its own."""
     for node in gm.graph.nodes:
         frame = _FRAME.search(node.stack_trace or "") if node.op.startswith("call_") else None
         if frame is not None:
-            resumed = _RESUMED.match(frame.group(2))
-            return (frame.group(1), resumed.group(1)) if resumed else None
+            return frame.group(1), frame.group(2)
     return None
+
+
+def resumed_function(gm: fx.GraphModule) -> Function | None:
+    """The function that a graph goes on with after a break; None where the graph is its beginning."""
+    own = own_function(gm)
+    resumed = _RESUMED.match(own[1]) if own is not None else None
+    return (own[0], resumed.group(1)) if own is not None and resumed is not None else None
 
 
 def broken_function(gm: fx.GraphModule) -> Function | None:

@@ -7,22 +7,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..passes.fragment import Function
+
 _clock = itertools.count(1)
-_ran: dict[int, int] = {}  # weight of a trunk -> when a cut graph with such a trunk last ran
+_ran: dict[tuple[Function | None, int], int] = {}  # function and work of its trunk -> when such a graph last ran
 
 
-def note_run(weight: int) -> None:
-    """A graph runs that has a trunk of that many nodes, and is cut or may come to be."""
-    _ran[weight] = next(_clock)
+def note_run(function: Function | None, work: int) -> None:
+    """A graph of that function runs, which is cut or may come to be and has that much work in its trunk."""
+    _ran[function, work] = next(_clock)
 
 
 @dataclass(slots=True)
 class Fragment:
-    """Runs uncached once; then cached if it holds the heaviest trunk of the call, as a refiner's graph does not."""
+    """Runs uncached once; then cached if it holds the call's heaviest trunk, and of equal ones the last.
+
+    A refiner's graph does not. Graphs of one function, as for another shape, are not compared.
+    """
 
     plain: Callable[..., Any]
     cached: Callable[..., Any] | None  # None: the graph cannot be cut
-    weight: int  # of its trunk
+    function: Function | None
+    work: int  # of its trunk
     complain: Callable[[], None]  # called once if no graph of the call is cached
     began: int | None = None
     chosen: Callable[..., Any] | None = None
@@ -32,10 +38,10 @@ class Fragment:
             if self.began is None:
                 self.began = next(_clock)
                 if self.cached is not None:
-                    note_run(self.weight)
+                    note_run(self.function, self.work)
                 return self.plain(*inputs)
-            heaviest = max((weight for weight, time in _ran.items() if time > self.began), default=0)
-            if self.cached is None and not heaviest:
+            later = [work for (own, work), time in _ran.items() if time > self.began and own != self.function]
+            if self.cached is None and not later:
                 self.complain()
-            self.chosen = self.plain if self.cached is None or heaviest > self.weight else self.cached
+            self.chosen = self.plain if self.cached is None or max(later, default=-1) >= self.work else self.cached
         return self.chosen(*inputs)

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import DiCacheConfig
 from ..errors import StepError
 from ..passes.control import NO_LIMIT
+from ..passes.fragment import Function
 from ..plan import Slot
 from .clock import Clock
 from .engines import Engine
@@ -43,7 +44,8 @@ class CompiledStep:
     sizes: Sizes
     places: Places
     clock: Clock
-    weight: int  # of the trunk, in nodes
+    function: Function | None  # that the graph is of
+    work: int  # of the trunk, in multiplications
     number: int = field(default_factory=lambda: next(_numbers))
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
@@ -59,7 +61,7 @@ class CompiledStep:
         state.set_schedule((warmup, last))
         self.clock.write(state, time)
         session.begin_call(name)
-        note_run(self.weight)
+        note_run(self.function, self.work)
         try:
             return self.engine.step(inputs, state)
         except BaseException:
