@@ -122,6 +122,7 @@ def test_the_sums_are_what_the_gate_and_the_estimator_measure() -> None:
     call = case(Numbers(0, False), SHAPE, torch.float32, torch.float32)
     state = {"h_prev": call.h_prev[0], "x_prev": call.x_prev[0], "p1": call.ring[0][0], "p2": call.ring[1][0]}
     state["anchor_gap"] = (state["p1"] - state["p2"]).abs().mean()
+    state["gamma_range"] = torch.tensor([0.0, 10.0], device=DEVICE)
     sums = torch.ops.dicache.statistics(*call.arguments())
     error = ProbeError(0.1, error="probe_minus_input").measure(call.x, call.h, state)
     torch.testing.assert_close((sums[0] / sums[1] - sums[3] / sums[4]).abs(), error)

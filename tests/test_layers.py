@@ -16,9 +16,9 @@ LAYERS = (
     ("errors", "plan", "kernels", "policy", "cuda"),
     ("gates", "estimators", "passes"),
     ("config", "checks", "lowering"),
-    ("options", "cut", "cost"),
+    ("options", "cut", "cost", "compiled"),
     ("runtime",),
-    ("integrations", "summary", "reset", "explain", "backend"),
+    ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),
     ("__init__",),
 )
 MODULES = sorted(ROOT.rglob("*.py"))

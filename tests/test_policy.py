@@ -13,6 +13,7 @@ from torch import Tensor
 from dicache_compile.estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from dicache_compile.gates import ProbeError
 from dicache_compile.kernels import clipped_ratio, extrapolate, mean_abs_difference, relative_l1
+from dicache_compile.policy import settings_of
 
 SHAPE = (2, 5, 7)
 
@@ -20,6 +21,11 @@ SHAPE = (2, 5, 7)
 def tensors(seed: int, count: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(SHAPE, generator=generator).to(dtype) for _ in range(count)]
+
+
+def told(policy: object) -> dict[str, Tensor]:
+    """What the host tells a gate or an estimator, as these find it in their state."""
+    return {setting.name: torch.tensor(setting.value, dtype=torch.float32) for setting in settings_of(policy)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -74,7 +80,8 @@ def dcta_state(seed: int = 0) -> dict[str, Tensor]:
 
 def weigh(p: Tensor, state: dict[str, Tensor], low: float = 0.0, high: float = 10.0, anchors: int = 2) -> float:
     x = torch.zeros(SHAPE)
-    return DCTA((low, high)).weigh(x, p, torch.tensor(anchors), state).item()
+    estimator = DCTA((low, high))
+    return estimator.weigh(x, p, torch.tensor(anchors), state | told(estimator)).item()
 
 
 def test_dcta_gamma_is_one_at_the_newest_anchor_and_low_at_the_older() -> None:
@@ -88,6 +95,7 @@ def test_dcta_is_exact_where_probe_and_residual_move_along_one_line(share: float
     state = dcta_state(seed)
     state["r1"], state["r2"] = 2 * state["p1"] + 1, 2 * state["p2"] + 1
     p = state["p2"] + share * (state["p1"] - state["p2"])
+    state |= told(DCTA((0.0, 10.0)))
     gamma = DCTA((0.0, 10.0)).weigh(torch.zeros(SHAPE), p, torch.tensor(2), state)
     assert gamma.item() == pytest.approx(share, rel=1e-4, abs=1e-4)
     estimate = DCTA((0.0, 10.0)).estimate(torch.zeros(SHAPE), gamma, torch.tensor(2), state)
@@ -103,6 +111,7 @@ def test_dcta_gamma_does_not_see_the_direction() -> None:
 
 def test_dcta_with_one_anchor_has_no_gamma_and_reuses_it() -> None:
     state = dcta_state()
+    state |= told(DCTA((1.0, 1.5)))
     gamma = DCTA((1.0, 1.5)).weigh(torch.zeros(SHAPE), state["p1"], torch.tensor(1), state)
     assert gamma.isnan()
     estimate = DCTA((1.0, 1.5)).estimate(torch.ones(SHAPE), gamma, torch.tensor(1), state)
@@ -135,7 +144,7 @@ def test_second_order_without_damping_is_exact_where_the_residual_is_a_parabola_
     state |= {"anchor_gap": way.abs().mean().float(), "gap_ratio": torch.tensor(back)}
     exact = SecondOrderDCTA((0.0, 10.0), damping=0.0)
     x, anchors = torch.zeros(SHAPE), torch.tensor(3)
-    gamma = exact.weigh(x, probe(share), anchors, state)
+    gamma = exact.weigh(x, probe(share), anchors, state | told(exact))
     # Coefficients of the three float32 residuals are at most 4 * 7 / 0.3.
     torch.testing.assert_close(exact.estimate(x, gamma, anchors, state).double(), residual(share), rtol=1e-4, atol=2e-3)
     line = DCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
@@ -162,6 +171,7 @@ def test_second_order_with_fewer_anchors_is_first_order_and_masks_what_does_not_
     state["gap_ratio"] = torch.tensor(float("nan"))
     x, p, count = torch.zeros(SHAPE), tensors(7, 1)[0], torch.tensor(anchors)
     first, second = DCTA((1.0, 2.0)), SecondOrderDCTA((1.0, 2.0))
+    state |= told(second)
     gamma = second.weigh(x, p, count, state)
     torch.testing.assert_close(gamma, first.weigh(x, p, count, state), equal_nan=True)
     torch.testing.assert_close(second.estimate(x, gamma, count, state), first.estimate(x, gamma, count, state))
@@ -190,7 +200,7 @@ def test_a_higher_threshold_never_runs_more_steps_deep_on_a_fixed_trajectory(
     def deep_steps(threshold: float) -> int:
         gate, state, skipped, deep = ProbeError(threshold), {"accumulated": torch.zeros(())}, 0, 0
         for error in errors:
-            within, compared = gate.judge(torch.tensor(error), state)
+            within, compared = gate.judge(torch.tensor(error), state | told(gate))
             reuse = within & torch.tensor(skipped < limit)
             state = gate.settle(compared, reuse, state)
             skipped = skipped + 1 if reuse else 0
@@ -203,13 +213,14 @@ def test_a_higher_threshold_never_runs_more_steps_deep_on_a_fixed_trajectory(
 @pytest.mark.parametrize(("comparison", "at_threshold"), [("<", False), ("<=", True)])
 def test_the_comparison_decides_at_the_threshold_itself(comparison: str, at_threshold: bool) -> None:
     gate = ProbeError(0.5, comparison=comparison)  # type: ignore[arg-type]
-    assert gate.judge(torch.tensor(0.5), {"accumulated": torch.zeros(())})[0].item() is at_threshold
+    assert gate.judge(torch.tensor(0.5), {"accumulated": torch.zeros(()), **told(gate)})[0].item() is at_threshold
 
 
 def test_nan_and_infinity_are_never_within() -> None:
     gate = ProbeError(math.inf, comparison="<=")
-    assert not gate.judge(torch.tensor(math.nan), {"accumulated": torch.zeros(())})[0]
-    assert not gate.judge(torch.tensor(math.inf), {"accumulated": torch.zeros(())})[0]
+    state = {"accumulated": torch.zeros(()), **told(gate)}
+    assert not gate.judge(torch.tensor(math.nan), state)[0]
+    assert not gate.judge(torch.tensor(math.inf), state)[0]
 
 
 @given(reused=st.integers(1, 6), back=st.floats(0.3, 3.9), lead=st.floats(0.5, 3), seed=st.integers(0, 100))
@@ -229,6 +240,7 @@ def test_feedback_owes_what_a_run_of_estimates_lacked(reused: int, back: float, 
     state |= {"anchor_gap": mean_abs_difference(x_at(0), x_at(older))}
     state |= dict.fromkeys(("reused", "reached", "known"), torch.tensor(0.0))
     estimator, anchors = FeedbackDCTA((0.0, 1e3), "input"), torch.tensor(2)
+    state |= told(estimator)
     lacked = torch.zeros(SHAPE).double()
     for step in range(1, reused + 1):
         x = x_at(lead * step / (reused + 1))

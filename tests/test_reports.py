@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
-from dicache_compile.passes.control import LOG_ROWS
+from dicache_compile.passes.control import LOG_ROWS, MASKED_STEPS
 from dicache_compile.summary import MAX_GENERATIONS
 
 from . import models
@@ -30,7 +30,7 @@ def test_explain_tells_of_a_model_that_was_never_compiled() -> None:
     assert told.timestep == "timestep"
     assert 0.6 < told.skippable < 0.8  # three of four blocks
     five_tensors = 5 * 2 * 6 * 16 * 4
-    assert five_tensors < told.state_bytes < five_tensors + LOG_ROWS * 7 * 4 + 200
+    assert five_tensors < told.state_bytes < five_tensors + LOG_ROWS * 7 * 4 + 2 * MASKED_STEPS + 300
     assert str(told).splitlines()[:4] == [
         "cached, in one full graph",
         "  trunk      double_blocks (2 blocks), single_blocks (2 blocks)",
@@ -83,6 +83,7 @@ def test_summary_tells_every_step() -> None:
     assert str(summary(model)).splitlines() == [
         "generation  stream        steps  deep  share  decisions (D deep, d deep and forced, . reused)",
         "         0  0                10     4    40%  ddd...D...",
+        "         0  config  threshold=10.0, lowering='eager', strict=True",
     ]
 
 

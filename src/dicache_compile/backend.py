@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .compiled import MARK
 from .config import DiCacheConfig
 from .cut import Cut, cut, told_timestep
 from .errors import UncachedWarning, UnsupportedGraphError
-from .lowering import Lowering, lower_graph
+from .lowering import Lowering, forget_originals, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
 from .passes.fragment import Function, about_break, broken_function, own_function, resumed_function
@@ -52,11 +54,14 @@ def dicache_backend(
     """
     note_numbers(gm)
     config, settings = split_options(options, mode)
-    return _telling(gm, config, _compiled(gm, example_inputs, config, settings))
+    run = _telling(gm, config, _compiled(gm, example_inputs, config, settings))
+    forget_originals(gm)
+    return run
 
 
 # torch._dynamo.reset() calls this.
 dicache_backend.reset = release  # type: ignore[attr-defined]
+setattr(dicache_backend, MARK, True)
 
 
 def _compiled(
@@ -111,8 +116,7 @@ def _clock(found: Cut, config: DiCacheConfig, function: Function | None) -> Cloc
         return InputClock(found.placeholders.index(found.inputs.timestep))
     if function is not None and has_seen(function):
         return EarlierClock(function)
-    assert config.num_steps is not None
-    return CountingClock(config.num_steps)
+    return CountingClock()
 
 
 def _telling(gm: fx.GraphModule, config: DiCacheConfig, run: Callable[..., Any]) -> Callable[..., Any]:
@@ -149,13 +153,16 @@ def _places(found: Cut) -> Places:
 def _model_weights(found: Cut) -> list[fx.Node]:
     """The weights by which a call's model is known, the best first.
 
-    A parameter of the deep blocks: models that share an embedder or a table of positions are still two.
+    A parameter of the deep blocks: models that share an embedder or a table of positions are still two. Rather not one
+    that is made of other tensors, as quantised weights are: moving the model would put another in its place.
     """
     blocks = found.partition.trunk.blocks[found.partition.probe_depth :]
     deep = {needed for block in blocks for node in block.nodes for needed in node.all_input_nodes}
     owned = [node for node in found.inputs.weights if values.is_of_module(node)]
     parameters = [node for node in owned if isinstance(values.value(node), torch.nn.Parameter)]
-    return sorted(parameters or owned, key=lambda node: node not in deep)
+    return sorted(
+        parameters or owned, key=lambda node: (node not in deep, is_traceable_wrapper_subclass(values.value(node)))
+    )
 
 
 def _complain(gm: fx.GraphModule, config: DiCacheConfig, refusal: UnsupportedGraphError) -> None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING
 
 import torch
 
 from .estimators import DCTA
 from .kernels.operators import STORED
+from .passes.control import MASKED_STEPS, NO_LIMIT
 from .policy import CheckedEstimator, EstimateGate, Estimator, Gate, why_not_fused
 
 if TYPE_CHECKING:
     from .config import DiCacheConfig
+
+
+_FLOAT_BITS = sys.float_info.max_exp - 1  # an int of more bits may be beyond every float
 
 
 def check(config: DiCacheConfig) -> None:
@@ -35,6 +40,8 @@ def _check_numbers(config: DiCacheConfig) -> None:
         _whole("deep_steps", step, 0)
     if list(config.deep_steps) != sorted(set(config.deep_steps)):
         raise ValueError(f"deep_steps: expected each step once and in order, got {config.deep_steps!r}")
+    if config.deep_steps and config.deep_steps[-1] >= MASKED_STEPS:
+        raise ValueError(f"deep_steps: expected steps below {MASKED_STEPS}, got {config.deep_steps[-1]}")
     if config.warmup_ratio is not None:
         _real("warmup_ratio", config.warmup_ratio, 0, 1)
     if not isinstance(config.gamma_range, tuple) or len(config.gamma_range) != 2:
@@ -125,6 +132,10 @@ def _check_together(config: DiCacheConfig) -> None:
 def _real(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+    if isinstance(value, int) and value.bit_length() > _FLOAT_BITS:
+        raise ValueError(
+            f"{name}: expected a number that a float can hold, or inf, got one of {value.bit_length()} bits"
+        )
     if not low <= value <= high:
         raise ValueError(f"{name}: expected a number from {low} to {high}, got {value!r}")
 
@@ -133,4 +144,11 @@ def _whole(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
     if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value!r}")
+        raise ValueError(f"{name}: expected at least {least}, got {_shown(value)}")
+    if value > NO_LIMIT:  # the device counts in int64
+        raise ValueError(f"{name}: expected at most {NO_LIMIT}, got {_shown(value)}")
+
+
+def _shown(value: int) -> str:
+    """A number, unless it is so long that Python would not print it."""
+    return str(value) if value.bit_length() < 64 else f"a number of {value.bit_length()} bits"

@@ -13,6 +13,19 @@ from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from .gates import EstimateError, ProbeError
 from .policy import Decider, EstimateGate, Estimator, Gate
 
+# The fields that no compiled graph depends on; `configure` changes them.
+RUN_TIME = (
+    "threshold",
+    "gamma_range",
+    "warmup_steps",
+    "warmup_ratio",
+    "warmup_inclusive",
+    "final_steps",
+    "deep_steps",
+    "max_consecutive_skips",
+    "num_steps",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DiCacheConfig:
@@ -153,6 +166,36 @@ class DiCacheConfig:
     def options(self) -> dict[str, Any]:
         """This config as the `options` of torch.compile."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def adjusted(self, **fields: Any) -> DiCacheConfig:
+        """This config with other run-time fields (`RUN_TIME`), which another config need not be compiled for.
+
+        Raises TypeError for a field that the compiled graph depends on, ValueError for one that a gate or an estimator
+        of the config's own has no use for, and what DiCacheConfig raises.
+        """
+        for name in fields:
+            if name not in RUN_TIME:
+                known = name in {field.name for field in dataclasses.fields(self)}
+                why = "is part of the compiled graph: compile the model again" if known else "is no field of the config"
+                raise TypeError(f"{name}: {why}. At run time these can change: {', '.join(RUN_TIME)}")
+        for name, owner in (("threshold", self.gate), ("gamma_range", self.estimator)):
+            if name in fields and owner is not None:
+                raise ValueError(f"{name}: nothing reads it, because the config has {owner!r} of its own")
+        return dataclasses.replace(self, **fields) if fields else self
+
+    def alike(self, other: DiCacheConfig) -> bool:
+        """Whether both are compiled to the same graph: they differ in run-time fields at most."""
+        return all(
+            getattr(self, field.name) == getattr(other, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in RUN_TIME
+        )
+
+    def brief(self) -> str:
+        """The fields that are not as in the default: 'threshold=0.1, num_steps=28'; 'the default' if there are none."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = (f"{f.name}={found[f.name]!r}" for f in dataclasses.fields(self) if found[f.name] != f.default)
+        return ", ".join(changed) or "the default"
 
     def needs_num_steps(self) -> bool:
         return self.warmup_ratio is not None or self.final_steps > 0

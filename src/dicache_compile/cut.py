@@ -62,9 +62,7 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
     policy = Policy(
         config.make_gate(),
         config.make_estimator(),
-        config.max_consecutive_skips,
         config.state_dtype,
-        deep_steps=config.deep_steps,
         joint=config.joint,
         fused=config.kernels == "triton",
     )

@@ -25,7 +25,7 @@ from .passes.input_names import input_name
 from .passes.numbers import note_numbers
 from .passes.work import trunk_work
 from .plan import Slot
-from .runtime.session import sessions_of
+from .subject import subject, why_nothing_ran
 
 _Traced = tuple[fx.GraphModule, Sequence[Any]]
 
@@ -53,6 +53,7 @@ class Explanation:
     timestep: str | None  # the input that tells generations apart; None: it is that of an earlier graph, or steps count
     skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
     state_bytes: int  # that one stream keeps
+    config: DiCacheConfig | None = None  # in force; None where the model is not cached
     engine: str | None = None  # how the last step took its branch; None where nothing is compiled
     engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
 
@@ -71,6 +72,7 @@ class Explanation:
             f"  timestep   {self.timestep or 'not an input of this graph'}",
             f"  skippable  {self.skippable:.1%} of the floating-point operations",
             f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
+            f"  config     {self.config.brief() if self.config is not None else 'unknown'}",
         )
         if self.engine is None:
             return "\n".join(lines)
@@ -81,19 +83,28 @@ class Explanation:
 def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     """What is cut of a model, or would be, without compiling it.
 
-    With the arguments of one call, traces that call and runs it once, uncompiled. Without, tells of the last graph
-    that was compiled. The config is that of the model's last compiled call, else the default one.
-    Raises TypeError if `model` is no module, ValueError if there are neither arguments nor a compiled graph.
+    With the arguments of one call of the model, traces that call and runs it once, uncompiled. Without, tells of the
+    last graph that was compiled. The config is the compiled model's own; of a model that is not compiled, that of its
+    last compiled call, else the default one. `model` may be a pipeline with one compiled model, without arguments.
+    Raises TypeError if `model` is neither, ValueError if there are neither arguments nor a compiled graph.
     """
-    sessions = sessions_of(model)
-    config = sessions[-1].config if sessions else DiCacheConfig()
+    one = subject(model)
     if args or kwargs:
-        return _of_graphs(_trace(model, args, kwargs), config)
-    if not sessions:
-        raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
-    session = sessions[-1]
-    found = _of_cut(session.last_cut, graphs=1)
-    return dataclasses.replace(found, engine=session.last_engine.name, engine_reason=session.last_engine.reason)
+        if one.name:
+            raise TypeError(f"explain traces one call of the model itself: give it pipe.{one.name} and its arguments")
+        config = one.config or DiCacheConfig()
+        return dataclasses.replace(_of_graphs(_trace(one.model, args, kwargs), config), config=config)
+    if one.sessions:
+        session = one.sessions[-1]
+        return dataclasses.replace(
+            _of_cut(session.last_cut, graphs=1),
+            config=session.told.config,
+            engine=session.last_engine.name,
+            engine_reason=session.last_engine.reason,
+        )
+    if one.others:
+        return _not_cached(why_nothing_ran(one), 0)
+    raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
 
 
 def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_Traced]:
@@ -116,12 +127,10 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ful
         found.append((gm, examples))
         return gm.forward
 
-    original = getattr(model, "_orig_mod", model)
-
-    args, kwargs = _by_name(original, args, kwargs)
+    args, kwargs = _by_name(model, args, kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return original(*args, **kwargs)
+        return model(*args, **kwargs)
 
     # A code object of its own, so that Dynamo's cache of the model's stays as it is.
     fresh = types.FunctionType(
@@ -161,7 +170,11 @@ def _of_graphs(traced: list[_Traced], config: DiCacheConfig) -> Explanation:
     reason = max(reasons)[1] if reasons else "Dynamo made no graph of this call"
     breaks = [about for gm, _ in traced if (about := about_break(gm)) is not None]
     reason = "; ".join((reason, *breaks[:1]))
-    return Explanation(False, reason, len(traced), (), (), (), (), (), None, 0.0, 0)
+    return _not_cached(reason, len(traced))
+
+
+def _not_cached(reason: str, graphs: int) -> Explanation:
+    return Explanation(False, reason, graphs, (), (), (), (), (), None, 0.0, 0)
 
 
 def _of_cut(found: Cut, graphs: int) -> Explanation:

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 State = Mapping[str, Tensor]
-"""The tensors that `slots()` asked for, by the names in `SlotSpec.reads`."""
+"""The tensors that `slots()` asked for, by the names in `SlotSpec.reads`, and what `settings()` names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,41 @@ class SlotSpec:
     def reads(self) -> tuple[str, ...]:
         """The names under which it is read: "r" with a history of 2 is "r1", the newest, and "r2"."""
         return tuple(f"{self.name}{age + 1}" for age in range(self.history)) or (self.name,)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A number, or several, that the host tells a gate or an estimator: another one compiles nothing."""
+
+    name: str  # under which `state` has it: float32, of shape () or, for several, (how many,)
+    value: float | tuple[float, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.value),) if isinstance(self.value, tuple) else ()
+
+
+@runtime_checkable
+class Adjustable(Protocol):
+    """A gate or an estimator with settings. All of its methods find them in `state`; they change between generations.
+
+    Whatever else it is made of is a part of the compiled graph.
+    """
+
+    def settings(self) -> tuple[Setting, ...]: ...
+
+
+GATE, ESTIMATOR = "gate", "estimator"  # whose settings
+
+
+def setting_slot(role: str, name: str) -> str:
+    """The slot in which the host leaves a setting; its name is no other slot's."""
+    return f"{role}.{name}"
+
+
+def settings_of(policy: object) -> tuple[Setting, ...]:
+    """The settings of a gate or an estimator; most have none."""
+    return policy.settings() if isinstance(policy, Adjustable) else ()
 
 
 @runtime_checkable

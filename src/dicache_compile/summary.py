@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
+from .config import DiCacheConfig
 from .passes.control import LOG_COLUMNS, LOG_ROWS
-from .runtime.session import History, Session, sessions_of
+from .runtime.session import History, Session
+from .subject import subject, why_nothing_ran
 
 MAX_GENERATIONS = 16
 
@@ -32,6 +35,7 @@ class Generation:
     """One denoising run of a stream, with the runs of other streams that began before the next one of any of them."""
 
     streams: Mapping[str, list[StepRecord]]
+    config: DiCacheConfig  # that it went by
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +43,12 @@ class Summary:
     """The last generations of a model, the newest last; `str()` gives a table."""
 
     generations: list[Generation]
+    config: DiCacheConfig | None = None  # that the next one goes by; None where there is none
+    reason: str | None = None  # why none is recorded; None where one is
 
     def __str__(self) -> str:
         if not self.generations:
-            return "no generation recorded"
+            return f"no generation recorded: {self.reason}"
         lines = ["generation  stream        steps  deep  share  decisions (D deep, d deep and forced, . reused)"]
         for number, generation in enumerate(self.generations):
             for name, steps in generation.streams.items():
@@ -51,36 +57,41 @@ class Summary:
                 lines.append(
                     f"{number:>10}  {name:<12}  {len(steps):>5}  {deep:>4}  {deep / len(steps):>5.0%}  {marks}"
                 )
+        for config, numbers in itertools.groupby(enumerate(self.generations), key=lambda one: one[1].config):
+            first, *_, last = [number for number, _ in numbers] * 2
+            lines.append(f"{first if first == last else f'{first}-{last}':>10}  config  {config.brief()}")
         return "\n".join(lines)
 
 
 def summary(model: nn.Module) -> Summary:
     """The steps that a compiled model (or its original) has done, up to the last 16 generations.
 
-    Reading waits for the device; recording did not. Raises TypeError if `model` is no module.
+    Of a compiled model those under its own config. `model` may be a pipeline with one compiled model.
+    Reading waits for the device; recording did not. Raises TypeError if `model` is neither.
     """
-    sessions = sessions_of(model)
-    return Summary(_generations(sessions[-1]) if sessions else [])
+    one = subject(model)
+    generations = _generations(one.sessions[-1]) if one.sessions else []
+    return Summary(generations, one.config, None if generations else why_nothing_ran(one))
 
 
 def _generations(session: Session) -> list[Generation]:
     runs = [
-        (calls[0], name, [record for record, _ in run])
+        (number, config, name, [record for record, _ in run])
         for name, history in session.history.items()
         for run in _runs(history)
-        if (calls := [call for _, call in run])
+        for number, config in [run[0][1]]
     ]
-    generations: list[dict[str, list[StepRecord]]] = []
-    for _, name, steps in sorted(runs, key=lambda run: run[0]):
+    generations: list[tuple[dict[str, list[StepRecord]], DiCacheConfig]] = []
+    for _, config, name, steps in sorted(runs, key=lambda run: run[0]):
         # A stream that starts again starts a generation; one that has no part in the newest joins it.
-        if not generations or name in generations[-1]:
-            generations.append({})
-        generations[-1][name] = steps
-    return [Generation(streams) for streams in generations[-MAX_GENERATIONS:]]
+        if not generations or name in generations[-1][0]:
+            generations.append(({}, config))
+        generations[-1][0][name] = steps
+    return [Generation(streams, config) for streams, config in generations[-MAX_GENERATIONS:]]
 
 
-def _runs(history: History) -> list[list[tuple[StepRecord, int]]]:
-    """A stream's records with the calls that they were, split where a generation starts."""
+def _runs(history: History) -> list[list[tuple[StepRecord, tuple[int, DiCacheConfig]]]]:
+    """A stream's records with the calls that they were, and their configs, split where a generation starts."""
     if not history.tensors:
         return []
     logged = int(history.tensors["logged"])
@@ -88,7 +99,7 @@ def _runs(history: History) -> list[list[tuple[StepRecord, int]]]:
     numbers = range(max(0, logged - LOG_ROWS), logged)
     records = [_record(dict(zip(LOG_COLUMNS, rows[number % LOG_ROWS], strict=True))) for number in numbers]
     # A step that failed before it was recorded is a call without a row.
-    runs: list[list[tuple[StepRecord, int]]] = []
+    runs: list[list[tuple[StepRecord, tuple[int, DiCacheConfig]]]] = []
     for record, call in zip(records, list(history.calls)[-len(records) :], strict=False):
         if record.index == 0 or not runs:
             runs.append([])

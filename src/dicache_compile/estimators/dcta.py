@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import clipped_ratio, extrapolate, mean_abs_difference, relative_l1
-from ..policy import SlotSpec, State
+from ..policy import Setting, SlotSpec, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,9 @@ class DCTA:
         # mean|P1 - P2| changes on deep steps only, so it is kept and not computed on every step.
         return (*tensors, SlotSpec("anchor_gap", per_stream=True, scalar=True))
 
+    def settings(self) -> tuple[Setting, ...]:
+        return (Setting("gamma_range", self.gamma_range),)
+
     def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
         return self._gamma(mean_abs_difference(self._place(x, h), state["p2"]), anchors, state)
 
@@ -44,8 +47,8 @@ class DCTA:
         return self._gamma(sums[2] / elements, anchors, state)
 
     def _gamma(self, since_older: Tensor, anchors: Tensor, state: State) -> Tensor:
-        low, high = self.gamma_range
-        ratio = clipped_ratio(since_older, state["anchor_gap"], low, high)
+        bounds = state["gamma_range"]
+        ratio = clipped_ratio(since_older, state["anchor_gap"], bounds[0], bounds[1])
         return torch.where(anchors > 1, ratio, torch.full_like(ratio, float("nan")))
 
     def weights(self, gamma: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..policy import SlotSpec, State
+from ..policy import Setting, SlotSpec, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,9 @@ class EstimateError:
     def slots(self) -> tuple[SlotSpec, ...]:
         return ()
 
+    def settings(self) -> tuple[Setting, ...]:
+        return (Setting("threshold", self.threshold),)
+
     def measure_estimate(self, check: Tensor) -> Tensor:
         return check
 
@@ -36,7 +39,7 @@ class EstimateError:
         return {}
 
     def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        within = error < self.threshold if self.comparison == "<" else error <= self.threshold
+        within = error < state["threshold"] if self.comparison == "<" else error <= state["threshold"]
         # An infinite error is as little a measure as NaN, whatever the threshold.
         return within & (error < math.inf), error
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import relative_l1
-from ..policy import SlotSpec, State
+from ..policy import Setting, SlotSpec, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,9 @@ class ProbeError:
             tensors.append(SlotSpec("x_prev", per_stream=True, scalar=False, measured=True))
         return (*tensors, SlotSpec("accumulated", per_stream=False, scalar=True))
 
+    def settings(self) -> tuple[Setting, ...]:
+        return (Setting("threshold", self.threshold),)
+
     def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
         moved = relative_l1(h, state["h_prev"])
         if self.error == "probe":
@@ -45,7 +48,8 @@ class ProbeError:
 
     def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
         accumulated = state["accumulated"] + error
-        within = accumulated < self.threshold if self.comparison == "<" else accumulated <= self.threshold
+        threshold = state["threshold"]
+        within = accumulated < threshold if self.comparison == "<" else accumulated <= threshold
         # An infinite error is as little a measure as NaN, whatever the threshold.
         return within & (accumulated < math.inf), accumulated
 

@@ -16,12 +16,13 @@ def relative_l1(current: Tensor, previous: Tensor) -> Tensor:
     return mean_abs_difference(current, previous) / previous.float().abs().mean()
 
 
-def clipped_ratio(numerator: Tensor, denominator: Tensor, low: float, high: float) -> Tensor:
+def clipped_ratio(numerator: Tensor, denominator: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """Numerator / denominator clipped to [low, high], and 1 where that is not a number or the denominator vanishes.
 
+    The bounds are two numbers or two tensors of shape ().
     The published scripts let 0/0 through `clip` as NaN (methods: DiCache, bug 1).
     """
-    ratio = (numerator / denominator).clamp(low, high)
+    ratio = torch.clamp(numerator / denominator, low, high)  # type: ignore[arg-type]
     usable = (denominator > 0) & (ratio == ratio)
     return torch.where(usable, ratio, torch.ones_like(ratio))
 

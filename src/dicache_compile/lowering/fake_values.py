@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..passes import effects
 
@@ -40,3 +40,14 @@ def _run(node: fx.Node) -> Any:
     assert isinstance(node.target, str)
     owner, *rest = args
     return getattr(owner, node.target)(*rest, **kwargs)
+
+
+def forget_originals(gm: fx.GraphModule) -> None:
+    """Lets go of the weak references to weights by which the fake tensors of a graph were found.
+
+    The graph's values are kept for reports, and with them all that made them. A weight with a weak reference cannot be
+    exchanged for another, as quantised ones are when their model moves.
+    """
+    modes = {recorded.fake_mode for node in gm.graph.nodes if isinstance(recorded := node.meta.get(_KEY), FakeTensor)}
+    for mode in modes:
+        mode.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()

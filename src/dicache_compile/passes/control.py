@@ -6,7 +6,7 @@ Plain torch functions over the control slots, traced into the probe's piece. Eve
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,12 @@ from torch import Tensor
 LOG_ROWS = 1024  # steps that a stream remembers
 LOG_COLUMNS = ("index", "timestep", "deep", "forced", "error", "accumulated", "gamma")
 NO_LIMIT = 2**62
+MASKED_STEPS = 4096  # of a generation, from its start, that can be deep by their number
+NOW = ".now"  # ends the name of a slot that holds what the running generation goes by, of what the host tells
 # Slots of streams that decide together: what those of a request share, and what each keeps for itself.
 LEADER_TIME, LEADER_REUSES = JOINT = ("leader_time", "leader_reuses")
 LED = "led"
+SCHEDULE, DEEP_STEPS = "schedule", "deep_steps"  # what the host tells of each generation
 
 _Updates = dict[str, Tensor]
 
@@ -30,6 +33,15 @@ class ControlSlot:
     initial: float = 0
 
 
+# What the host tells of each generation, besides the settings of gate and estimator.
+TOLD = (
+    # Steps of warm-up; the index from which all steps are forced; the most that are reused in a row.
+    ControlSlot(SCHEDULE, (3,), torch.int64),
+    # Which other steps are forced; the last place is that of all later ones, and never set.
+    ControlSlot(DEEP_STEPS, (MASKED_STEPS + 1,), torch.bool),
+)
+
+
 def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
     """What every stream keeps besides the gate's and the estimator's slots, for that many condition inputs."""
     together = (
@@ -40,7 +52,8 @@ def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
     return (
         ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
         ControlSlot("clock", (), torch.float32),  # host: the timestep, where the graph itself does not get it
-        ControlSlot("schedule", (2,), torch.int64),  # host: steps of warm-up; index from which all steps are forced
+        *TOLD,
+        *(ControlSlot(slot.name + NOW, slot.shape, slot.dtype) for slot in TOLD),
         ControlSlot("index", (), torch.int64),  # steps done in this generation
         ControlSlot("anchors", (), torch.int64),  # deep steps done in this generation
         ControlSlot("skipped", (), torch.int64),  # reused steps since the last deep one
@@ -97,13 +110,16 @@ def begin(timestep: Tensor, checksums: Tensor, state: Mapping[str, Tensor]) -> t
     }
 
 
-def forced(now: Mapping[str, Tensor], schedule: Tensor, deep_steps: Sequence[int]) -> Tensor:
+def in_force(fresh: Tensor, told: Tensor, now: Tensor) -> Tensor:
+    """What the host tells, where a generation starts; what the running one goes by, where it goes on."""
+    return torch.where(fresh, told, now)
+
+
+def forced(now: Mapping[str, Tensor], schedule: Tensor, deep_steps: Tensor) -> Tensor:
     """Whether this step runs deep whatever the gate says: bool, shape ()."""
     index = now["index"]
-    must = (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0)
-    for step in deep_steps:
-        must = must | (index == step)
-    return must
+    listed = deep_steps.index_select(0, index.clamp(max=MASKED_STEPS).reshape(1)).reshape(())
+    return (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0) | listed
 
 
 def decide_together(

@@ -31,9 +31,7 @@ class Policy:
 
     gate: Decider
     estimator: Estimator
-    max_consecutive_skips: int | None
     state_dtype: torch.dtype | None  # None: each stream's own
-    deep_steps: tuple[int, ...] = ()  # which are forced besides what the host's schedule forces
     joint: bool = False  # whether the streams of a request decide together
     fused: bool = False  # statistics and estimate as one operator each; the gate and the estimator have the forms
 
@@ -48,13 +46,23 @@ class Measured:
     written: frozenset[str]  # those of its specs that are written already
 
 
-def measure(emitter: Emitter, policy: Policy, slots: StreamSlots, x: fx.Node, h: fx.Node, anchors: fx.Node) -> Measured:
+@dataclass(frozen=True, slots=True)
+class Told:
+    """The settings of gate and estimator, by the names that these know."""
+
+    gate: Updates
+    estimator: Updates
+
+
+def measure(
+    emitter: Emitter, policy: Policy, told: Told, slots: StreamSlots, x: fx.Node, h: fx.Node, anchors: fx.Node
+) -> Measured:
     """The error and gamma of one stream, after that many anchors."""
     gate, estimator = policy.gate, policy.estimator
     if policy.fused:
-        return _measure_fused(emitter, policy, slots, x, h, anchors)
-    kept = slots.read(emitter, _per_stream(gate), anchors)
-    known = slots.read(emitter, _per_stream(estimator), anchors)
+        return _measure_fused(emitter, policy, told, slots, x, h, anchors)
+    kept = slots.read(emitter, _per_stream(gate), anchors) | told.gate
+    known = slots.read(emitter, _per_stream(estimator), anchors) | told.estimator
     gamma = emitter.trace(estimator.weigh, x, h, anchors, known)
     if isinstance(gate, EstimateGate):
         assert isinstance(estimator, CheckedEstimator)
@@ -66,12 +74,19 @@ def measure(emitter: Emitter, policy: Policy, slots: StreamSlots, x: fx.Node, h:
 
 
 def stand_in(
-    emitter: Emitter, policy: Policy, slots: StreamSlots, x: fx.Node, gamma: fx.Node, anchors: fx.Node, dtype: Any
+    emitter: Emitter,
+    policy: Policy,
+    told: Updates,
+    slots: StreamSlots,
+    x: fx.Node,
+    gamma: fx.Node,
+    anchors: fx.Node,
+    dtype: Any,
 ) -> fx.Node:
-    """The estimate of y from state, in `dtype` or in float32."""
+    """The estimate of y from state, in `dtype` or in float32; `told` are the estimator's settings."""
     estimator = policy.estimator
     if not policy.fused:
-        state = slots.read(emitter, _per_stream(estimator), anchors)
+        state = slots.read(emitter, _per_stream(estimator), anchors) | told
         estimate: fx.Node = emitter.trace(estimator.estimate, x, gamma, anchors, state)
         return estimate
     ring, scales = slots.stored(emitter, _named(estimator, "r"))
@@ -80,7 +95,7 @@ def stand_in(
 
 
 def _measure_fused(
-    emitter: Emitter, policy: Policy, slots: StreamSlots, x: fx.Node, h: fx.Node, anchors: fx.Node
+    emitter: Emitter, policy: Policy, told: Told, slots: StreamSlots, x: fx.Node, h: fx.Node, anchors: fx.Node
 ) -> Measured:
     gate, estimator = policy.gate, policy.estimator
     assert isinstance(gate, SummedGate)
@@ -98,10 +113,10 @@ def _measure_fused(
             arguments += [None, None]
     arguments += [*slots.stored(emitter, _named(estimator, "p")), anchors]
     sums = emitter.graph.call_function(torch.ops.dicache.statistics.default, tuple(arguments))
-    scalars = slots.read(emitter, [spec for spec in _per_stream(estimator) if spec.scalar], anchors)
+    scalars = slots.read(emitter, [spec for spec in _per_stream(estimator) if spec.scalar], anchors) | told.estimator
     error = emitter.trace(gate.error_of, sums)
     gamma = emitter.trace(_gamma_of, estimator, sums, h, anchors, scalars)
-    kept = slots.read(emitter, [spec for spec in _per_stream(gate) if spec.name not in names], anchors)
+    kept = slots.read(emitter, [spec for spec in _per_stream(gate) if spec.name not in names], anchors) | told.gate
     return Measured(error, gamma, kept, frozenset(names))
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from ..plan import Inputs, Partition, Region, Slot
-from ..policy import FollowingEstimator
+from ..policy import ESTIMATOR, GATE, FollowingEstimator, setting_slot, settings_of
 from . import control, values
 from .emit import Emitter, memory_of
-from .measure import Policy, measure, stand_in
+from .measure import Policy, Told, measure, stand_in
 from .slots import StreamSlots, Updates
 
 
@@ -35,6 +35,8 @@ class Step:
         """The tensors of a stream's state."""
         device = _tensor(self.partition.streams[0].x).device
         found = [Slot(slot.name, None, slot.shape, slot.dtype, device, slot.initial) for slot in self._control()]
+        for name, shape in self._settings().items():
+            found += [Slot(slot, None, shape, torch.float32, device, 0) for slot in (name, name + control.NOW)]
         if any(spec.history for spec in self.policy.gate.slots()):
             raise ValueError("a gate's slot cannot have a history: `follow` writes it on every step")
         for spec in (*self.policy.gate.slots(), *self.policy.estimator.slots()):
@@ -63,23 +65,31 @@ class Step:
         time = old["clock"] if timestep is None else emitter.read(timestep)
         fresh, now = emitter.trace(control.begin, time, sums, old)
 
-        shared = self._shared(emitter, fresh)
+        in_force = {
+            name: emitter.trace(
+                control.in_force, fresh, *(emitter.input(f"state.{name}{at}") for at in ("", control.NOW))
+            )
+            for name in (*(slot.name for slot in control.TOLD), *self._settings())
+        }
+        told = Told(self._told(GATE, in_force), self._told(ESTIMATOR, in_force))
+        shared = self._shared(emitter, fresh) | told.gate
         carried = [(emitter.read(stream.x), emitter.read(stream.h)) for stream in streams]
         anchors = now["anchors"]
         measured = [
-            measure(emitter, self.policy, self._slots(place), x, h, anchors) for place, (x, h) in enumerate(carried)
+            measure(emitter, self.policy, told, self._slots(place), x, h, anchors)
+            for place, (x, h) in enumerate(carried)
         ]
         error, first = emitter.trace(_largest_error, [stream.error for stream in measured], now["index"])
         within, compared = emitter.trace(gate.judge, error, shared)
-        forced = emitter.trace(control.forced, now, old["schedule"], self.policy.deep_steps)
-        may = emitter.trace(_may, forced, now["skipped"], self.policy.max_consecutive_skips)
+        forced = emitter.trace(control.forced, now, in_force[control.SCHEDULE], in_force[control.DEEP_STEPS])
+        may = emitter.trace(_may, forced, now["skipped"], in_force[control.SCHEDULE])
         if self.policy.joint:
             reuse, together = emitter.trace(control.decide_together, now, old, may, within, error)
         else:
             reuse, together = emitter.trace(torch.logical_and, may, within), {}
         gammas = [stream.gamma for stream in measured]
 
-        updates: Updates = {**now, **together}
+        updates: Updates = {**now, **together, **{name + control.NOW: node for name, node in in_force.items()}}
         updates |= emitter.trace(control.finish, now, reuse)
         row = emitter.trace(_columns, now, reuse, forced, first, error, compared, gammas[0])
         updates |= emitter.trace(control.record, row, old)
@@ -89,7 +99,7 @@ class Step:
             for spec in gate.slots():
                 if spec.name in new and spec.name not in stream.written:
                     updates |= self._slots(place).write(emitter, spec, new[spec.name], anchors)
-            updates |= self._counted(emitter, place, stream.gamma, reuse, anchors)
+            updates |= self._counted(emitter, place, told.estimator, stream.gamma, reuse, anchors)
         return reuse, gammas, updates
 
     def deep(self, emitter: Emitter) -> tuple[list[object], Updates]:
@@ -97,10 +107,11 @@ class Step:
         emitter.copy(self.partition.nodes(Region.DEEP))
         # Before the epilogue, which may write to y.
         estimator, anchors = self.policy.estimator, emitter.input("state.anchors")
+        told = self._told(ESTIMATOR, self._running(emitter))
         updates: Updates = {"anchors": emitter.trace(_one_more, anchors)}
         for place, stream in enumerate(self.partition.streams):
             nodes = [emitter.read(node) for node in (stream.x, stream.h, stream.y)]
-            state = self._slots(place).read(emitter, estimator.slots(), anchors)
+            state = self._slots(place).read(emitter, estimator.slots(), anchors) | told
             new = emitter.trace(estimator.anchor, *nodes, state)
             for name, value in new.items():
                 if memory_of(value) in nodes:  # the epilogue may write to it
@@ -114,7 +125,8 @@ class Step:
         for place, stream in enumerate(self.partition.streams):
             gamma, anchors = emitter.input(f"gamma.{place}"), emitter.input("state.anchors")
             dtype = _tensor(stream.y).dtype
-            y = stand_in(emitter, self.policy, self._slots(place), emitter.read(stream.x), gamma, anchors, dtype)
+            told, slots, x = self._told(ESTIMATOR, self._running(emitter)), self._slots(place), emitter.read(stream.x)
+            y = stand_in(emitter, self.policy, told, slots, x, gamma, anchors, dtype)
             if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
                 y = emitter.graph.call_method("clone", (y,))
             emitter.replace(stream.y, emitter.graph.call_method("to", (y, dtype)))
@@ -124,13 +136,15 @@ class Step:
         emitter.copy(self.partition.nodes(Region.EPILOGUE))
         return [emitter.read(node) if isinstance(node, fx.Node) else node for node in self.outputs()]
 
-    def _counted(self, emitter: Emitter, place: int, gamma: fx.Node, reuse: fx.Node, anchors: fx.Node) -> Updates:
+    def _counted(
+        self, emitter: Emitter, place: int, told: Updates, gamma: fx.Node, reuse: fx.Node, anchors: fx.Node
+    ) -> Updates:
         """What one stream's estimator counts on every step."""
         estimator, slots = self.policy.estimator, self._slots(place)
         if not isinstance(estimator, FollowingEstimator):
             return {}
         scalars = [spec for spec in estimator.slots() if spec.scalar]
-        new = emitter.trace(estimator.follow, gamma, reuse, anchors, slots.read(emitter, scalars, anchors))
+        new = emitter.trace(estimator.follow, gamma, reuse, anchors, slots.read(emitter, scalars, anchors) | told)
         if others := new.keys() - {spec.name for spec in scalars}:
             raise ValueError(
                 f"{type(estimator).__name__}.follow may return slots that are scalars, "
@@ -144,6 +158,20 @@ class Step:
 
     def _control(self) -> tuple[control.ControlSlot, ...]:
         return control.control_slots(len(self.inputs.conditions), self.policy.joint)
+
+    def _settings(self) -> dict[str, tuple[int, ...]]:
+        """The slots of the gate's and the estimator's settings, with their shapes."""
+        roles = ((GATE, self.policy.gate), (ESTIMATOR, self.policy.estimator))
+        return {setting_slot(role, s.name): s.shape for role, policy in roles for s in settings_of(policy)}
+
+    def _told(self, role: str, values: Mapping[str, fx.Node]) -> Updates:
+        """The settings of a gate or an estimator, by the names that it knows, of the values of all."""
+        policy = self.policy.gate if role == GATE else self.policy.estimator
+        return {setting.name: values[setting_slot(role, setting.name)] for setting in settings_of(policy)}
+
+    def _running(self, emitter: Emitter) -> Updates:
+        """What the running generation goes by, as the probe's part left it."""
+        return {name: emitter.input(f"state.{name}{control.NOW}") for name in self._settings()}
 
     def _shared(self, emitter: Emitter, fresh: fx.Node) -> Updates:
         """The gate's slots that are not per stream, back at 0 where a generation starts."""
@@ -178,9 +206,9 @@ def _largest_error(errors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]
     return torch.where(first, torch.zeros_like(largest), largest), first
 
 
-def _may(forced: Tensor, skipped: Tensor, limit: int | None) -> Tensor:
+def _may(forced: Tensor, skipped: Tensor, schedule: Tensor) -> Tensor:
     """Whether the step may reuse if its error is small enough."""
-    return ~forced if limit is None else ~forced & (skipped < limit)
+    return ~forced & (skipped < schedule[2])
 
 
 def _one_more(anchors: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ class Clock(Protocol):
         """The timestep of this call, of any shape; None where steps are only counted."""
         ...
 
-    def write(self, state: StreamState, time: Tensor | None) -> None:
-        """Sets the slot "clock" for the next step of this state."""
+    def write(self, state: StreamState, time: Tensor | None, steps: int | None) -> None:
+        """Sets the slot "clock" for the next step of this state; `steps` is the config's number of them."""
         ...
 
 
@@ -37,7 +37,7 @@ class InputClock:
         found: Tensor = inputs[self.place]
         return found
 
-    def write(self, state: StreamState, time: Tensor | None) -> None:
+    def write(self, state: StreamState, time: Tensor | None, steps: int | None) -> None:
         pass
 
 
@@ -45,13 +45,13 @@ class InputClock:
 class CountingClock:
     """No timestep at all: a generation has a known number of steps, and the next call starts another one."""
 
-    steps: int
-
     def time(self, inputs: Sequence[Any]) -> None:
         return None
 
-    def write(self, state: StreamState, time: Tensor | None) -> None:
-        if state.calls >= self.steps:
+    def write(self, state: StreamState, time: Tensor | None, steps: int | None) -> None:
+        if steps is None:
+            raise StepError("a model without a timestep counts its steps: set num_steps")
+        if state.calls >= steps:
             state.restart()
         state.order()
         state.tensors["clock"].fill_(-state.calls)
@@ -75,7 +75,7 @@ class EarlierClock:
         self.used = number
         return time
 
-    def write(self, state: StreamState, time: Tensor | None) -> None:
+    def write(self, state: StreamState, time: Tensor | None, steps: int | None) -> None:
         assert time is not None
         state.order()
         state.tensors["clock"].copy_(time.float().amax())

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from ..config import DiCacheConfig
 from ..passes.control import JOINT, LEADER_TIME, LED, LOG_ROWS
 from ..plan import Slot
+from .adjustments import adjusted, adjusted_models, tell_of_configure
+from .marks import Mark, mark_of, marks_of
+from .settings import Told
 from .state import KEPT, StreamState, allocate
 from .streams import Numbering, request_of
 
@@ -29,17 +32,18 @@ _clock = itertools.count(1)  # numbers the calls of all models
 
 @dataclass(slots=True)
 class History:
-    """What a stream's record needs: the log on the device, and which calls its rows were."""
+    """What a stream's record needs: the log on the device, which calls its rows were, and what these were told."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the `KEPT` slots
-    calls: deque[int] = field(default_factory=lambda: deque(maxlen=LOG_ROWS))
+    calls: deque[tuple[int, DiCacheConfig]] = field(default_factory=lambda: deque(maxlen=LOG_ROWS))
 
 
 class Session:
     """The streams of one model under one config. Not safe for calls from several threads at once."""
 
-    def __init__(self, weight: Tensor | None, config: DiCacheConfig) -> None:
-        self.config = config
+    def __init__(self, mark: Mark | None, config: DiCacheConfig) -> None:
+        self.config = config  # that of the compiled graphs
+        self.told = Told(config)  # what its next generations go by, which may differ at run time
         self.streams: OrderedDict[str, StreamState] = OrderedDict()
         self.history: OrderedDict[str, History] = OrderedDict()
         self.numbering = Numbering()
@@ -49,12 +53,11 @@ class Session:
         self.last_engine: Any = None  # and what it runs on
         # Captures take long to make: a stream that gets its earlier shape back gets these back, with their state.
         self._resting: OrderedDict[tuple[str, int, tuple[int, ...]], StreamState] = OrderedDict()
-        self._weight = weakref.ref(weight) if weight is not None else None
+        self._mark = weakref.ref(mark) if mark is not None else None
 
-    def is_of(self, ids: set[int]) -> bool:
-        """Whether this session's model has one of these weights."""
-        weight = self._weight() if self._weight is not None else None
-        return weight is not None and id(weight) in ids
+    def is_of(self, marks: set[Mark]) -> bool:
+        """Whether this session's model has one of the weights with these marks."""
+        return self._mark is not None and self._mark() in marks
 
     def state(
         self,
@@ -138,9 +141,14 @@ class Session:
                 return shared
         return {}
 
-    def begin_call(self, name: str) -> None:
+    def tell(self, config: DiCacheConfig) -> None:
+        """From the next generation of each stream on, this config counts; it differs in run-time fields only."""
+        self.told = Told(config)
+
+    def begin_call(self, name: str, config: DiCacheConfig) -> None:
+        """A step of a stream begins; `config` is the one that it was told."""
         self.last_call = next(_clock)
-        self.history[name].calls.append(self.last_call)
+        self.history[name].calls.append((self.last_call, config))
 
     def drop(self, name: str) -> None:
         """Forgets a stream's state: a step of it failed half-way."""
@@ -174,30 +182,33 @@ def release() -> None:
         session.reset()
 
 
-def session_for(weight: Tensor | None, config: DiCacheConfig) -> Session:
-    """The session of the model with this weight under this config; a new one if there is none."""
-    if weight is not None:
+def session_for(mark: Mark | None, config: DiCacheConfig) -> Session:
+    """The session of the model whose weight has this mark, under this config; a new one if there is none."""
+    if mark is not None:
         for session in _sessions:
-            if session.config == config and session.is_of({id(weight)}):
+            if session.config == config and session.is_of({mark}):
                 return session
-    session = Session(weight, config)
+    session = Session(mark, config)
+    if mark is not None:
+        for model in adjusted_models():
+            if mark in _marks(model):
+                session.tell(adjusted(model, config))
+        tell_of_configure(mark, config, [other.config for other in _sessions if other.is_of({mark})])
     _sessions.add(session)
-    session.pipeline_steps = next((steps for model, steps in _announced.items() if session.is_of(_ids(model))), None)
+    session.pipeline_steps = next((steps for model, steps in _announced.items() if session.is_of(_marks(model))), None)
     return session
 
 
 def sessions_of(model: nn.Module) -> list[Session]:
     """The sessions of a model, the compiled or the original one; the one that was called last comes last."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"expected a torch.nn.Module, compiled or not, got {type(model).__name__}")
     if not _sessions:
         return []
-    ids = _ids(model)
-    return sorted((session for session in _sessions if session.is_of(ids)), key=lambda session: session.last_call)
+    marks = _marks(model)
+    return sorted((session for session in _sessions if session.is_of(marks)), key=lambda session: session.last_call)
 
 
-def _ids(model: nn.Module) -> set[int]:
-    return {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+def _marks(model: nn.Module) -> set[Mark]:
+    return marks_of((*model.parameters(), *model.buffers()))
 
 
 class SessionFinder:
@@ -209,17 +220,22 @@ class SessionFinder:
 
     def __init__(self, config: DiCacheConfig, cut: object, engine: object) -> None:
         self._config, self._cut, self._engine = config, cut, engine
-        self._found: dict[int, tuple[weakref.ref[Tensor] | None, Session]] = {}
+        self._found: weakref.WeakKeyDictionary[Mark, Session] = weakref.WeakKeyDictionary()
+        self._nameless: Session | None = None  # where the graph has no weight
 
     def __call__(self, weight: Tensor | None) -> Session:
-        known = self._found.get(id(weight))
-        if known is not None and (known[0] is None or known[0]() is weight):
-            return known[1]
-        session = session_for(weight, self._config)
+        if weight is None:
+            self._nameless = self._nameless or self._session(None)
+            return self._nameless
+        mark = mark_of(weight)
+        session = self._found.get(mark)
+        if session is None:
+            session = self._found[mark] = self._session(mark)
+        return session
+
+    def _session(self, mark: Mark | None) -> Session:
+        session = session_for(mark, self._config)
         session.last_cut, session.last_engine = self._cut, self._engine
-        key, found = id(weight), self._found
-        alive = weakref.ref(weight, lambda _: found.pop(key, None)) if weight is not None else None
-        found[key] = (alive, session)
         return session
 
 

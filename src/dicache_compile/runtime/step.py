@@ -10,8 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from ..config import DiCacheConfig
-from ..errors import StepError
-from ..passes.control import NO_LIMIT
 from ..passes.fragment import Function
 from ..plan import Slot
 from .clock import Clock
@@ -50,17 +48,17 @@ class CompiledStep:
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         session = self.find_session(None if self.places.weight is None else inputs[self.places.weight])
-        warmup, last = self._schedule(session)
+        settings = session.told.settings(session.pipeline_steps)
         time = self.clock.time(inputs)
         name = current_name()
         if name is None:
             name = self._unnamed(session, inputs, time)
             if session.numbering.doubt:
-                warmup = max(warmup, ANCHORS_OF_ITS_OWN)
+                settings = session.told.settings(session.pipeline_steps, warmup=ANCHORS_OF_ITS_OWN)
         state = session.state(name, self.number, self.sizes.key(inputs), self.slots, lambda: self.sizes.shapes(inputs))
-        state.set_schedule((warmup, last))
-        self.clock.write(state, time)
-        session.begin_call(name)
+        state.tell(settings)
+        self.clock.write(state, time, session.told.config.num_steps)
+        session.begin_call(name, session.told.config)
         note_run(self.function, self.work)
         try:
             return self.engine.step(inputs, state)
@@ -68,16 +66,6 @@ class CompiledStep:
             # The step may have written half of its state.
             session.drop(name)
             raise
-
-    def _schedule(self, session: Session) -> tuple[int, int]:
-        steps = self.config.num_steps or session.pipeline_steps
-        if steps is None and self.config.needs_num_steps():
-            raise StepError(
-                f"warmup_ratio={self.config.warmup_ratio} and final_steps={self.config.final_steps} need the number of "
-                "steps of a generation, which only a diffusers pipeline tells by itself: set num_steps"
-            )
-        warmup, last = self.config.forced_steps(steps)
-        return warmup, NO_LIMIT if last is None else last
 
     def _unnamed(self, session: Session, inputs: Sequence[Any], time: Tensor | None) -> str:
         if self.config.streams == 1 or time is None:

@@ -1,0 +1,62 @@
+"""What the host tells a step of its config: numbers that no compiled graph depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..config import DiCacheConfig
+from ..errors import StepError
+from ..passes.control import DEEP_STEPS, NO_LIMIT, SCHEDULE
+from ..policy import ESTIMATOR, GATE, Setting, setting_slot, settings_of
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the slots hold that the host writes, for one generation. `StreamState.tell` writes it."""
+
+    values: Mapping[str, tuple[float, ...]]  # by slot; of "deep_steps" the steps whose places are set
+
+
+class Told:
+    """A config at run time. What it tells is worked out once for each length of a generation."""
+
+    def __init__(self, config: DiCacheConfig) -> None:
+        self.config = config
+        self._policy = {
+            setting_slot(role, setting.name): _floats(setting)
+            for role, policy in ((GATE, config.make_gate()), (ESTIMATOR, config.make_estimator()))
+            for setting in settings_of(policy)
+        }
+        self._known: dict[tuple[int | None, int], Settings] = {}
+
+    def settings(self, num_steps: int | None, warmup: int = 0) -> Settings:
+        """What to tell of a generation of that many steps (None: unknown), the first `warmup` of them deep.
+
+        The config's own number of steps counts before `num_steps`. Raises StepError where a number is needed and
+        there is none.
+        """
+        steps = self.config.num_steps or num_steps
+        if (steps, warmup) not in self._known:
+            self._known[steps, warmup] = self._settings(steps, warmup)
+        return self._known[steps, warmup]
+
+    def _settings(self, steps: int | None, warmup: int) -> Settings:
+        config = self.config
+        if steps is None and config.needs_num_steps():
+            raise StepError(
+                f"warmup_ratio={config.warmup_ratio} and final_steps={config.final_steps} need the number of steps of "
+                "a generation, which only a diffusers pipeline tells by itself: set num_steps"
+            )
+        first, last = config.forced_steps(steps)
+        limit = config.max_consecutive_skips
+        schedule = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
+        return Settings({SCHEDULE: schedule, DEEP_STEPS: config.deep_steps, **self._policy})
+
+
+def _floats(setting: Setting) -> tuple[float, ...]:
+    numbers = setting.value if isinstance(setting.value, tuple) else (setting.value,)
+    # What is beyond float32 is infinite in it; `fill_` would refuse it.
+    return tuple(float(n) if abs(n) <= torch.finfo(torch.float32).max else float("inf") * n for n in numbers)

@@ -1,0 +1,84 @@
+"""Whom a report, a reset or a change is about: a compiled model or its original, or the denoisers of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from .compiled import original, own_config
+from .config import DiCacheConfig
+from .runtime.adjustments import adjusted
+from .runtime.session import Session, sessions_of
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model, with what is known of its runs; the session that was called last comes last."""
+
+    name: str  # in the pipeline; "" of a model by itself
+    model: nn.Module  # the original one
+    compiled: DiCacheConfig | None  # what it is compiled with, where that can be told
+    sessions: list[Session]  # of that config; of all where it cannot
+    others: list[Session]  # of other configs
+
+    @property
+    def config(self) -> DiCacheConfig | None:
+        """The config in force for the next generation."""
+        if self.sessions:
+            return self.sessions[-1].told.config
+        return adjusted(self.model, self.compiled) if self.compiled is not None else None
+
+
+def subject(given: object) -> Subject:
+    """The one model that is meant. Raises TypeError for what is none, and for a pipeline with several or none."""
+    found = subjects(given)
+    if len(found) > 1:
+        names = ", ".join(f"pipe.{one.name}" for one in found)
+        raise TypeError(f"this pipeline has several compiled models: give one of {names}")
+    return found[0]
+
+
+def subjects(given: object) -> list[Subject]:
+    """The models that are meant, at least one. Raises TypeError for what is neither a module nor a pipeline with one.
+
+    A pipeline is what has `components`, as those of diffusers do.
+    """
+    if isinstance(given, nn.Module):
+        return [_subject("", given)]
+    components = getattr(given, "components", None)
+    if not isinstance(components, Mapping):
+        raise TypeError(f"expected a torch.nn.Module, compiled or not, or a pipeline, got {type(given).__name__}")
+    modules = {str(name): part for name, part in components.items() if isinstance(part, nn.Module)}
+    found = [_subject(name, part) for name, part in modules.items()]
+    known = [one for one in found if one.compiled is not None or one.sessions]
+    if not known:
+        raise TypeError(
+            f"no model of this {type(given).__name__} is compiled with dicache_backend: compile one first, as in "
+            f"pipe.{_denoiser(modules)}.compile(backend=dicache_backend)"
+        )
+    return known
+
+
+def why_nothing_ran(one: Subject) -> str:
+    """Why nothing is known of runs of a model under its own config."""
+    if one.compiled is None:
+        return "this model has not been called since it was compiled with dicache_backend, if it was"
+    if not one.others:
+        return "this model has not been called since it was compiled"
+    return (
+        f"the config that this model is compiled with ({one.compiled.brief()}) has not run; the same model ran with "
+        f"{one.others[-1].config.brief()}. If it was called, Dynamo did not compile it again: see "
+        "torch._dynamo.config.recompile_limit, and configure(), which needs no compiling"
+    )
+
+
+def _denoiser(modules: Mapping[str, nn.Module]) -> str:
+    return next((name for name in ("transformer", "unet") if name in modules), next(iter(modules), "transformer"))
+
+
+def _subject(name: str, model: nn.Module) -> Subject:
+    compiled, sessions = own_config(model), sessions_of(model)
+    own = [session for session in sessions if compiled is None or session.config == compiled]
+    return Subject(name, original(model), compiled, own, [session for session in sessions if session not in own])
