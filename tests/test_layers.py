@@ -15,7 +15,7 @@ ROOT = Path(dicache_compile.__file__).parent
 LAYERS = (
     ("errors", "plan", "kernels", "policy", "cuda"),
     ("gates", "estimators", "passes"),
-    ("config", "checks", "lowering"),
+    ("config", "checks", "presets", "lowering"),
     ("options", "cut", "cost", "compiled"),
     ("runtime",),
     ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),

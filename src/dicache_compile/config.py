@@ -12,6 +12,7 @@ from . import checks
 from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from .gates import EstimateError, ProbeError
 from .policy import Decider, EstimateGate, Estimator, Gate
+from .presets import PRESETS
 
 # The fields that no compiled graph depends on; `configure` changes them.
 RUN_TIME = (
@@ -159,9 +160,9 @@ class DiCacheConfig:
         They count in shares of a generation, so outside of a diffusers pipeline they need `num_steps`.
         Raises ValueError for an unknown name, TypeError for an unknown field.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(map(repr, _PRESETS))}")
-        return cls(**{**_PRESETS[name], **overrides})
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(map(repr, PRESETS))}")
+        return cls(**{**PRESETS[name], **overrides})
 
     def options(self) -> dict[str, Any]:
         """This config as the `options` of torch.compile."""
@@ -233,29 +234,3 @@ class DiCacheConfig:
         if self.trunk is None:
             return ()
         return (self.trunk,) if isinstance(self.trunk, str) else self.trunk
-
-
-_PRESETS: dict[str, dict[str, Any]] = {
-    "flux": {
-        "threshold": 0.4,
-        "warmup_steps": 0,
-        "warmup_ratio": 0.2,
-        "warmup_inclusive": True,
-        "final_steps": 1,
-        "max_consecutive_skips": None,
-    },
-    "hunyuan": {
-        "threshold": 0.1,
-        "comparison": "<=",
-        "warmup_steps": 0,
-        "warmup_ratio": 0.2,
-        "max_consecutive_skips": None,
-    },
-    "wan": {
-        "threshold": 0.08,
-        "gamma_range": (1.0, 2.0),
-        "warmup_steps": 0,
-        "warmup_ratio": 0.2,
-        "max_consecutive_skips": None,
-    },
-}
