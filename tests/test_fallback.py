@@ -44,7 +44,7 @@ def test_a_graph_without_a_trunk_runs_uncached_with_one_warning() -> None:
     assert all(torch.equal(result, model(*arguments)) for result in ours)
     assert len(caught) == 1
     assert summary(model).generations == []
-    assert str(summary(model)) == "no generation recorded"
+    assert str(summary(model)).startswith("no generation recorded: this model runs uncached: no repeated transformer")
 
 
 def test_strict_raises_instead() -> None:

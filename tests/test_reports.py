@@ -63,7 +63,7 @@ def test_explain_asks_for_arguments_where_it_knows_nothing() -> None:
 
 @pytest.mark.parametrize("report", [summary, explain])
 def test_reports_ask_for_a_module(report: object) -> None:
-    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, compiled or not, got str"):
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, compiled or not, or a pipeline, got str"):
         report("model")  # type: ignore[operator]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from .compiled import MARK
 from .config import DiCacheConfig
 from .cut import Cut, cut, told_timestep
-from .errors import UncachedWarning, UnsupportedGraphError
+from .errors import UnsupportedGraphError
 from .lowering import Lowering, forget_originals, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
@@ -25,11 +23,11 @@ from .passes.work import trunk_work
 from .runtime.choice import choose_engine
 from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
 from .runtime.fragments import Fragment
+from .runtime.refusals import Refusal, Uncached
 from .runtime.session import SessionFinder, release
 from .runtime.sizes import read_sizes
 from .runtime.step import CompiledStep, Places
 
-_log = logging.getLogger("dicache_compile")
 _SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word
 
 
@@ -72,13 +70,15 @@ def _compiled(
         found = cut(gm, examples, config, told=function is not None and has_seen(function))
         step = _step(gm, examples, found, config, settings, function)
     except UnsupportedGraphError as error:
-        complain = partial(_complain, gm, config, error)
+        if config.strict and not broken and _is_worth_a_word(gm):
+            raise
+        refused = _uncached(gm, config, error, _plain(gm, examples, config, settings))
         if broken:
-            return Fragment(_plain(gm, examples, config, settings), None, own_function(gm), 0, complain)
-        complain()
-        return _plain(gm, examples, config, settings)
+            return Fragment(dataclasses.replace(refused, loud=False), None, own_function(gm), 0, refused)
+        return refused
     if broken:
-        return Fragment(_plain(gm, examples, config, settings), step, step.function, step.work, lambda: None)
+        plain = _plain(gm, examples, config, settings)
+        return Fragment(plain, step, step.function, step.work, plain)
     return step
 
 
@@ -165,16 +165,25 @@ def _model_weights(found: Cut) -> list[fx.Node]:
     )
 
 
-def _complain(gm: fx.GraphModule, config: DiCacheConfig, refusal: UnsupportedGraphError) -> None:
-    """Says why a graph runs as plain torch.compile would run it, or raises the reason if `strict`."""
-    about = about_break(gm)
-    if about is None and _heavy(gm) < _SMALL:
-        _log.debug("a fragment of %d nodes stays as it is: %s", len(gm.graph.nodes), refusal)
-    elif config.strict:
-        raise refusal
-    else:
-        reason = "; ".join(filter(None, (refusal.reason, about)))
-        warnings.warn(f"this graph runs uncached: {reason}", UncachedWarning, stacklevel=2)
+def _uncached(
+    gm: fx.GraphModule, config: DiCacheConfig, refusal: UnsupportedGraphError, plain: Callable[..., Any]
+) -> Uncached:
+    """A graph that is not cut, as it runs; it says why, unless it is a small one of a call that has others."""
+    inputs = gm.graph.find_nodes(op="placeholder")
+    # The last one: models that share an embedder are still two.
+    weights = [place for place, node in enumerate(inputs) if values.is_of_module(node)]
+    return Uncached(
+        plain=plain,
+        weight=weights[-1] if weights else None,
+        refusal=Refusal(config, "; ".join(filter(None, (refusal.reason, about_break(gm)))), _heavy(gm)),
+        error=refusal,
+        loud=_is_worth_a_word(gm),
+    )
+
+
+def _is_worth_a_word(gm: fx.GraphModule) -> bool:
+    """Whether a graph that is not cut is more than a small one of a call that has others."""
+    return about_break(gm) is not None or _heavy(gm) >= _SMALL
 
 
 def _heavy(gm: fx.GraphModule) -> int:

@@ -102,8 +102,10 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
             engine=session.last_engine.name,
             engine_reason=session.last_engine.reason,
         )
+    if one.refused is not None:
+        return _not_cached(one.refused.reason, 1)
     if one.others:
-        return _not_cached(why_nothing_ran(one), 0)
+        return _not_cached(why_nothing_ran(one), 1)
     raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
 
 

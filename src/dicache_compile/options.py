@@ -15,12 +15,16 @@ from .config import DiCacheConfig
 _NO_CUDA_GRAPHS = {"triton.cudagraphs": False}
 
 
-def split_options(options: Mapping[str, Any] | None, mode: str | None) -> tuple[DiCacheConfig, dict[str, Any]]:
-    """(the config, Inductor's settings for a piece).
+def split_options(
+    options: Mapping[str, Any] | DiCacheConfig | None, mode: str | None
+) -> tuple[DiCacheConfig, dict[str, Any]]:
+    """(the config, Inductor's settings for a piece). A config stands for its `options()`.
 
     Raises ValueError for a key that is neither ours nor Inductor's, naming the nearest that is, and for an unknown
     mode.
     """
+    if isinstance(options, DiCacheConfig):
+        options = options.options()
     options = {str(key).replace("-", "_"): value for key, value in (options or {}).items()}  # as torch.compile does
     ours = {field.name for field in dataclasses.fields(DiCacheConfig)}
     theirs = set(torch._inductor.list_options())

@@ -10,6 +10,7 @@ from torch import nn
 from .compiled import original, own_config
 from .config import DiCacheConfig
 from .runtime.adjustments import adjusted
+from .runtime.refusals import Refusal, refusals_of
 from .runtime.session import Session, sessions_of
 
 
@@ -22,6 +23,7 @@ class Subject:
     compiled: DiCacheConfig | None  # what it is compiled with, where that can be told
     sessions: list[Session]  # of that config; of all where it cannot
     others: list[Session]  # of other configs
+    refused: Refusal | None  # what was not cached of it, if anything; of several graphs the heaviest
 
     @property
     def config(self) -> DiCacheConfig | None:
@@ -52,7 +54,7 @@ def subjects(given: object) -> list[Subject]:
         raise TypeError(f"expected a torch.nn.Module, compiled or not, or a pipeline, got {type(given).__name__}")
     modules = {str(name): part for name, part in components.items() if isinstance(part, nn.Module)}
     found = [_subject(name, part) for name, part in modules.items()]
-    known = [one for one in found if one.compiled is not None or one.sessions]
+    known = [one for one in found if one.compiled is not None or one.sessions or one.refused is not None]
     if not known:
         raise TypeError(
             f"no model of this {type(given).__name__} is compiled with dicache_backend: compile one first, as in "
@@ -63,6 +65,8 @@ def subjects(given: object) -> list[Subject]:
 
 def why_nothing_ran(one: Subject) -> str:
     """Why nothing is known of runs of a model under its own config."""
+    if one.refused is not None and not one.sessions:
+        return f"this model runs uncached: {one.refused.reason}"
     if one.compiled is None:
         return "this model has not been called since it was compiled with dicache_backend, if it was"
     if not one.others:
@@ -81,4 +85,7 @@ def _denoiser(modules: Mapping[str, nn.Module]) -> str:
 def _subject(name: str, model: nn.Module) -> Subject:
     compiled, sessions = own_config(model), sessions_of(model)
     own = [session for session in sessions if compiled is None or session.config == compiled]
-    return Subject(name, original(model), compiled, own, [session for session in sessions if session not in own])
+    others = [session for session in sessions if session not in own]
+    refused = [refusal for refusal in refusals_of(model) if compiled is None or refusal.config == compiled]
+    heaviest = max(refused, key=lambda refusal: refusal.heavy, default=None)
+    return Subject(name, original(model), compiled, own, others, heaviest)

@@ -29,7 +29,7 @@ class Fragment:
     cached: Callable[..., Any] | None  # None: the graph cannot be cut
     function: Function | None
     work: int  # of its trunk
-    complain: Callable[[], None]  # called once if no graph of the call is cached
+    refused: Callable[..., Any]  # `plain` with a word about it, if no graph of the call is cached
     began: int | None = None
     chosen: Callable[..., Any] | None = None
 
@@ -41,7 +41,8 @@ class Fragment:
                     note_run(self.function, self.work)
                 return self.plain(*inputs)
             later = [work for (own, work), time in _ran.items() if time > self.began and own != self.function]
-            if self.cached is None and not later:
-                self.complain()
-            self.chosen = self.plain if self.cached is None or max(later, default=-1) >= self.work else self.cached
+            if self.cached is None:
+                self.chosen = self.plain if later else self.refused
+            else:
+                self.chosen = self.plain if max(later, default=-1) >= self.work else self.cached
         return self.chosen(*inputs)
