@@ -53,6 +53,7 @@ class Pipeline:
         self._pipeline, self._arguments = flux()
         self._pipeline.set_progress_bar_config(disable=True)
         self.transformer = self._pipeline.transformer.requires_grad_(False)
+        self.components = self._pipeline.components
 
     def to(self, device: str) -> Pipeline:
         return self

@@ -14,6 +14,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from dicache_compile import DiCacheConfig, explain, summary
+from dicache_compile.config import RUN_TIME
 from dicache_compile.estimators import Reuse
 
 from .pages import DOCS, PAGES, README, ROOT, anchors, blocks, links, tables, words
@@ -60,6 +61,11 @@ def test_the_configuration_page_has_every_field_with_its_default() -> None:
     }
     fields = dataclasses.fields(DiCacheConfig)
     assert listed == {f.name: str(f.default).join('""' if isinstance(f.default, str) else ("", "")) for f in fields}
+
+
+def test_the_configuration_page_names_the_fields_that_can_be_changed_at_run_time() -> None:
+    (table,) = [table for table in tables(CONFIGURATION.read_text()) if table[0][0] == "can be changed so"]
+    assert table[1][0].replace("`", "").split(", ") == list(RUN_TIME)
 
 
 def test_the_configuration_page_counts_the_tensors_that_are_kept() -> None:
