@@ -1,6 +1,6 @@
 """Compiles a diffusion transformer into a step that decides by itself whether to run its deep blocks.
 
-model = torch.compile(model, backend=dicache_backend, fullgraph=True)
+model.compile(backend="dicache", fullgraph=True)
 """
 
 from .backend import dicache_backend

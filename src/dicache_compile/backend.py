@@ -41,14 +41,15 @@ def dicache_backend(
 ) -> Any:
     """Compiles a diffusion transformer into a step that decides by itself whether to run its deep blocks.
 
-    Use it as `torch.compile(model, backend=dicache_backend, fullgraph=True)`, or by the name "dicache". `options`
-    takes the fields of DiCacheConfig (`options=DiCacheConfig(...).options()`) and Inductor's options, which are
-    passed on, as is `mode`; torch.compile itself takes only one of the two. Run the model under `torch.no_grad()` or
-    `torch.inference_mode()`.
+    Use it in place, as `model.compile(backend="dicache", fullgraph=True)`, and call the model under `torch.no_grad()`
+    or `torch.inference_mode()`.
 
-    A graph that cannot be cut runs as `torch.compile(model)` would run it, with one UncachedWarning that says why, or
-    raises UnsupportedGraphError if `strict`. An unknown option is a ValueError, a bad value a ValueError or TypeError.
-    `name` is what newer releases of torch.compile pass; it is not used.
+    `options` takes the fields of DiCacheConfig, as `DiCacheConfig(...).options()` gives them. Inductor's own options
+    may stand beside them. `mode` is Inductor's; torch.compile takes either a mode or options. `name` is what newer
+    releases of torch.compile pass; it is not used.
+
+    A graph that cannot be cut runs as torch.compile would run it, with one UncachedWarning that says why. With `strict`
+    it raises UnsupportedGraphError. An unknown option is a ValueError, a bad value a ValueError or TypeError.
     """
     note_numbers(gm)
     config, settings = split_options(options, mode)

@@ -20,4 +20,4 @@ class CaptureError(RuntimeError):
 
 
 class UncachedWarning(UserWarning):
-    """A graph runs as plain Inductor would run it, without the cache; the text says why."""
+    """A graph runs without the cache, as torch.compile would run it; the text says why."""
