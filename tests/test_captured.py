@@ -19,7 +19,7 @@ from dicache_compile import DiCacheConfig, dicache_backend, explain, reset, stre
 from dicache_compile.errors import StepError
 from dicache_compile.runtime import choice
 from dicache_compile.runtime.recording import Recording
-from dicache_compile.runtime.session import MAX_STREAMS, sessions_of
+from dicache_compile.runtime.session import sessions_of
 from dicache_compile.runtime.static_inputs import static_inputs
 
 from . import models
@@ -146,7 +146,7 @@ def test_a_stream_that_gives_way_leaves_its_captures_to_the_next(engine: str, ca
         with stream(f"request {request}"):
             ours = generate(call, model, seed=request % 3 + 1)
         assert_equals(ours, expected[request % 3 + 1])
-    assert captures.done.count("warm_up") == MAX_STREAMS
+    assert captures.done.count("warm_up") == DiCacheConfig.max_streams
     runs = [steps for g in summary(model).generations for steps in g.streams.values()]
     assert sum(len(steps) for steps in runs) == 10 * (3 + 21)
     assert all([step.index for step in steps] == list(range(10)) for steps in runs)
@@ -155,7 +155,7 @@ def test_a_stream_that_gives_way_leaves_its_captures_to_the_next(engine: str, ca
 def test_streams_that_give_way_in_inference_mode_can_be_used_outside_of_it() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, engine="conditional")
-    for number in range(MAX_STREAMS + 1):
+    for number in range(DiCacheConfig.max_streams + 1):
         with stream(f"r{number}"), torch.inference_mode():
             call(*models.inputs(model, 0, STEPS))
     reset(model)

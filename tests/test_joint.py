@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import stream, summary
-from dicache_compile.runtime.session import MAX_STREAMS, sessions_of
+from dicache_compile import DiCacheConfig, stream, summary
+from dicache_compile.runtime.session import sessions_of
 
 from . import models
 from .plain_oracle import PlainDiCache
@@ -184,7 +184,7 @@ def test_a_request_does_not_take_over_what_was_captured_for_another() -> None:
     call = compiled(model, threshold=THRESHOLD, joint=True, engine="conditional")
     kinds = ("cond", "uncond", "other")  # three, so that requests do not give way as a whole
     first = together(call, model, kinds)
-    for number in range(MAX_STREAMS // 2):
+    for number in range(DiCacheConfig.max_streams // 2):
         names = [f"{number}/{kind}" for kind in kinds]
         assert all(torch.equal(a, b) for a, b in zip(first, together(call, model, names), strict=True))
         assert len(set(decisions(model).values())) == 1

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, reset, stream, summary
-from dicache_compile.runtime.session import MAX_STREAMS, announce_generation, end_generation, sessions_of
+from dicache_compile.runtime.runs import begin_run
+from dicache_compile.runtime.session import sessions_of
 
 from . import models
 from .test_contract import STEPS, compiled, generate
@@ -190,10 +191,10 @@ def test_reset_starts_a_generation_and_frees_the_state() -> None:
 def test_streams_with_state_are_bounded() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model)
-    for number in range(MAX_STREAMS + 4):
+    for number in range(DiCacheConfig.max_streams + 4):
         with torch.no_grad(), stream(f"request {number}"):
             call(*models.inputs(model, 0, STEPS))
-    assert len(sessions_of(model)[-1].streams) == MAX_STREAMS
+    assert len(sessions_of(model)[-1].streams) == DiCacheConfig.max_streams
     assert "request 0" not in sessions_of(model)[-1].streams
 
 
@@ -209,13 +210,14 @@ def test_rules_that_need_the_number_of_steps_refuse_a_call_without_it() -> None:
 def test_a_pipeline_tells_the_number_of_steps() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, threshold=10.0, warmup_ratio=0.4, final_steps=2, warmup_steps=0, max_consecutive_skips=None)
-    announce_generation(model, STEPS)
+    run = begin_run(STEPS, "")
     generate(call, model)
     assert decisions(model) == "DDDD....DD"
-    announce_generation(model, 5)
+    run.end()
+    run = begin_run(5, "")
     generate(call, model, steps=5)
     assert decisions(model) == "DD.DD"
-    end_generation(model)
+    run.end()
 
 
 def test_a_model_that_is_gone_leaves_no_session() -> None:

@@ -9,10 +9,11 @@ from .configure import configure
 from .explain import explain
 from .integrations.diffusers import install as _listen_to_diffusers
 from .reset import reset
+from .runtime.generation import generation
 from .runtime.streams import stream
 from .summary import summary
 
-__all__ = ["DiCacheConfig", "configure", "dicache_backend", "explain", "reset", "stream", "summary"]
+__all__ = ["DiCacheConfig", "configure", "dicache_backend", "explain", "generation", "reset", "stream", "summary"]
 
 # Here, not in the backend: the first call of a pipeline's first generation already has a name.
 _listen_to_diffusers()

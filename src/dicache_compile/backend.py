@@ -18,6 +18,7 @@ from .lowering import Lowering, forget_originals, lower_graph
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
 from .passes.fragment import Function, about_break, broken_function, own_function, resumed_function
+from .passes.input_names import input_name
 from .passes.numbers import note_numbers
 from .passes.work import trunk_work
 from .runtime.choice import choose_engine
@@ -147,6 +148,7 @@ def _places(found: Cut) -> Places:
     weights = _model_weights(found)
     return Places(
         conditions=tuple(places[node] for node in found.inputs.conditions),
+        names=tuple(input_name(node) for node in found.inputs.conditions),
         weight=places[weights[0]] if weights else None,
     )
 

@@ -29,15 +29,21 @@ def check(config: DiCacheConfig) -> None:
 def _check_numbers(config: DiCacheConfig) -> None:
     _real("threshold", config.threshold, 0, math.inf)
     _real("feedback", config.feedback, 0, 1)
-    for name, least in (("probe_depth", 0), ("warmup_steps", 0), ("final_steps", 0)):
-        _whole(name, getattr(config, name), least)
+    for name, least in (("probe_depth", 0), ("warmup_steps", 0), ("final_steps", 0), ("max_streams", 1)):
+        whole(name, getattr(config, name), least)
     for name, least in (("max_consecutive_skips", 0), ("num_steps", 1)):
         if getattr(config, name) is not None:
-            _whole(name, getattr(config, name), least)
+            whole(name, getattr(config, name), least)
     if not isinstance(config.deep_steps, tuple):
         raise TypeError(f"deep_steps: expected a tuple of steps, got {config.deep_steps!r}")
+    shares = config.deep_shares()
     for step in config.deep_steps:
-        _whole("deep_steps", step, 0)
+        if not shares:
+            whole("deep_steps", step, 0)
+            continue
+        _real("deep_steps", step, 0, 1)
+        if step == 1:
+            raise ValueError("deep_steps: expected shares of a generation from 0 to below 1, got 1")
     if list(config.deep_steps) != sorted(set(config.deep_steps)):
         raise ValueError(f"deep_steps: expected each step once and in order, got {config.deep_steps!r}")
     if config.deep_steps and config.deep_steps[-1] >= MASKED_STEPS:
@@ -122,7 +128,7 @@ def _check_together(config: DiCacheConfig) -> None:
         for name in ("warmup_steps", "final_steps"):
             if getattr(config, name) > config.num_steps:
                 raise ValueError(f"{name}={getattr(config, name)} is more than num_steps={config.num_steps}")
-        if config.deep_steps and config.deep_steps[-1] >= config.num_steps:
+        if config.deep_steps and not config.deep_shares() and config.deep_steps[-1] >= config.num_steps:
             raise ValueError(
                 f"deep_steps: the last of num_steps={config.num_steps} is step {config.num_steps - 1}, "
                 f"got {config.deep_steps[-1]}"
@@ -140,7 +146,8 @@ def _real(name: str, value: object, low: float, high: float) -> None:
         raise ValueError(f"{name}: expected a number from {low} to {high}, got {value!r}")
 
 
-def _whole(name: str, value: object, least: int) -> None:
+def whole(name: str, value: object, least: int) -> None:
+    """Raises TypeError or ValueError, naming the field, if a value is no whole number or smaller than `least`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
     if value < least:

@@ -87,9 +87,10 @@ class DiCacheConfig:
     final_steps: int = 0
     """This many last steps always run deep. Needs the number of steps. 1 in the FLUX script."""
 
-    deep_steps: tuple[int, ...] = ()
-    """More steps of a generation, counted from 0, that always run deep. With `threshold=inf` and
-    `max_consecutive_skips=None` they and the other forced ones are the whole schedule (cache-dit's step masks)."""
+    deep_steps: tuple[int, ...] | tuple[float, ...] = ()
+    """More steps of a generation, counted from 0, that always run deep; or shares of it, as 0.5 is step 15 of 30. With
+    `threshold=inf` and `max_consecutive_skips=None` they and the other forced ones are the whole schedule (cache-dit's
+    step masks)."""
 
     max_consecutive_skips: int | None = 3
     """Reused steps in a row before one is run deep; None: no limit, as in the scripts. 3 bounds how old an anchor can
@@ -101,6 +102,10 @@ class DiCacheConfig:
     streams: Literal["auto", 1] = "auto"
     """"auto": a call belongs to the stream that `stream` or diffusers' `cache_context` names, else calls that share a
     timestep are numbered, which reads the timestep on the host. 1: unnamed calls are all of one stream."""
+
+    max_streams: int = 16
+    """Streams of a model that have state at the same time. From one more on the longest unused gives way, and starts
+    anew when it comes back."""
 
     joint: bool = False
     """Whether the calls of one step, such as the two of guidance, decide together: the first one at a timestep decides,
@@ -199,7 +204,11 @@ class DiCacheConfig:
         return ", ".join(changed) or "the default"
 
     def needs_num_steps(self) -> bool:
-        return self.warmup_ratio is not None or self.final_steps > 0
+        return self.warmup_ratio is not None or self.final_steps > 0 or self.deep_shares()
+
+    def deep_shares(self) -> bool:
+        """Whether `deep_steps` are shares of a generation."""
+        return any(isinstance(step, float) and step < 1 for step in self.deep_steps)
 
     def counts_steps(self) -> bool:
         """Whether generations can be told apart without a timestep: all calls are of one stream, of known length."""

@@ -21,3 +21,7 @@ class CaptureError(RuntimeError):
 
 class UncachedWarning(UserWarning):
     """A graph runs without the cache, as torch.compile would run it; the text says why."""
+
+
+class CacheWarning(UserWarning):
+    """A cache that is on and helps little, or not as its config says; the text has the numbers and what to do."""

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .config import DiCacheConfig
-from .passes.control import LOG_COLUMNS, LOG_ROWS
-from .runtime.session import History, Session
+from .runtime.session import Session
 from .subject import subject, why_nothing_ran
 
 MAX_GENERATIONS = 16
@@ -76,10 +75,9 @@ def summary(model: nn.Module) -> Summary:
 
 def _generations(session: Session) -> list[Generation]:
     runs = [
-        (number, config, name, [record for record, _ in run])
+        (run[0][1].number, run[0][1].config, name, [_record(row) for row, _ in run])
         for name, history in session.history.items()
-        for run in _runs(history)
-        for number, config in [run[0][1]]
+        for run in history.generations()
     ]
     generations: list[tuple[dict[str, list[StepRecord]], DiCacheConfig]] = []
     for _, config, name, steps in sorted(runs, key=lambda run: run[0]):
@@ -88,23 +86,6 @@ def _generations(session: Session) -> list[Generation]:
             generations.append(({}, config))
         generations[-1][0][name] = steps
     return [Generation(streams, config) for streams, config in generations[-MAX_GENERATIONS:]]
-
-
-def _runs(history: History) -> list[list[tuple[StepRecord, tuple[int, DiCacheConfig]]]]:
-    """A stream's records with the calls that they were, and their configs, split where a generation starts."""
-    if not history.tensors:
-        return []
-    logged = int(history.tensors["logged"])
-    rows = history.tensors["log"].tolist()
-    numbers = range(max(0, logged - LOG_ROWS), logged)
-    records = [_record(dict(zip(LOG_COLUMNS, rows[number % LOG_ROWS], strict=True))) for number in numbers]
-    # A step that failed before it was recorded is a call without a row.
-    runs: list[list[tuple[StepRecord, tuple[int, DiCacheConfig]]]] = []
-    for record, call in zip(records, list(history.calls)[-len(records) :], strict=False):
-        if record.index == 0 or not runs:
-            runs.append([])
-        runs[-1].append((record, call))
-    return runs
 
 
 def _record(row: Mapping[str, float]) -> StepRecord:

@@ -1,21 +1,22 @@
-"""What diffusers pipelines say while they run: the name of a call, the start of a generation and its steps, its end.
+"""What diffusers pipelines say while they run: the name of a call and where it stands, the start and end of a run.
 
 Pipelines call `model.cache_context("cond")` around the model, `self.progress_bar(total=steps)` around the loop, and
-`model._reset_stateful_cache()` at the end. Each is wrapped, once, to tell the runtime; what they did they still do.
+`self.maybe_free_model_hooks()` at the end, by way of which `model._reset_stateful_cache()`. Each is wrapped, once, to
+tell the runtime; what they did they still do.
 """
 
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-from torch import nn
-
-from ..runtime.session import announce_generation, end_generation
-from ..runtime.streams import pipeline_stream
+from ..runtime.runs import Position, Run, at, begin_run, end_runs_of
+from ..runtime.session import forget_ended
+from ..runtime.streams import current_request, pipeline_stream
 from .imports import when_imported
 
 _MARK = "_dicache_wrapped"
@@ -36,34 +37,65 @@ def _wrap_models(module: ModuleType) -> None:
     @functools.wraps(cache_context)
     @contextmanager
     def named(self: Any, name: str, *args: Any, **kwargs: Any) -> Iterator[None]:
-        with cache_context(self, name, *args, **kwargs), pipeline_stream(name):
+        with cache_context(self, name, *args, **kwargs), pipeline_stream(name), at(_position(kwargs)):
             yield
 
     @functools.wraps(reset)
-    def ended(self: Any, *args: Any, **kwargs: Any) -> None:
+    def forgotten(self: Any, *args: Any, **kwargs: Any) -> None:
         reset(self, *args, **kwargs)
-        end_generation(self)
+        forget_ended(self)
 
-    mixin.cache_context, mixin._reset_stateful_cache = named, ended
+    mixin.cache_context, mixin._reset_stateful_cache = named, forgotten
     setattr(mixin, _MARK, True)
+
+
+def _position(told: dict[str, Any]) -> Position:
+    """What `cache_context` was told, as far as it is numbers of the host: no tensor is read."""
+    index, steps, sigma = (told.get(name) for name in ("step_index", "num_inference_steps", "sigma"))
+    return Position(
+        index if isinstance(index, int) else None,
+        steps if isinstance(steps, int) and steps > 0 else None,
+        float(sigma) if isinstance(sigma, (int, float)) else None,
+    )
 
 
 def _wrap_pipelines(module: ModuleType) -> None:
     pipeline = getattr(module, "DiffusionPipeline", None)
     if pipeline is None or getattr(pipeline, _MARK, False):
         return
-    progress_bar = pipeline.progress_bar
+    progress_bar, free = pipeline.progress_bar, pipeline.maybe_free_model_hooks
 
     @functools.wraps(progress_bar)
     def begun(self: Any, iterable: Any = None, total: int | None = None) -> Any:
+        bar = progress_bar(self, iterable=iterable, total=total)
         # The length of the scheduler's own list, which counts the extra calls of second-order samplers.
         steps = (
             getattr(self, "_num_timesteps", None) or total or (len(iterable) if hasattr(iterable, "__len__") else None)
         )
-        for component in self.components.values():
-            if isinstance(component, nn.Module):
-                announce_generation(getattr(component, "_orig_mod", component), steps)
-        return progress_bar(self, iterable=iterable, total=total)
+        announce(bar, steps, by=self)
+        return bar
 
-    pipeline.progress_bar = begun
+    @functools.wraps(free)
+    def done(self: Any) -> None:
+        end_runs_of(self)  # of a loop that left its bar open
+        free(self)
+
+    pipeline.progress_bar, pipeline.maybe_free_model_hooks = begun, done
     setattr(pipeline, _MARK, True)
+
+
+def announce(bar: Any, steps: int | None, by: object) -> Run:
+    """Begins a run that ends when a progress bar is closed, or is gone, as it also is after an exception."""
+    run = begin_run(steps, current_request(), by=by)
+    weakref.finalize(bar, run.end).atexit = False
+    with suppress(AttributeError):  # a bar of another kind, that takes no attributes
+        bar.close = functools.partial(_close, weakref.ref(bar), run)
+    return run
+
+
+def _close(bar: weakref.ref[Any], run: Run) -> None:
+    run.end()
+    # By way of a weak reference, as a bar that held itself would be freed, and its run ended, at some later time.
+    alive = bar()
+    if alive is not None:
+        type(alive).close(alive)

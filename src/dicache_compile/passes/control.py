@@ -21,6 +21,13 @@ NOW = ".now"  # ends the name of a slot that holds what the running generation g
 LEADER_TIME, LEADER_REUSES = JOINT = ("leader_time", "leader_reuses")
 LED = "led"
 SCHEDULE, DEEP_STEPS = "schedule", "deep_steps"  # what the host tells of each generation
+# The slot in which the host says what starts generations, and the index of a generation's first step.
+RUN = "run"
+UNANNOUNCED, ANNOUNCED = 0, -1  # by the timesteps; by the host alone. A number of steps: when so many are done
+TIMES = "times"  # the slot of the last step's timestep in its own shape
+# How far a condition's checksum may move, in shares of the sum of its elements' sizes: computing it anew rounds each
+# element a few times by 2**-24 of it, and a weight is below 1.5.
+ROUNDING = 2.0**-21
 
 _Updates = dict[str, Tensor]
 
@@ -54,13 +61,17 @@ def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
         ControlSlot("clock", (), torch.float32),  # host: the timestep, where the graph itself does not get it
         *TOLD,
         *(ControlSlot(slot.name + NOW, slot.shape, slot.dtype) for slot in TOLD),
+        ControlSlot(RUN, (2,), torch.int64),
         ControlSlot("index", (), torch.int64),  # steps done in this generation
-        ControlSlot("anchors", (), torch.int64),  # deep steps done in this generation
+        ControlSlot("anchors", (), torch.int64),  # deep steps done since there were none that serve
         ControlSlot("skipped", (), torch.int64),  # reused steps since the last deep one
-        ControlSlot("time", (), torch.float32),  # the last step's timestep
+        ControlSlot("time", (), torch.float32),  # the last step's timestep; of several the largest
         ControlSlot("direction", (), torch.float32),  # the way the timestep moves: -1, 1; 0 unknown
+        ControlSlot("first", (2,), torch.float32, math.nan),  # the generation's first: the largest, the smallest
+        ControlSlot("left", (), torch.bool),  # whether the timestep has left that
+        ControlSlot("repeated", (), torch.bool),  # whether the generation began because the timestep stood still
         ControlSlot("checksums", (conditions,), torch.float32),
-        ControlSlot("stable", (conditions,), torch.bool),  # whether a checksum was the same twice
+        ControlSlot("stable", (conditions,), torch.bool),  # whether it stayed the same while the timestep moved
         ControlSlot("log", (LOG_ROWS, len(LOG_COLUMNS)), torch.float32),
         ControlSlot("logged", (), torch.int64),  # rows ever written
         *(together if joint else ()),
@@ -79,35 +90,69 @@ def checksum(condition: Tensor) -> Tensor:
     return (flat * (upper.to(torch.int32) * 2.0**-16 + 0.5)).sum()
 
 
-def begin(timestep: Tensor, checksums: Tensor, state: Mapping[str, Tensor]) -> tuple[Tensor, _Updates]:
-    """(whether a generation starts with this step: bool, shape (); the slots after that is known).
+def size(condition: Tensor) -> Tensor:
+    """The sum of a condition's elements' sizes: float32, shape ()."""
+    return condition.float().abs().sum()
 
-    It does where the host asks, where the timestep moves against its direction, where a generation's first timestep
-    comes again, and where a condition changes that had stayed the same.
+
+def nothing(condition: Tensor) -> Tensor:
+    """0 in the form of a size: of a condition in whole numbers, which no rounding changes."""
+    return torch.zeros((), device=condition.device)
+
+
+def begin(
+    timestep: Tensor, checksums: Tensor, sizes: Tensor, state: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, _Updates]:
+    """(whether a generation starts with this step, whether no anchor serves it: bool, shape (); the slots then).
+
+    A generation starts where the host asks. Where nobody announced a run it also does where the timestep moves against
+    its direction, where a generation's first timestep comes again, and where a condition changes that had stayed the
+    same. Where only the number of steps is known it does when so many are done, and where the first timestep, or one
+    before it, comes after it was left. A condition that changes elsewhere leaves the count as it is, and no anchor.
     """
-    # Of a vector or a per-token tensor the largest: tokens given as clean context have 0.
-    time = timestep.float().amax()
-    move = torch.sign(time - state["time"])
-    direction, index = state["direction"], state["index"]
-    changed = checksums != state["checksums"]
+    # Of a vector the elements that move tell: some may stand at either end, as context that is given.
+    times = timestep.float()
+    ends = torch.stack((times.amax(), times.amin()))
+    moves = torch.sign(times - state[TIMES])  # NaN where the last one had another shape
+    move, still = torch.sign(torch.nansum(moves)), (moves == 0).all()
+    direction, index, mode, start = state["direction"], state["index"], state[RUN][0], state[RUN][1]
+    learned = torch.where(direction == 0, move, direction)
     against = move * direction < 0
-    # Only at the start: second-order samplers visit later timesteps twice.
-    again = (index == 1) & (move == 0)
-    fresh = state["restart"] | against | again | (changed & state["stable"]).any()
+    changed = ~((checksums - state["checksums"]).abs() <= ROUNDING * sizes)
+    other = (changed & state["stable"]).any()
+
+    # Only at the start: second-order samplers visit later timesteps twice. Of different elements only once in a row: a
+    # queue of frames may have the same timesteps on every step.
+    again = (index == 1) & still & ~(state["repeated"] & (ends[0] != ends[1]))
+    gone = (ends - state["first"]) * learned  # how far from the first timestep
+    at_first = (gone <= 0).all()
+    back = at_first & (state["left"] | (gone < 0).any())
+    unannounced, counted = mode == UNANNOUNCED, mode > 0
+    fresh = state["restart"] | (unannounced & (against | again | other))
+    fresh = fresh | (counted & ((index >= mode) | back | (other & against)))
+    anew = fresh | other
+
     # A direction that the second step already contradicts was learned from an abandoned run.
     unlearned = torch.where(against & (index <= 1), torch.zeros_like(direction), direction)
-    learned = torch.where(direction == 0, move, direction)
     none = torch.zeros_like(index)
-    return fresh, {
-        "restart": torch.zeros_like(state["restart"]),
-        "index": torch.where(fresh, none, index),
-        "anchors": torch.where(fresh, none, state["anchors"]),
-        "skipped": torch.where(fresh, none, state["skipped"]),
-        "time": time,
-        "direction": torch.where(fresh, unlearned, learned),
-        "checksums": checksums,
-        "stable": ~changed,
-    }
+    return (
+        fresh,
+        anew,
+        {
+            "restart": torch.zeros_like(state["restart"]),
+            "index": torch.where(fresh, start, index),
+            "anchors": torch.where(anew, none, state["anchors"]),
+            "skipped": torch.where(anew, none, state["skipped"]),
+            "time": ends[0],
+            TIMES: times,
+            "direction": torch.where(fresh, unlearned, learned),
+            "first": torch.where(fresh, ends, state["first"]),
+            "left": ~fresh & (state["left"] | ~at_first),
+            "repeated": torch.where(fresh, again & unannounced, state["repeated"]),
+            "checksums": checksums,
+            "stable": ~changed & (state["stable"] | ~still),
+        },
+    )
 
 
 def in_force(fresh: Tensor, told: Tensor, now: Tensor) -> Tensor:

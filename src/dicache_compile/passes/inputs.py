@@ -29,7 +29,7 @@ def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None
     reads = flow.upstream(partition.nodes(Region.PROLOGUE, Region.PROBE))
     others = [n for n in from_caller if n is not timestep and n in reads and _is_summable(n)]
     latents = _latents(flow, partition, others)
-    conditions = tuple(n for n in others if n is not latents)
+    conditions = tuple(n for n in others if n is not latents and not _is_like_a_timestep(n, timestep, partition))
     return Inputs(timestep, conditions, weights)
 
 
@@ -41,6 +41,18 @@ def _latents(flow: Dataflow, partition: Partition, others: list[fx.Node]) -> fx.
     results = {values.size_text(node) for node in flow.needs(flow.order[-1])}
     alike = [node for node in sources if values.size_text(node) in results]
     return alike[0] if len(alike) == 1 else None
+
+
+def _is_like_a_timestep(node: fx.Node, timestep: fx.Node | None, partition: Partition) -> bool:
+    """Whether an input is a number, or one for each sample, as a second step size or the strength of guidance is.
+
+    In floating point: a whole number for each sample is a class, which is a condition.
+    """
+    recorded, size = values.tensor(node), values.size_text(node)
+    if recorded is None or not recorded.is_floating_point():
+        return False
+    rows = (values.size_text(partition.streams[0].x) or ())[:1]
+    return size in ((), ("1",), rows, (*rows, "1")) or (timestep is not None and size == values.size_text(timestep))
 
 
 def _is_summable(node: fx.Node) -> bool:

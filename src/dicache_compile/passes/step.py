@@ -5,6 +5,7 @@ All functional: state is read by name and its new values are returned. `branch` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,9 @@ class Step:
         """The tensors of a stream's state."""
         device = _tensor(self.partition.streams[0].x).device
         found = [Slot(slot.name, None, slot.shape, slot.dtype, device, slot.initial) for slot in self._control()]
+        timestep = self.inputs.timestep
+        shaped = timestep if timestep is not None and values.tensor(timestep) is not None else None
+        found.append(Slot(control.TIMES, shaped, (), torch.float32, device, math.nan))
         for name, shape in self._settings().items():
             found += [Slot(slot, None, shape, torch.float32, device, 0) for slot in (name, name + control.NOW)]
         if any(spec.history for spec in self.policy.gate.slots()):
@@ -59,11 +63,10 @@ class Step:
         gate, streams = self.policy.gate, self.partition.streams
         emitter.copy(self.partition.nodes(Region.PROLOGUE, Region.PROBE))
         old = {slot.name: emitter.input(f"state.{slot.name}") for slot in self._control()}
-        checksums = [emitter.trace(control.checksum, emitter.read(node)) for node in self.inputs.conditions]
-        sums = emitter.trace(torch.stack, checksums) if checksums else old["checksums"]
+        old[control.TIMES] = emitter.input(f"state.{control.TIMES}")
         timestep = self.inputs.timestep
         time = old["clock"] if timestep is None else emitter.read(timestep)
-        fresh, now = emitter.trace(control.begin, time, sums, old)
+        fresh, anew, now = emitter.trace(control.begin, time, *self._checksums(emitter, old), old)
 
         in_force = {
             name: emitter.trace(
@@ -72,14 +75,14 @@ class Step:
             for name in (*(slot.name for slot in control.TOLD), *self._settings())
         }
         told = Told(self._told(GATE, in_force), self._told(ESTIMATOR, in_force))
-        shared = self._shared(emitter, fresh) | told.gate
+        shared = self._shared(emitter, anew) | told.gate
         carried = [(emitter.read(stream.x), emitter.read(stream.h)) for stream in streams]
         anchors = now["anchors"]
         measured = [
             measure(emitter, self.policy, told, self._slots(place), x, h, anchors)
             for place, (x, h) in enumerate(carried)
         ]
-        error, first = emitter.trace(_largest_error, [stream.error for stream in measured], now["index"])
+        error, first = emitter.trace(_largest_error, [stream.error for stream in measured], anchors)
         within, compared = emitter.trace(gate.judge, error, shared)
         forced = emitter.trace(control.forced, now, in_force[control.SCHEDULE], in_force[control.DEEP_STEPS])
         may = emitter.trace(_may, forced, now["skipped"], in_force[control.SCHEDULE])
@@ -156,6 +159,18 @@ class Step:
                 updates |= slots.write(emitter, spec, new[spec.name], anchors)
         return updates
 
+    def _checksums(self, emitter: Emitter, old: Updates) -> tuple[fx.Node, fx.Node]:
+        """(the conditions' checksums, their sizes, against which a change of those counts)."""
+        if not self.inputs.conditions:
+            return old["checksums"], old["checksums"]
+        sums, sizes = [], []
+        for node in self.inputs.conditions:
+            condition = emitter.read(node)
+            sums.append(emitter.trace(control.checksum, condition))
+            of = control.size if _tensor(node).is_floating_point() else control.nothing
+            sizes.append(emitter.trace(of, condition))
+        return emitter.trace(torch.stack, sums), emitter.trace(torch.stack, sizes)
+
     def _control(self) -> tuple[control.ControlSlot, ...]:
         return control.control_slots(len(self.inputs.conditions), self.policy.joint)
 
@@ -173,10 +188,10 @@ class Step:
         """What the running generation goes by, as the probe's part left it."""
         return {name: emitter.input(f"state.{name}{control.NOW}") for name in self._settings()}
 
-    def _shared(self, emitter: Emitter, fresh: fx.Node) -> Updates:
-        """The gate's slots that are not per stream, back at 0 where a generation starts."""
+    def _shared(self, emitter: Emitter, anew: fx.Node) -> Updates:
+        """The gate's slots that are not per stream, back at 0 where no anchor serves."""
         specs = [spec for spec in self.policy.gate.slots() if not spec.per_stream]
-        return {spec.name: emitter.trace(_zero_if, fresh, emitter.input(f"state.{spec.name}")) for spec in specs}
+        return {spec.name: emitter.trace(_zero_if, anew, emitter.input(f"state.{spec.name}")) for spec in specs}
 
     def _slots(self, place: int) -> StreamSlots:
         x = self.partition.streams[place].x
@@ -193,16 +208,16 @@ def _tensor(node: fx.Node) -> Tensor:
 # Traced into the graph, like the functions of `control`:
 
 
-def _zero_if(fresh: Tensor, state: Tensor) -> Tensor:
-    return torch.where(fresh, torch.zeros_like(state), state)
+def _zero_if(anew: Tensor, state: Tensor) -> Tensor:
+    return torch.where(anew, torch.zeros_like(state), state)
 
 
-def _largest_error(errors: list[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
-    """(the step's error, whether there is none because a generation starts). NaN in any stream stays NaN."""
+def _largest_error(errors: list[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
+    """(the step's error, whether there is none because no step before serves). NaN in any stream stays NaN."""
     largest = errors[0]
     for error in errors[1:]:
         largest = torch.maximum(largest, error)
-    first = index == 0
+    first = anchors == 0
     return torch.where(first, torch.zeros_like(largest), largest), first
 
 

@@ -22,8 +22,13 @@ class Clock(Protocol):
         """The timestep of this call, of any shape; None where steps are only counted."""
         ...
 
-    def write(self, state: StreamState, time: Tensor | None, steps: int | None) -> None:
-        """Sets the slot "clock" for the next step of this state; `steps` is the config's number of them."""
+    def write(self, state: StreamState, time: Tensor | None) -> None:
+        """Sets the slot "clock" for the next step of this state."""
+        ...
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is no timestep at all: generations have a known number of steps."""
         ...
 
 
@@ -32,12 +37,13 @@ class InputClock:
     """The graph has the timestep among its inputs, and reads it there."""
 
     place: int
+    counts: bool = False
 
     def time(self, inputs: Sequence[Any]) -> Tensor:
         found: Tensor = inputs[self.place]
         return found
 
-    def write(self, state: StreamState, time: Tensor | None, steps: int | None) -> None:
+    def write(self, state: StreamState, time: Tensor | None) -> None:
         pass
 
 
@@ -45,17 +51,14 @@ class InputClock:
 class CountingClock:
     """No timestep at all: a generation has a known number of steps, and the next call starts another one."""
 
+    counts: bool = True
+
     def time(self, inputs: Sequence[Any]) -> None:
         return None
 
-    def write(self, state: StreamState, time: Tensor | None, steps: int | None) -> None:
-        if steps is None:
-            raise StepError("a model without a timestep counts its steps: set num_steps")
-        if state.calls >= steps:
-            state.restart()
+    def write(self, state: StreamState, time: Tensor | None) -> None:
         state.order()
         state.tensors["clock"].fill_(-state.calls)
-        state.calls += 1
 
 
 @dataclass(slots=True)
@@ -64,6 +67,7 @@ class EarlierClock:
 
     function: Function
     used: int = field(default=-1)  # the number of the last sighting that was used
+    counts: bool = False
 
     def time(self, inputs: Sequence[Any]) -> Tensor:
         number, time = _seen().get(self.function, (-1, None))
@@ -75,10 +79,11 @@ class EarlierClock:
         self.used = number
         return time
 
-    def write(self, state: StreamState, time: Tensor | None, steps: int | None) -> None:
+    def write(self, state: StreamState, time: Tensor | None) -> None:
         assert time is not None
         state.order()
-        state.tensors["clock"].copy_(time.float().amax())
+        # Of a vector the mean, which moves where anything does; exactly the value of equal elements.
+        state.tensors["clock"].copy_(time.double().mean())
 
 
 _numbers = itertools.count()

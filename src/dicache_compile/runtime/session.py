@@ -1,176 +1,124 @@
-"""One model at run time: its streams, shared by all graphs that Dynamo makes of it."""
+"""One model at run time: the streams of all graphs that Dynamo makes of it; which call is of which model."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import math
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections import deque
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..config import DiCacheConfig
-from ..passes.control import JOINT, LEADER_TIME, LED, LOG_ROWS
-from ..plan import Slot
 from .adjustments import adjusted, adjusted_models, tell_of_configure
+from .advice import MAX_ALIKE, Advice
 from .marks import Mark, mark_of, marks_of
+from .numbering import Numbering
+from .record import Call, Calls
+from .runs import Run
 from .settings import Told
-from .state import KEPT, StreamState, allocate
-from .streams import Numbering, request_of
+from .store import Store
 
-MAX_STREAMS = 16  # with state at the same time; the longest unused gives way, and starts anew when it comes back
-MAX_RESTING = 4  # states with captures that are kept for streams which now have another shape
-MAX_HISTORIES = 64  # streams whose record is kept
-
+_numbers = itertools.count(1)
 _clock = itertools.count(1)  # numbers the calls of all models
 
 
-@dataclass(slots=True)
-class History:
-    """What a stream's record needs: the log on the device, which calls its rows were, and what these were told."""
-
-    tensors: dict[str, Tensor] = field(default_factory=dict)  # the `KEPT` slots
-    calls: deque[tuple[int, DiCacheConfig]] = field(default_factory=lambda: deque(maxlen=LOG_ROWS))
-
-
-class Session:
+class Session(Store):
     """The streams of one model under one config. Not safe for calls from several threads at once."""
 
     def __init__(self, mark: Mark | None, config: DiCacheConfig) -> None:
+        super().__init__(config.max_streams)
         self.config = config  # that of the compiled graphs
         self.told = Told(config)  # what its next generations go by, which may differ at run time
-        self.streams: OrderedDict[str, StreamState] = OrderedDict()
-        self.history: OrderedDict[str, History] = OrderedDict()
-        self.numbering = Numbering()
-        self.pipeline_steps: int | None = None  # steps of the running pipeline's generation
-        self.last_call = 0
+        self.numbering = Numbering()  # of calls that are of no announced run
+        self.last_call, self.calls = 0, Calls()
         self.last_cut: Any = None  # what was cut, for `explain`,
         self.last_engine: Any = None  # and what it runs on
-        # Captures take long to make: a stream that gets its earlier shape back gets these back, with their state.
-        self._resting: OrderedDict[tuple[str, int, tuple[int, ...]], StreamState] = OrderedDict()
+        # The announced runs that last, and what keeps the streams of those apart that have the same names.
+        self._lanes: weakref.WeakKeyDictionary[Run, _Lane] = weakref.WeakKeyDictionary()
+        self._overridden: tuple[Told, dict[str, Any], Told] | None = None  # the last run's that overrides fields
+        self.number = next(_numbers)
+        self.advice = Advice()
         self._mark = weakref.ref(mark) if mark is not None else None
 
     def is_of(self, marks: set[Mark]) -> bool:
         """Whether this session's model has one of the weights with these marks."""
         return self._mark is not None and self._mark() in marks
 
-    def state(
-        self,
-        name: str,
-        owner: int,
-        key: tuple[int, ...],
-        slots: Sequence[Slot],
-        shapes: Callable[[], Mapping[str, tuple[int, ...]]],
-    ) -> StreamState:
-        """The state of a stream; a new one where the stream had none, or that of another graph or shape."""
-        found = self.streams.get(name)
-        if found is None or found.owner != owner or found.key != key:
-            self._rest(name)
-            found = self._rested(name, owner, key) or self._taken_over(name, owner, key)
-            if found is None:
-                found = StreamState(owner, key, allocate(slots, shapes(), self._kept(name, slots)))
-            self.streams[name] = found
-            self.history[name].tensors = {kept: found.tensors[kept] for kept in KEPT}
-            while len(self.streams) > MAX_STREAMS:
-                self.streams.popitem(last=False)
-            while len(self.history) > MAX_HISTORIES:
-                self.history.popitem(last=False)
-        self.streams.move_to_end(name)
-        self.history.move_to_end(name)
+    def lane(self, run: Run) -> _Lane:
+        """What this model has of a run."""
+        found = self._lanes.get(run)
+        if found is None:
+            lasting = [(other, lane) for other, lane in self._lanes.items() if not other.ended]
+            taken = {lane.number for other, lane in lasting if other.request == run.request}
+            number = next(number for number in itertools.count(1) if number not in taken)
+            found = self._lanes[run] = _Lane(number)
         return found
 
-    def _rest(self, name: str) -> None:
-        """Takes a stream's state away from it, and keeps it if there are captures for it."""
-        state = self.streams.pop(name, None)
-        if state is not None and state.recording is not None:
-            self._resting[name, state.owner, state.key] = state
-            while len(self._resting) > MAX_RESTING:
-                self._resting.popitem(last=False)
+    def name(self, run: Run, name: str) -> str:
+        """What a stream of a run is called: of those that last at the same time the first has the plain name."""
+        lane = self.lane(run)
+        if name not in lane.names:
+            lasting = {other.number for other in self._lanes if not other.ended and other is not run}
+            names = (name if n == 1 else f"#{n}/{name}" for n in itertools.count(lane.number))
+            lane.names[name] = next(n for n in names if n not in self.streams or self.streams[n].run not in lasting)
+        return lane.names[name]
 
-    def _rested(self, name: str, owner: int, key: tuple[int, ...]) -> StreamState | None:
-        """The state that a stream had for this graph and shape; its next step starts a generation."""
-        state = self._resting.pop((name, owner, key), None)
-        history = self.history.get(name)
-        if state is None or history is None:
-            return None
-        expected = {**history.tensors, **self._of_request(name, state.tensors[KEPT[0]].device)}
-        if any(state.tensors[slot] is not tensor for slot, tensor in expected.items()):
-            return None
-        state.restart()
-        return state
+    def telling(self, run: Run | None) -> Told:
+        """What the generations of a run go by."""
+        if run is None or not run.fields:
+            return self.told
+        known = self._overridden
+        if known is None or known[0] is not self.told or known[1] != run.fields:
+            told = Told(self.told.config.adjusted(**run.fields))
+            known = self._overridden = (self.told, dict(run.fields), told)
+        return known[2]
 
-    def _taken_over(self, name: str, owner: int, key: tuple[int, ...]) -> StreamState | None:
-        """The state of the stream that gives way, if what was captured for it serves this one."""
-        oldest = next(iter(self.streams.items())) if len(self.streams) >= MAX_STREAMS else None
-        if oldest is None or oldest[1].recording is None or (oldest[1].owner, oldest[1].key) != (owner, key):
-            return None
-        old, state = oldest
-        if LED in state.tensors and request_of(old) != request_of(name):
-            return None
-        del self.streams[old]
-        # The captured step goes on writing to the same record: that of the old stream is copied from there.
-        before = self.history.setdefault(name, History()).tensors
-        state.order()
-        with torch.inference_mode(False), torch.no_grad():
-            self.history[old].tensors = {kept: state.tensors[kept].clone() for kept in KEPT}
-            for kept in KEPT:
-                state.tensors[kept].copy_(before[kept]) if before else state.tensors[kept].zero_()
-            if LED in state.tensors:
-                state.tensors[LED].zero_()
-        state.restart()
-        return state
-
-    def _kept(self, name: str, slots: Sequence[Slot]) -> dict[str, Tensor]:
-        """What a stream's next state takes over: the record of its earlier ones, and what its request shares."""
-        device = next(slot.device for slot in slots if slot.name in KEPT)
-        history = self.history.setdefault(name, History())
-        if any(tensor.device != device for tensor in history.tensors.values()):
-            history = self.history[name] = History()
-        return {**history.tensors, **self._of_request(name, device)}
-
-    def _of_request(self, name: str, device: torch.device) -> dict[str, Tensor]:
-        """The slots that the streams of a stream's request share, if it has one that keeps them on this device."""
-        for other, state in self.streams.items():
-            shared = {slot: state.tensors[slot] for slot in JOINT if slot in state.tensors}
-            if shared and request_of(other) == request_of(name) and shared[LEADER_TIME].device == device:
-                return shared
-        return {}
+    def length(self, run: Run | None, told: int | None) -> int | None:
+        """How many steps a run has: what is known of this one counts before what the config says of all."""
+        said = run.steps if run is not None and run.steps is not None else told
+        own = self.telling(run).config.num_steps
+        if said is None or own is None or said == own:
+            return own if said is None else said
+        self.advice.contradicted(self.telling(run).config, own, said)
+        return said
 
     def tell(self, config: DiCacheConfig) -> None:
         """From the next generation of each stream on, this config counts; it differs in run-time fields only."""
         self.told = Told(config)
 
-    def begin_call(self, name: str, config: DiCacheConfig) -> None:
+    def begin_call(self, name: str, run: Run | None, config: DiCacheConfig) -> None:
         """A step of a stream begins; `config` is the one that it was told."""
         self.last_call = next(_clock)
-        self.history[name].calls.append((self.last_call, config))
+        self.calls.number += 1
+        self.history[name].calls.append(Call(self.last_call, run.number if run is not None else None, config))
 
     def drop(self, name: str) -> None:
-        """Forgets a stream's state: a step of it failed half-way."""
-        state = self.streams.pop(name, None)
-        if state is not None and LEADER_TIME in state.tensors:
-            # What it decided is not what it did. The device itself may have failed.
-            with suppress(Exception):
-                state.order()
-                state.tensors[LEADER_TIME].fill_(math.nan)
+        super().drop(name)
         self.numbering.reset()
 
-    def restart(self) -> None:
-        """The next call of every stream starts a generation."""
+    def forget_ended(self) -> None:
+        """The next call of every stream starts a generation, but for those of runs that last."""
+        lasting = {run.number for run in self._lanes if not run.ended}
         for state in self.streams.values():
-            state.restart()
+            if state.run not in lasting:
+                state.restart()
         self.numbering.reset()
 
     def reset(self) -> None:
         """Forgets the state of every stream, and frees it and what was captured for it."""
-        self.streams.clear()
-        self._resting.clear()
+        self.clear()
         self.numbering.reset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Lane:
+    """What a model has of one run."""
+
+    number: int  # among the runs that last at the same time, from 1
+    numbering: Numbering = dataclasses.field(default_factory=Numbering)
+    names: dict[str, str] = dataclasses.field(default_factory=dict)  # what its streams are called here
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -195,7 +143,6 @@ def session_for(mark: Mark | None, config: DiCacheConfig) -> Session:
                 session.tell(adjusted(model, config))
         tell_of_configure(mark, config, [other.config for other in _sessions if other.is_of({mark})])
     _sessions.add(session)
-    session.pipeline_steps = next((steps for model, steps in _announced.items() if session.is_of(_marks(model))), None)
     return session
 
 
@@ -222,6 +169,8 @@ class SessionFinder:
         self._config, self._cut, self._engine = config, cut, engine
         self._found: weakref.WeakKeyDictionary[Mark, Session] = weakref.WeakKeyDictionary()
         self._nameless: Session | None = None  # where the graph has no weight
+        self._calls: deque[Calls] = deque(maxlen=MAX_ALIKE)  # of the sessions found last
+        self._advice = Advice()
 
     def __call__(self, weight: Tensor | None) -> Session:
         if weight is None:
@@ -235,25 +184,13 @@ class SessionFinder:
 
     def _session(self, mark: Mark | None) -> Session:
         session = session_for(mark, self._config)
+        self._advice.new_session([calls.number for calls in self._calls])
+        self._calls.append(session.calls)
         session.last_cut, session.last_engine = self._cut, self._engine
         return session
 
 
-# Models whose pipeline has begun a generation, by weak reference, for sessions that begin in the middle of it.
-_announced: weakref.WeakKeyDictionary[nn.Module, int | None] = weakref.WeakKeyDictionary()
-
-
-def announce_generation(model: nn.Module, steps: int | None) -> None:
-    """A pipeline begins a generation of that many steps (None: unknown) with this model."""
-    _announced[model] = steps
+def forget_ended(model: nn.Module) -> None:
+    """The next call of every stream of a model starts a generation, but for those of runs that last."""
     for session in sessions_of(model):
-        session.pipeline_steps = steps
-        session.restart()
-
-
-def end_generation(model: nn.Module) -> None:
-    """A pipeline has ended its generation with this model."""
-    _announced.pop(model, None)
-    for session in sessions_of(model):
-        session.pipeline_steps = None
-        session.restart()
+        session.forget_ended()

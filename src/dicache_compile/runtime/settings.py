@@ -35,10 +35,9 @@ class Told:
     def settings(self, num_steps: int | None, warmup: int = 0) -> Settings:
         """What to tell of a generation of that many steps (None: unknown), the first `warmup` of them deep.
 
-        The config's own number of steps counts before `num_steps`. Raises StepError where a number is needed and
-        there is none.
+        Raises StepError where a number is needed and there is none.
         """
-        steps = self.config.num_steps or num_steps
+        steps = num_steps
         if (steps, warmup) not in self._known:
             self._known[steps, warmup] = self._settings(steps, warmup)
         return self._known[steps, warmup]
@@ -46,14 +45,23 @@ class Told:
     def _settings(self, steps: int | None, warmup: int) -> Settings:
         config = self.config
         if steps is None and config.needs_num_steps():
-            raise StepError(
-                f"warmup_ratio={config.warmup_ratio} and final_steps={config.final_steps} need the number of steps of "
-                "a generation, which only a diffusers pipeline tells by itself: set num_steps"
-            )
+            what = f"warmup_ratio={config.warmup_ratio} and final_steps={config.final_steps} need the number of steps"
+            if config.deep_shares():
+                what = f"deep_steps={config.deep_steps} are shares of the number of steps"
+            raise StepError(f"{what} of a generation, which only a diffusers pipeline tells by itself: set num_steps")
         first, last = config.forced_steps(steps)
         limit = config.max_consecutive_skips
         schedule = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
-        return Settings({SCHEDULE: schedule, DEEP_STEPS: config.deep_steps, **self._policy})
+        return Settings({SCHEDULE: schedule, DEEP_STEPS: _listed(config, steps), **self._policy})
+
+
+def _listed(config: DiCacheConfig, steps: int | None) -> tuple[int, ...]:
+    """The steps that `deep_steps` are in a generation of that many; shares need the number."""
+    if not config.deep_shares():
+        return tuple(int(step) for step in config.deep_steps)
+    assert steps is not None
+    # A product that is whole but for its rounding is that whole number.
+    return tuple(sorted({int(share * steps + 1e-9) for share in config.deep_steps}))
 
 
 def _floats(setting: Setting) -> tuple[float, ...]:

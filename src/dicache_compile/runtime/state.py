@@ -1,4 +1,4 @@
-"""The tensors of one stream."""
+"""The tensors of one stream, which all graphs of its model share."""
 
 from __future__ import annotations
 
@@ -10,42 +10,149 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..passes.control import DEEP_STEPS
+from ..passes.control import DEEP_STEPS, RUN, TIMES
 from ..plan import Slot
 from .settings import Settings
 
 KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps
+_OF_CONDITIONS = ("checksums", "stable")  # slots that mean the same in graphs with the same conditions only
+
+Key = tuple[int, tuple[int, ...]]  # a graph, and a shape of it
+Form = tuple[Any, ...]  # what two tensors have in common that can stand for each other
 
 
-@dataclass(slots=True)
-class StreamState:
-    """One stream's state for one compiled graph and one shape."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What one compiled graph keeps of a stream at one shape."""
 
-    owner: int  # which compiled graph
-    key: tuple[int, ...]  # which shape
+    key: Key
+    slots: Sequence[Slot]  # in the graph's order
+    shapes: Mapping[str, tuple[int, ...]]  # by slot
+    conditions: tuple[str, ...]  # the names of the graph's conditions, in order
+
+    def form(self, slot: Slot) -> Form:
+        of = self.conditions if slot.name in _OF_CONDITIONS else ()
+        return slot.name, self.shapes[slot.name], slot.dtype, slot.device, of
+
+    def carried(self) -> frozenset[Form]:
+        """The forms of what anchors are made of; those of two graphs serve each other where all are alike."""
+        return frozenset(self.form(slot) for slot in self.slots if slot.like is not None and slot.name != TIMES)
+
+
+@dataclass(slots=True, eq=False)
+class View:
+    """A stream's tensors as one graph at one shape knows them."""
+
+    layout: Layout
     tensors: Mapping[str, Tensor]  # by slot, in the slots' order
-    told: dict[str, tuple[float, ...]] = field(default_factory=dict)  # what the slots hold that the host writes
-    calls: int = 0  # of this generation, where steps are counted
+    carried: frozenset[Form]
     recording: Any = None  # what an engine has captured for these tensors
     values: tuple[Tensor, ...] = field(init=False)  # the tensors alone
 
     def __post_init__(self) -> None:
         self.values = tuple(self.tensors.values())
 
+
+class StreamState:
+    """One stream's state. `tensors`, `values` and `recording` are those of the graph that `use` was last told."""
+
+    def __init__(self, layout: Layout, known: Mapping[str, Tensor]) -> None:
+        """`known`: tensors that it shares with others or takes over, by slot."""
+        self.told: dict[str, tuple[float, ...]] = {}  # what the slots hold that the host writes
+        self.calls = 0  # of this generation, as far as the host can tell
+        self.run: int | None = None  # the announced run that the last call was of
+        self.index: int | None = None  # of the next step, where the host knows it
+        self.place: float | None = None  # where the caller said that the last call stood
+        self.way = 0.0  # in which direction that moves
+        self._pool = {layout.form(slot): known[slot.name] for slot in layout.slots if slot.name in known}
+        self._views: dict[Key, View] = {}
+        self._view = self._views[layout.key] = self._new(layout)
+
+    @property
+    def key(self) -> Key:
+        return self._view.layout.key
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self._view.tensors
+
+    @property
+    def values(self) -> tuple[Tensor, ...]:
+        return self._view.values
+
+    @property
+    def recording(self) -> Any:
+        return self._view.recording
+
+    @recording.setter
+    def recording(self, recording: Any) -> None:
+        self._view.recording = recording
+
+    def use(self, layout: Layout) -> bool:
+        """Turns to a graph and a shape; whether what is carried is the same, so that anchors go on to serve.
+
+        Of other forms only what was captured is kept, and what belongs to it.
+        """
+        before = self._view
+        if layout.key == before.layout.key:
+            return True
+        view = self._views.get(layout.key)
+        if view is None:
+            view = self._views[layout.key] = self._new(layout)
+        self._view = view
+        if view.carried == before.carried:
+            return True
+        self._keep(lambda other: other is view or other.recording is not None)
+        return False
+
+    def resting(self) -> list[Key]:
+        """The graphs and shapes for which captures are kept that cannot be used now, as others are carried."""
+        return [key for key, view in self._views.items() if view.carried != self._view.carried]
+
+    def forget(self, key: Key) -> None:
+        self._keep(lambda view: view.layout.key != key)
+
+    def has_captures(self, key: Key) -> bool:
+        return key in self._views and self._views[key].recording is not None
+
     def order(self) -> None:
         """To be called before the host writes to the state: a captured step may still run on another CUDA stream."""
-        if self.recording is not None:
-            self.recording.order()
+        for view in self._views.values():
+            if view.recording is not None:
+                view.recording.order()  # one waits for all of a device
+                return
 
     def restart(self) -> None:
         """Asks for a new generation with the next step; waits for nothing."""
         self.order()
         self.tensors["restart"].fill_(True)
         self.calls = 0
+        self.index = self.place = None
+        self.way = 0.0
+
+    def renew(self) -> None:
+        """Has the next step find no anchor, and the count go on; waits for nothing."""
+        self.order()
+        self.tensors["anchors"].zero_()
+        self.tensors["skipped"].zero_()
+
+    def move_to(self, index: int) -> None:
+        """Says which step of its generation the next one is."""
+        if self.index != index:
+            self.order()
+            self.tensors["index"].fill_(index)
+            self.index = index
+
+    def set_run(self, mode: int, start: int) -> None:
+        """Says what starts generations, and the index of their first steps: see `passes.control.RUN`."""
+        self._write({RUN: (mode, start)})
 
     def tell(self, settings: Settings) -> None:
         """Has the next generation go by these settings; writes what differs, and waits for nothing."""
-        changed = {slot: value for slot, value in settings.values.items() if self.told.get(slot) != value}
+        self._write(settings.values)
+
+    def _write(self, values: Mapping[str, tuple[float, ...]]) -> None:
+        changed = {slot: value for slot, value in values.items() if self.told.get(slot) != value}
         if not changed:
             return
         self.order()
@@ -58,6 +165,18 @@ class StreamState:
                     place.fill_(number)
         self.told.update(changed)
 
+    def _new(self, layout: Layout) -> View:
+        forms = {slot.name: layout.form(slot) for slot in layout.slots}
+        for slot in layout.slots:
+            if forms[slot.name] not in self._pool:
+                self._pool[forms[slot.name]] = allocate(slot, layout.shapes[slot.name])
+        return View(layout, {name: self._pool[form] for name, form in forms.items()}, layout.carried())
+
+    def _keep(self, wanted: Any) -> None:
+        self._views = {key: view for key, view in self._views.items() if wanted(view)}
+        held = {id(tensor) for view in self._views.values() for tensor in view.values}
+        self._pool = {form: tensor for form, tensor in self._pool.items() if id(tensor) in held}
+
 
 def _mark(mask: Tensor, steps: Sequence[float]) -> None:
     """Sets the places of these steps, each run of neighbours at once, and no other."""
@@ -67,15 +186,8 @@ def _mark(mask: Tensor, steps: Sequence[float]) -> None:
         mask[neighbours[0] : neighbours[-1] + 1].fill_(True)
 
 
-def allocate(
-    slots: Sequence[Slot], shapes: Mapping[str, tuple[int, ...]], kept: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """New tensors for these slots, but for those in `kept`."""
-    # Outside of inference mode, or a later call under plain no_grad could not write to them.
+def allocate(slot: Slot, shape: tuple[int, ...]) -> Tensor:
+    """A new tensor for a slot."""
+    # Outside of inference mode, or a later call under plain no_grad could not write to it.
     with torch.inference_mode(False), torch.no_grad():
-        return {
-            slot.name: kept[slot.name]
-            if slot.name in kept
-            else torch.full(shapes[slot.name], slot.initial, dtype=slot.dtype, device=slot.device)
-            for slot in slots
-        }
+        return torch.full(shape, slot.initial, dtype=slot.dtype, device=slot.device)

@@ -15,11 +15,15 @@ from ..plan import Slot
 from .clock import Clock
 from .engines import Engine
 from .fragments import note_run
+from .progress import follow, follow_count, follow_position, follow_times
+from .runs import Run, current_position, current_run
 from .session import Session, SessionFinder
 from .sizes import Sizes
-from .streams import SINGLE, current_name
+from .state import Layout, StreamState
+from .streams import SINGLE, current_name, in_request
 
 _numbers = itertools.count()
+MAX_LAYOUTS = 64  # shapes that a graph remembers
 ANCHORS_OF_ITS_OWN = 3  # deep steps after which a stream in doubt holds nothing but its own
 
 
@@ -28,6 +32,7 @@ class Places:
     """Where a graph's inputs are."""
 
     conditions: tuple[int, ...]
+    names: tuple[str, ...]  # of the conditions
     weight: int | None  # a weight of the deep blocks, by which a call's model is known
 
 
@@ -45,33 +50,82 @@ class CompiledStep:
     function: Function | None  # that the graph is of
     work: int  # of the trunk, in multiplications
     number: int = field(default_factory=lambda: next(_numbers))
+    layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by what the shapes depend on
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
         session = self.find_session(None if self.places.weight is None else inputs[self.places.weight])
-        settings = session.told.settings(session.pipeline_steps)
+        run = current_run()
+        told, steps = session.telling(run), session.length(run, current_position().steps)
+        settings = told.settings(steps)  # first, as it may refuse the call
         time = self.clock.time(inputs)
-        name = current_name()
-        if name is None:
-            name = self._unnamed(session, inputs, time)
-            if session.numbering.doubt:
-                settings = session.told.settings(session.pipeline_steps, warmup=ANCHORS_OF_ITS_OWN)
-        state = session.state(name, self.number, self.sizes.key(inputs), self.slots, lambda: self.sizes.shapes(inputs))
+        plain, warmup = self._name(session, run, inputs, time)
+        if warmup:
+            settings = told.settings(steps, warmup)
+        if steps == 1:
+            plain = SINGLE  # nothing to reuse: no state of its own is kept
+        name = plain if run is None else session.name(run, plain)
+        if name in session.lost:
+            number = run.number if run is not None else None
+            session.advice.came_back(name, session.lost.pop(name), number, time, session.limit)
+        state, serves = session.state(name, self._layout(inputs))
+        if steps == 1:
+            state.restart()
+        else:
+            self._follow(session, state, run, plain, serves)
         state.tell(settings)
-        self.clock.write(state, time, session.told.config.num_steps)
-        session.begin_call(name, session.told.config)
+        self.clock.write(state, time)
+        session.begin_call(name, run, told.config)
         note_run(self.function, self.work)
         try:
-            return self.engine.step(inputs, state)
+            outputs = self.engine.step(inputs, state)
         except BaseException:
             # The step may have written half of its state.
             session.drop(name)
             raise
+        state.calls += 1
+        if state.index is not None:
+            state.index += 1
+            if run is not None:
+                run.done[session.number, plain] = state.index
+        if steps != 1:
+            session.advice.stepped(name, session.history[name], state)
+        return outputs
 
-    def _unnamed(self, session: Session, inputs: Sequence[Any], time: Tensor | None) -> str:
+    def _follow(self, session: Session, state: StreamState, run: Run | None, name: str, serves: bool) -> None:
+        """Tells a stream's state which step the next one is, of which run."""
+        position = current_position()
+        if run is not None:
+            index = position.index if position.index is not None else run.index(session.number, name)
+            follow(state, run, index, serves)
+        elif position.place is not None:
+            follow_position(state, position, serves)
+        elif self.clock.counts:
+            follow_count(state, session.told.config.num_steps, serves)
+        else:
+            follow_times(state, session.told.config.num_steps, serves)
+
+    def _name(self, session: Session, run: Run | None, inputs: Sequence[Any], time: Tensor | None) -> tuple[str, int]:
+        """(the call's stream, steps of it that have to be deep besides those of the config)."""
+        name = current_name()
+        if name is not None:
+            return name, 0
         if self.config.streams == 1 or time is None:
-            return SINGLE
+            return in_request(SINGLE), 0
         prompts = tuple(inputs[place] for place in self.places.conditions)
-        return session.numbering.next(time.float().amax().item(), prompts, lambda: _at_start(session))
+        if run is not None:
+            return in_request(session.lane(run).numbering.next_of_run(time, prompts)), 0
+        name = session.numbering.next(time, prompts, lambda: _at_start(session))
+        return name, ANCHORS_OF_ITS_OWN if session.numbering.doubt else 0
+
+    def _layout(self, inputs: Sequence[Any]) -> Layout:
+        key = self.sizes.key(inputs)
+        found = self.layouts.get(key)
+        if found is None:
+            if len(self.layouts) >= MAX_LAYOUTS:
+                self.layouts.clear()
+            found = Layout((self.number, key), self.slots, self.sizes.shapes(inputs), self.places.names)
+            self.layouts[key] = found
+        return found
 
 
 def _at_start(session: Session) -> bool:

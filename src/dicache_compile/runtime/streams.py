@@ -1,42 +1,150 @@
-"""Which stream a call belongs to: a name that somebody gave, or a number among the calls of one timestep."""
+"""The names of streams: those that the user gives, and those that a pipeline gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import ParamSpec, TypeVar
 
-import torch
-from torch import Tensor
+from ..errors import StepError
+from .runs import current_run, resume, suspend
 
 SINGLE = "main"  # the stream of unnamed calls where all are of one
 
-_explicit: ContextVar[str | None] = ContextVar("dicache_stream", default=None)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Entry:
+    """A name that is in force, inside of another."""
+
+    owner: object  # the stream or generation that was entered
+    path: str  # "request" or, inside of a generation of that name, "request/cond"
+    base: str  # what a stream entered inside of it stands below
+    outer: _Entry | None
+    resumed: bool = False  # whether it brought its run along
+
+
+_entered: ContextVar[_Entry | None] = ContextVar("dicache_stream", default=None)
 _pipeline: ContextVar[str | None] = ContextVar("dicache_pipeline_stream", default=None)
 
 
-@contextmanager
-def stream(name: str) -> Iterator[None]:
+class stream:  # noqa: N801
     """Names the stream of the calls made inside it.
 
     Used as `with stream("cond"): model(...)`. A stream is one independent sequence of calls with its own state, such
-    as the conditional calls of one request. Raises TypeError or ValueError for a name that is no text or empty.
+    as the conditional calls of one request. The object may be kept, passed on and entered many times, from other
+    threads too; `stream("a").call(model, x)` makes one call inside it, in whatever thread that runs. Made inside of a
+    `generation`, its calls are of that one as long as it lasts, in threads that know of none.
+
+    Raises TypeError or ValueError for a name that is no text or empty, and StepError where it is left in another order
+    than it was entered.
     """
-    with _named(_explicit, name):
-        yield
+
+    __slots__ = ("_run", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = checked("stream", name)
+        self._run = current_run()
+
+    def __repr__(self) -> str:
+        return f"stream({self.name!r})"
+
+    def __enter__(self) -> stream:
+        enter(self, self.name, resumed=resume(self._run))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        leave(self, quiet=kind is not None)
+
+    def call(self, model: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """`model(*args, **kwargs)`, as a call of this stream."""
+        with self:
+            return model(*args, **kwargs)
+
+
+def checked(what: str, name: object) -> str:
+    """A name; raises TypeError or ValueError if it is none."""
+    if not isinstance(name, str):
+        raise TypeError(f"{what}: expected a name, got {name!r}")
+    if not name:
+        raise ValueError(f"{what}: expected a name, got an empty one")
+    return name
+
+
+def enter(owner: object, name: str, is_request: bool = False, resumed: bool = False) -> None:
+    """Puts a name in force. Those entered inside a request stand below its name, others take its place."""
+    outer = _entered.get()
+    base = outer.base if outer is not None else ""
+    path = _joined(outer.path if outer is not None and is_request else base, name)
+    _entered.set(_Entry(owner, path, path if is_request else base, outer, resumed))
+
+
+def leave(owner: object, quiet: bool = False) -> None:
+    """Takes it back. Raises StepError, unless `quiet`, if `owner` is not what was entered last here."""
+    top = _entered.get()
+    if top is not None and top.owner is owner:
+        _entered.set(top.outer)
+        if top.resumed:
+            suspend()
+        return
+    inside = _without(top, owner)
+    if inside is not top:
+        _entered.set(inside)
+    if quiet:
+        return
+    where = f"{top.owner!r} was entered last here" if top is not None else "nothing is entered in this thread or task"
+    raise StepError(
+        f"{owner!r} is left in another order than it was entered ({where}), as happens around a `yield`: calls made "
+        "meanwhile may have been taken for another stream's. Enter it around each call alone, or call the model by "
+        "stream(name).call(model, ...)"
+    )
+
+
+def _without(entry: _Entry | None, owner: object) -> _Entry | None:
+    """The names in force without the innermost one of `owner`; the same object if there is none."""
+    if entry is None:
+        return None
+    if entry.owner is owner:
+        return entry.outer
+    outer = _without(entry.outer, owner)
+    return entry if outer is entry.outer else replace(entry, outer=outer)
 
 
 @contextmanager
 def pipeline_stream(name: str) -> Iterator[None]:
-    """The same for a name that a pipeline gives; inside an explicit one it is "request/cond"."""
-    with _named(_pipeline, name):
+    """Names the stream of a pipeline's calls; inside a name that the user gave it is "request/cond"."""
+    outer = _pipeline.get()
+    _pipeline.set(checked("cache_context", name))
+    try:
         yield
+    finally:
+        _pipeline.set(outer)
+
+
+def current_request() -> str:
+    """The name that the user gave, if one is in force here; "" otherwise."""
+    entry = _entered.get()
+    return entry.path if entry is not None else ""
 
 
 def current_name() -> str | None:
-    """The name in force here, if there is one."""
-    return "/".join(filter(None, (_explicit.get(), _pipeline.get()))) or None
+    """The name in force here, if there is one that is a stream's: a request alone is not."""
+    entry, inner = _entered.get(), _pipeline.get()
+    if inner is not None:
+        return _joined(current_request(), inner)
+    return entry.path if entry is not None and entry.path != entry.base else None
+
+
+def in_request(name: str) -> str:
+    """The full name of an unnamed call's stream."""
+    return _joined(current_request(), name)
 
 
 def request_of(name: str) -> str:
@@ -44,47 +152,5 @@ def request_of(name: str) -> str:
     return name.rpartition("/")[0]
 
 
-@contextmanager
-def _named(variable: ContextVar[str | None], name: str) -> Iterator[None]:
-    if not isinstance(name, str):
-        raise TypeError(f"stream: expected a name, got {name!r}")
-    if not name:
-        raise ValueError("stream: expected a name, got an empty one")
-    token = variable.set(name)
-    try:
-        yield
-    finally:
-        variable.reset(token)
-
-
-@dataclass(slots=True)
-class Numbering:
-    """Numbers the unnamed calls that share a timestep: "0", "1", ..."""
-
-    time: float | None = None
-    calls: list[tuple[Tensor, ...]] = field(default_factory=list)  # the prompts of this timestep's calls so far
-    # Timesteps for which stream "0" may still hold another request's anchors: what looked like a generation given up
-    # may have been a second request with the same prompt. Its steps run deep until both anchors are its own.
-    doubt: int = 0
-
-    def next(self, time: float, prompts: tuple[Tensor, ...], at_start: Callable[[], bool]) -> str:
-        """The stream of a call at this timestep with these prompts.
-
-        `at_start()`: whether the streams have done no other timestep yet. Then the same prompts again are not another
-        stream but another generation, the one before having been given up after its first step.
-        """
-        if self.time != time:
-            self.time, self.calls = time, []
-            self.doubt = max(0, self.doubt - 1)
-        elif prompts and any(_equal(prompts, earlier) for earlier in self.calls) and at_start():
-            self.calls, self.doubt = [], 3
-        self.calls.append(prompts)
-        return str(len(self.calls) - 1)
-
-    def reset(self) -> None:
-        self.time, self.calls, self.doubt = None, [], 0
-
-
-def _equal(prompts: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
-    pairs = list(zip(prompts, others, strict=False))
-    return len(prompts) == len(others) and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+def _joined(*parts: str) -> str:
+    return "/".join(filter(None, parts))

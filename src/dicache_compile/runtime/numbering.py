@@ -1,0 +1,65 @@
+"""Numbers for unnamed calls that share a timestep, such as the two of guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Prompts = tuple[Tensor, ...]
+
+
+@dataclass(slots=True)
+class Numbering:
+    """Numbers the unnamed calls that share a timestep: "0", "1", ..."""
+
+    time: Tensor | None = None
+    calls: list[Prompts] = field(default_factory=list)  # the prompts of this timestep's calls so far
+    most: int = 0  # calls that a timestep has had, once one is done
+    # Timesteps for which stream "0" may still hold another request's anchors: what looked like a generation given up
+    # may have been a second request with the same prompt. Its steps run deep until both anchors are its own.
+    doubt: int = 0
+
+    def next(self, time: Tensor, prompts: Prompts, at_start: Callable[[], bool]) -> str:
+        """The stream of a call at this timestep (of any shape) with these prompts, where nobody announced a run.
+
+        `at_start()`: whether the streams have done no other timestep yet. Then the same prompts again are not another
+        stream but another generation, the one before having been given up after its first step.
+        """
+        if not self._same(time):
+            self.doubt = max(0, self.doubt - 1)
+        elif prompts and any(_equal(prompts, earlier) for earlier in self.calls) and at_start():
+            self.calls, self.doubt = [], 3
+        return self._take(prompts)
+
+    def next_of_run(self, time: Tensor, prompts: Prompts) -> str:
+        """The same inside a run, where two steps in a row may have equal timesteps.
+
+        The step is over where it has had as many calls as one ever had and the first one's prompts come again.
+        """
+        if self._same(time) and self.calls and len(self.calls) >= self.most and _equal(prompts, self.calls[0]):
+            self.most, self.calls = max(self.most, len(self.calls)), []
+        return self._take(prompts)
+
+    def reset(self) -> None:
+        self.time, self.calls, self.most, self.doubt = None, [], 0, 0
+
+    def _same(self, time: Tensor) -> bool:
+        """Whether this is still the timestep of the last call; notes it if not."""
+        # All of it: the largest of a vector may stand still.
+        if self.time is not None and self.time.shape == time.shape and torch.equal(self.time, time):
+            return True
+        self.time = time.detach().clone()
+        self.most, self.calls = max(self.most, len(self.calls)), []
+        return False
+
+    def _take(self, prompts: Prompts) -> str:
+        self.calls.append(prompts)
+        return str(len(self.calls) - 1)
+
+
+def _equal(prompts: Prompts, others: Prompts) -> bool:
+    pairs = list(zip(prompts, others, strict=False))
+    return len(prompts) == len(others) and all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)

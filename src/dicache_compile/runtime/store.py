@@ -1,0 +1,138 @@
+"""The states of a model's streams: how many there are, which give way, and what others take over."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..passes.control import JOINT, LEADER_TIME, LED
+from .record import History
+from .state import KEPT, Key, Layout, StreamState
+from .streams import request_of
+
+MAX_RESTING = 4  # states with captures that are kept for streams which now have another shape
+MAX_HISTORIES = 64  # streams whose record is kept
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Where a stream stood that gave way to another one."""
+
+    run: int | None  # which it was of
+    time: Tensor
+    direction: Tensor
+
+
+class Store:
+    """The states of one model's streams. Not safe for calls from several threads at once."""
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: how many have state at the same time; the longest unused gives way, and starts anew when it comes
+        back.
+        """
+        self.limit = limit
+        self.streams: OrderedDict[str, StreamState] = OrderedDict()
+        self.history: OrderedDict[str, History] = OrderedDict()
+        self.lost: OrderedDict[str, Lost] = OrderedDict()
+        # Captures take long to make: a stream that gets its earlier shape back gets these back, with their state.
+        self._resting: OrderedDict[tuple[str, Key], None] = OrderedDict()
+
+    def state(self, name: str, layout: Layout) -> tuple[StreamState, bool]:
+        """(the state of a stream, for this graph and shape; whether the anchors that it has serve them)."""
+        found, serves = self.streams.get(name), True
+        if found is not None and found.key != layout.key:
+            if found.tensors[KEPT[0]].device != layout.slots[0].device:
+                found = None
+            elif not found.use(layout):
+                serves = False
+                self._rest(name, found)
+        if found is None:
+            found = self._taken_over(name, layout) or StreamState(layout, self._kept(name, layout))
+            self.streams[name] = found
+            self.history[name].tensors = {kept: found.tensors[kept] for kept in KEPT}
+            while len(self.streams) > self.limit:
+                self._give_way()
+            while len(self.history) > MAX_HISTORIES:
+                self.history.popitem(last=False)
+        self.streams.move_to_end(name)
+        self.history.move_to_end(name)
+        return found, serves
+
+    def _rest(self, name: str, state: StreamState) -> None:
+        """Bounds what is kept of shapes that streams have no more."""
+        self._resting.pop((name, state.key), None)
+        for key in state.resting():
+            self._resting.setdefault((name, key))
+        while len(self._resting) > MAX_RESTING:
+            (other, key), _ = self._resting.popitem(last=False)
+            if other in self.streams:
+                self.streams[other].forget(key)
+
+    def _give_way(self) -> None:
+        name, state = self.streams.popitem(last=False)
+        self._note_lost(name, state)
+
+    def _note_lost(self, name: str, state: StreamState) -> None:
+        self.lost[name] = Lost(state.run, state.tensors["time"].clone(), state.tensors["direction"].clone())
+        while len(self.lost) > MAX_HISTORIES:
+            self.lost.popitem(last=False)
+
+    def _taken_over(self, name: str, layout: Layout) -> StreamState | None:
+        """The state of the stream that gives way, if what was captured for it serves this one."""
+        oldest = next(iter(self.streams.items())) if len(self.streams) >= self.limit else None
+        if oldest is None or not oldest[1].has_captures(layout.key):
+            return None
+        old, state = oldest
+        if LED in state.tensors and request_of(old) != request_of(name):
+            return None
+        del self.streams[old]
+        self._note_lost(old, state)
+        # The captured step goes on writing to the same record: that of the old stream is copied from there.
+        before = self.history.setdefault(name, History()).tensors
+        state.use(layout)
+        state.order()
+        with torch.inference_mode(False), torch.no_grad():
+            self.history[old].tensors = {kept: state.tensors[kept].clone() for kept in KEPT}
+            for kept in KEPT:
+                state.tensors[kept].copy_(before[kept]) if before else state.tensors[kept].zero_()
+            if LED in state.tensors:
+                state.tensors[LED].zero_()
+        state.restart()
+        state.run = None
+        return state
+
+    def _kept(self, name: str, layout: Layout) -> dict[str, Tensor]:
+        """What a stream's next state takes over: the record of its earlier ones, and what its request shares."""
+        device = next(slot.device for slot in layout.slots if slot.name in KEPT)
+        history = self.history.setdefault(name, History())
+        if any(tensor.device != device for tensor in history.tensors.values()):
+            history = self.history[name] = History()
+        return {**history.tensors, **self._of_request(name, device)}
+
+    def _of_request(self, name: str, device: torch.device) -> dict[str, Tensor]:
+        """The slots that the streams of a stream's request share, if it has one that keeps them on this device."""
+        for other, state in self.streams.items():
+            shared = {slot: state.tensors[slot] for slot in JOINT if slot in state.tensors}
+            if shared and request_of(other) == request_of(name) and shared[LEADER_TIME].device == device:
+                return shared
+        return {}
+
+    def drop(self, name: str) -> None:
+        """Forgets a stream's state: a step of it failed half-way."""
+        state = self.streams.pop(name, None)
+        if state is not None and LEADER_TIME in state.tensors:
+            # What it decided is not what it did. The device itself may have failed.
+            with suppress(Exception):
+                state.order()
+                state.tensors[LEADER_TIME].fill_(math.nan)
+
+    def clear(self) -> None:
+        """Forgets the state of every stream, and frees it and what was captured for it."""
+        self.streams.clear()
+        self.lost.clear()
+        self._resting.clear()
