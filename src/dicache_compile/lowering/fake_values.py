@@ -25,6 +25,8 @@ def record_fake_values(gm: fx.GraphModule, examples: Sequence[object], mode: Fak
     # A node that cannot be run in this way costs the cache its entry, and nothing else.
     with suppress(Exception), mode, torch.no_grad():
         for node in gm.graph.nodes:
+            if node.op == "get_attr" and isinstance(constant := getattr(gm, str(node.target), None), torch.Tensor):
+                node.meta.setdefault(_KEY, mode.from_tensor(constant, static_shapes=True))
             if node.op in ("call_function", "call_method") and _KEY not in node.meta and not effects.is_mode(node):
                 node.meta[_KEY] = _run(node)
 

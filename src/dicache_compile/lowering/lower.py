@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dynamo.source import LocalSource
 from torch._inductor.exc import InductorError
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -37,7 +38,7 @@ class Lowering:
         _carry_metadata(self.source, piece)
         # compile_fx takes the graph that it is given apart, and pieces are kept for people to read.
         graph_module = copy_module(piece.graph_module)
-        graph_module._param_name_to_source = getattr(self.source, "_param_name_to_source", {})  # type: ignore[assignment]
+        graph_module._param_name_to_source = self._sources_of_constants(graph_module)  # type: ignore[assignment]
         examples = [self._example(name) for name in piece.inputs]
         record_fake_values(graph_module, examples, self._fake_mode())
         try:
@@ -47,6 +48,11 @@ class Lowering:
                 "lowering",
                 f"Inductor cannot compile a part of the cut graph: {_in_one_line(error)}",
             ) from error
+
+    def _sources_of_constants(self, graph_module: fx.GraphModule) -> dict[str, Any]:
+        """Where the tensors come from that a piece holds: as Dynamo says, or for a plug-in's own by their names."""
+        known = getattr(self.source, "_param_name_to_source", {})
+        return {**{name: LocalSource(name) for name, _ in graph_module.named_buffers()}, **known}
 
     def _example(self, name: str) -> object:
         if name in self.examples:

@@ -33,6 +33,7 @@ def build_branch(partition: Partition, inputs: Inputs, policy: Policy) -> Branch
     """The branch of a partition, in both forms."""
     step = Step(partition, inputs, policy)
     slots = step.slots()  # first, because it refuses slots that clash
+    step.try_policy()
     # Every branch of a `cond` must be functional, which an operator that writes to state is not.
     plain = dataclasses.replace(step, policy=dataclasses.replace(policy, fused=False))
     return Branch(_probe(step), _deep(step), _estimate(step), _single(plain), slots)

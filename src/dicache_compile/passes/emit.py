@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
@@ -11,6 +13,8 @@ import torch
 from torch import fx
 
 from . import effects, symbols, values
+from .constants import ConstantTracer, PlacesOnDevice
+from .trial import method_name
 
 
 class Emitter:
@@ -22,16 +26,19 @@ class Emitter:
         autocast: Mapping[fx.Node, tuple[fx.Node, ...]],
         inputs: Sequence[str] | None = None,
         shaped_like: Mapping[str, fx.Node] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         """`inputs`: the placeholders, if they are to be just these and in this order, read or not.
 
-        `shaped_like`: nodes of the model with the shapes of inputs that are none.
+        `shaped_like`: nodes of the model with the shapes of inputs that are none. `device`: where traced functions make
+        tensors.
         """
         self._shaped_like = shaped_like or {}
         self.graph = fx.Graph()
         self._source = source
         self._autocast = autocast
-        self._tracer = fx.proxy.GraphAppendingTracer(self.graph)
+        self._tracer = ConstantTracer(self.graph, device)
+        self._device = device
         self._copies: dict[fx.Node, fx.Node] = {}
         self._named: dict[str, fx.Node] = {}
         self._last_input: fx.Node | None = None
@@ -107,15 +114,30 @@ class Emitter:
     def trace(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a plain torch function on nodes, records it, and gives nodes back. Containers pass through.
 
-        What the function computes and nobody reads is left out in the end, so it must not write in place.
+        What the function computes and nobody reads is left out in the end, so it must not write in place. Raises
+        ValueError that names a method of a gate or an estimator which cannot be traced.
         """
         before = len(self.graph.nodes)
-        result = function(*(_map(argument, self._wrap) for argument in arguments))
+        wrapped = [_map(argument, self._wrap) for argument in arguments]
+        try:
+            with self._device or contextlib.nullcontext(), PlacesOnDevice(self._tracer):
+                result = function(*wrapped)
+        except Exception as error:
+            if not inspect.ismethod(function):
+                raise
+            name = method_name(function)
+            raise ValueError(f"{name} cannot be traced into the graph: {type(error).__name__}: {error}") from error
+        result = _map(result, self._unwrap)
         self._traced += itertools.islice(reversed(self.graph.nodes), len(self.graph.nodes) - before)
-        return _map(result, _unwrap)
+        return result
 
     def _wrap(self, node: object) -> object:
         return fx.Proxy(node, self._tracer) if isinstance(node, fx.Node) else node
+
+    def _unwrap(self, value: object) -> object:
+        if isinstance(value, torch.Tensor):
+            return self._tracer.constant(value)
+        return value.node if isinstance(value, fx.Proxy) else value
 
     def _at_top(self) -> Any:
         if self._last_input is not None:
@@ -130,8 +152,10 @@ class Emitter:
         self._drop_unread()
         if not self._keep_inputs:
             self._define_sizes()
-        own = dict(attributes or {})
-        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"} - set(own)
+        read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
+        own: dict[str, Any] = {name: it for name, it in self._tracer.constants.items() if name in read}
+        own |= attributes or {}
+        read -= set(own)
         module = fx.GraphModule({**{name: attrgetter(name)(self._source) for name in read}, **own}, self.graph)
         module.meta = dict(self._source.meta)
         return module
@@ -156,10 +180,6 @@ def _map(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)(_map(item, change) for item in value)
     return change(value)
-
-
-def _unwrap(value: object) -> object:
-    return value.node if isinstance(value, fx.Proxy) else value
 
 
 def write_back(emitter: Emitter, updates: Mapping[str, fx.Node]) -> None:

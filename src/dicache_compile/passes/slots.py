@@ -6,7 +6,7 @@ float32 scale for each row, in a slot beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,11 @@ from torch import Tensor, fx
 from ..kernels.fused import FLOAT8, scaled, value
 from ..plan import Slot
 from ..policy import SlotSpec
+from . import values
 from .emit import Emitter
+from .trial import Shown, method_name
+
+UNKNOWN = 3  # a size that is not known
 
 Updates = dict[str, fx.Node]  # the new value of each slot that is written
 _Put = Callable[..., Tensor]
@@ -43,6 +47,14 @@ class StreamSlots:
                 if self._is_scaled(spec):
                     found.append(Slot(_scale(name), self.like, (), torch.float32, self.device, 0, by_row=True))
         return found
+
+    def shown(self, nodes: tuple[fx.Node, fx.Node, fx.Node], specs: Sequence[SlotSpec]) -> Shown:
+        """The stream as methods with these slots see it; `nodes` are its x, h and y."""
+        x, h, y = (recorded for node in nodes if (recorded := values.tensor(node)) is not None)
+        kept = {spec.name: torch.float32 if self._is_scaled(spec) else self._dtype(spec) for spec in specs}
+        # Any size does where only running tells it, but for 1, which another is broadcast to.
+        shape = tuple(values.hint(size) or UNKNOWN for size in x.shape)
+        return Shown(shape, (x.dtype, h.dtype, y.dtype), kept)
 
     def names(self, spec: SlotSpec) -> tuple[str, ...]:
         """The slots that hold `spec`, by place of its ring: "r.0.0" and "r.0.1"."""
@@ -89,6 +101,25 @@ class StreamSlots:
 
     def _is_scaled(self, spec: SlotSpec) -> bool:
         return not spec.scalar and self._dtype(spec) in FLOAT8
+
+
+def check_names(
+    method: Callable[..., object],
+    given: Mapping[str, object],
+    own: Sequence[str],
+    what: str = "slots of its own",
+    all_of_them: bool = False,
+) -> None:
+    """Raises ValueError where a method gives other slots than it may, or not all that it must."""
+    if others := given.keys() - set(own):
+        expected = ", ".join(own) or "none"
+        raise ValueError(
+            f"{method_name(method)} may return {what}, got {', '.join(sorted(others))}: expected {expected}"
+        )
+    if all_of_them and (missing := set(own) - given.keys()):
+        raise ValueError(
+            f"{method_name(method)} must return all of its slots, and {', '.join(sorted(missing))} is missing"
+        )
 
 
 def _scale(name: str) -> str:

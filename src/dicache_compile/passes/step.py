@@ -17,7 +17,8 @@ from ..policy import ESTIMATOR, GATE, FollowingEstimator, setting_slot, settings
 from . import control, values
 from .emit import Emitter, memory_of
 from .measure import Policy, Told, measure, stand_in
-from .slots import StreamSlots, Updates
+from .slots import StreamSlots, Updates, check_names
+from .trial import try_policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,17 @@ class Step:
 
     def emitter(self, inputs: Sequence[str] | None = None) -> Emitter:
         shaped_like = {f"state.{slot.name}": slot.like for slot in self.slots() if slot.like is not None}
-        return Emitter(self.partition.graph_module, self.partition.autocast, inputs, shaped_like)
+        device = _tensor(self.partition.streams[0].x).device
+        return Emitter(self.partition.graph_module, self.partition.autocast, inputs, shaped_like, device)
+
+    def try_policy(self) -> None:
+        """Raises TypeError or ValueError where a method of the gate or the estimator gives what it may not."""
+        gate, estimator = self.policy.gate, self.policy.estimator
+        shown = [
+            self._slots(place).shown((stream.x, stream.h, stream.y), (*gate.slots(), *estimator.slots()))
+            for place, stream in enumerate(self.partition.streams)
+        ]
+        try_policy(gate, estimator, shown, _tensor(self.partition.streams[0].x).device, self.policy.fused)
 
     def slots(self) -> tuple[Slot, ...]:
         """The tensors of a stream's state."""
@@ -96,9 +107,12 @@ class Step:
         updates |= emitter.trace(control.finish, now, reuse)
         row = emitter.trace(_columns, now, reuse, forced, first, error, compared, gammas[0])
         updates |= emitter.trace(control.record, row, old)
-        updates |= emitter.trace(gate.settle, compared, reuse, shared)
+        settled = emitter.trace(gate.settle, compared, reuse, shared)
+        check_names(gate.settle, settled, [spec.name for spec in gate.slots() if not spec.per_stream])
+        updates |= settled
         for place, ((x, h), stream) in enumerate(zip(carried, measured, strict=True)):
             new = emitter.trace(gate.follow, x, h, reuse, stream.kept)
+            check_names(gate.follow, new, [spec.name for spec in gate.slots()])
             for spec in gate.slots():
                 if spec.name in new and spec.name not in stream.written:
                     updates |= self._slots(place).write(emitter, spec, new[spec.name], anchors)
@@ -116,6 +130,7 @@ class Step:
             nodes = [emitter.read(node) for node in (stream.x, stream.h, stream.y)]
             state = self._slots(place).read(emitter, estimator.slots(), anchors) | told
             new = emitter.trace(estimator.anchor, *nodes, state)
+            check_names(estimator.anchor, new, [spec.name for spec in estimator.slots()], all_of_them=True)
             for name, value in new.items():
                 if memory_of(value) in nodes:  # the epilogue may write to it
                     new[name] = emitter.graph.call_method("clone", (value,))
@@ -148,11 +163,7 @@ class Step:
             return {}
         scalars = [spec for spec in estimator.slots() if spec.scalar]
         new = emitter.trace(estimator.follow, gamma, reuse, anchors, slots.read(emitter, scalars, anchors) | told)
-        if others := new.keys() - {spec.name for spec in scalars}:
-            raise ValueError(
-                f"{type(estimator).__name__}.follow may return slots that are scalars, "
-                f"got {', '.join(sorted(others))}: return those from `anchor`"
-            )
+        check_names(estimator.follow, new, [spec.name for spec in scalars], "slots that are scalars")
         updates: Updates = {}
         for spec in scalars:
             if spec.name in new:
