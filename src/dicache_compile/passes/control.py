@@ -167,6 +167,11 @@ def forced(now: Mapping[str, Tensor], schedule: Tensor, deep_steps: Tensor) -> T
     return (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0) | listed
 
 
+def may_reuse(forced: Tensor, skipped: Tensor, schedule: Tensor) -> Tensor:
+    """Whether the step may reuse if its error is small enough."""
+    return ~forced & (skipped < schedule[2])
+
+
 def decide_together(
     now: Mapping[str, Tensor], state: Mapping[str, Tensor], may: Tensor, within: Tensor, error: Tensor
 ) -> tuple[Tensor, _Updates]:
@@ -192,9 +197,31 @@ def finish(now: Mapping[str, Tensor], reuse: Tensor) -> _Updates:
     return {"index": now["index"] + 1, "skipped": torch.where(reuse, skipped + 1, torch.zeros_like(skipped))}
 
 
-def record(columns: tuple[Tensor, ...], state: Mapping[str, Tensor]) -> _Updates:
+def columns(
+    now: Mapping[str, Tensor],
+    reuse: Tensor,
+    forced: Tensor,
+    first: Tensor,
+    error: Tensor,
+    compared: Tensor,
+    gamma: Tensor,
+) -> tuple[Tensor, ...]:
+    """The values of LOG_COLUMNS; NaN where a step has none."""
+    nothing = torch.full_like(error, float("nan"))
+    return (
+        now["index"],
+        now["time"],
+        ~reuse,
+        forced,
+        torch.where(first, nothing, error),
+        torch.where(first, nothing, compared),
+        torch.where(reuse, gamma, nothing),
+    )
+
+
+def record(values: tuple[Tensor, ...], state: Mapping[str, Tensor]) -> _Updates:
     """The log with one more row, in the order of LOG_COLUMNS; the oldest row is overwritten when it is full."""
-    row = torch.stack([column.to(torch.float32) for column in columns])
+    row = torch.stack([column.to(torch.float32) for column in values])
     place = state["logged"] % LOG_ROWS
     return {
         "log": state["log"].index_copy(0, place.reshape(1), row.reshape(1, -1)),

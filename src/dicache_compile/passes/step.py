@@ -96,7 +96,7 @@ class Step:
         error, first = emitter.trace(_largest_error, [stream.error for stream in measured], anchors)
         within, compared = emitter.trace(gate.judge, error, shared)
         forced = emitter.trace(control.forced, now, in_force[control.SCHEDULE], in_force[control.DEEP_STEPS])
-        may = emitter.trace(_may, forced, now["skipped"], in_force[control.SCHEDULE])
+        may = emitter.trace(control.may_reuse, forced, now["skipped"], in_force[control.SCHEDULE])
         if self.policy.joint:
             reuse, together = emitter.trace(control.decide_together, now, old, may, within, error)
         else:
@@ -105,7 +105,7 @@ class Step:
 
         updates: Updates = {**now, **together, **{name + control.NOW: node for name, node in in_force.items()}}
         updates |= emitter.trace(control.finish, now, reuse)
-        row = emitter.trace(_columns, now, reuse, forced, first, error, compared, gammas[0])
+        row = emitter.trace(control.columns, now, reuse, forced, first, error, compared, gammas[0])
         updates |= emitter.trace(control.record, row, old)
         settled = emitter.trace(gate.settle, compared, reuse, shared)
         check_names(gate.settle, settled, [spec.name for spec in gate.slots() if not spec.per_stream])
@@ -232,32 +232,5 @@ def _largest_error(errors: list[Tensor], anchors: Tensor) -> tuple[Tensor, Tenso
     return torch.where(first, torch.zeros_like(largest), largest), first
 
 
-def _may(forced: Tensor, skipped: Tensor, schedule: Tensor) -> Tensor:
-    """Whether the step may reuse if its error is small enough."""
-    return ~forced & (skipped < schedule[2])
-
-
 def _one_more(anchors: Tensor) -> Tensor:
     return anchors + 1
-
-
-def _columns(
-    now: Mapping[str, Tensor],
-    reuse: Tensor,
-    forced: Tensor,
-    first: Tensor,
-    error: Tensor,
-    compared: Tensor,
-    gamma: Tensor,
-) -> tuple[Tensor, ...]:
-    """The values of `control.LOG_COLUMNS`; NaN where a step has none."""
-    nothing = torch.full_like(error, float("nan"))
-    return (
-        now["index"],
-        now["time"],
-        ~reuse,
-        forced,
-        torch.where(first, nothing, error),
-        torch.where(first, nothing, compared),
-        torch.where(reuse, gamma, nothing),
-    )
