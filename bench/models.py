@@ -50,8 +50,8 @@ LEGEND = f"""
 - **fullgraph**: whether `fullgraph=True` works. `after a first call`: only once the model has run uncompiled. It makes
   tables in its first call, and that breaks the graph. `no`: leave it out.
 - **threshold 0**: whether all tensors of all {RUN} results were those of the uncompiled model, bit for bit.
-- **state**: what one stream of calls keeps, for the tiny instance: 28 KiB of log, whatever the model, and five tensors
-  of the size of **streams**, the values that the trunk carries and a reused step estimates.
+- **state**: what one stream of calls keeps, for the tiny instance. It is five tensors of the size of **streams**, the
+  values that the trunk carries and a reused step estimates, and less than 40 KiB for all models.
 - **needs**: fields of `DiCacheConfig` and settings of `torch._dynamo.config` that the model is not cached without.
   `num_steps` is the number of steps of a generation.
 """

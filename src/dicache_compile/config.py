@@ -88,31 +88,31 @@ class DiCacheConfig:
     """This many last steps always run deep. Needs the number of steps. 1 in the FLUX script."""
 
     deep_steps: tuple[int, ...] | tuple[float, ...] = ()
-    """More steps of a generation, counted from 0, that always run deep; or shares of it, as 0.5 is step 15 of 30. With
-    `threshold=inf` and `max_consecutive_skips=None` they and the other forced ones are the whole schedule (cache-dit's
+    """These steps, counted from 0, always run deep too. Or shares of a generation: 0.5 is step 15 of 30. With
+    `threshold=inf` and `max_consecutive_skips=None` they and the other forced steps are a whole schedule (cache-dit's
     step masks)."""
 
     max_consecutive_skips: int | None = 3
-    """Reused steps in a row before one is run deep; None: no limit, as in the scripts. 3 bounds how old an anchor can
-    get when the threshold turns out too high for a model."""
+    """After this many reused steps in a row one runs deep. None: no limit, as in the scripts. 3 bounds how old an
+    anchor can get if the threshold turns out too high for a model."""
 
     num_steps: int | None = None
-    """Steps of a generation, for the rules that need the number. None: taken from the running diffusers pipeline."""
+    """Steps of a generation, for the rules that need the number. None: as a pipeline or `generation` says."""
 
     streams: Literal["auto", 1] = "auto"
-    """"auto": a call belongs to the stream that `stream` or diffusers' `cache_context` names, else calls that share a
-    timestep are numbered, which reads the timestep on the host. 1: unnamed calls are all of one stream."""
+    """"auto": unnamed calls that share a timestep are numbered, each number a stream. That reads the timestep on the
+    host. 1: all unnamed calls are one stream. Names are given by `stream`, `generation` and diffusers' pipelines."""
 
     max_streams: int = 16
-    """Streams of a model that have state at the same time. From one more on the longest unused gives way, and starts
+    """How many streams of a model have state at a time. With one more the one unused for longest gives way; it starts
     anew when it comes back."""
 
     joint: bool = False
     """Whether the calls of one step, such as the two of guidance, decide together: the first one at a timestep decides,
-    the others do as it did. Guidance multiplies what sets its two calls apart, so one that is estimated beside one that
-    is not costs more than two. Streams named "request/cond" and "request/uncond" are of one request, and so are all
-    whose names have no "/", unnamed ones too: requests side by side need names. False, as in the scripts: each stream
-    decides by itself."""
+    and the others do as it did. Guidance multiplies the difference of its two calls. That is spoiled more if one of
+    them is estimated and the other is not than if both are. Streams "a/cond" and "a/uncond" are of one request and
+    decide together; so do all whose names have no "/", unnamed ones too. False, as in the scripts: each stream decides
+    by itself."""
 
     state_dtype: torch.dtype | None = None
     """The floating dtype of the tensors that are kept between steps. None: each stream's own. Float8 keeps one float32
@@ -134,12 +134,13 @@ class DiCacheConfig:
     and with `lowering="eager"` it is "calls". A named engine that cannot be had is an error."""
 
     kernels: Literal["inductor", "triton"] = "inductor"
-    """What computes the gate's statistics and the estimate: Inductor's own code, or a Triton kernel for each (on CUDA;
-    elsewhere plain PyTorch). The second takes a gate and an estimator that have the forms; the default ones do."""
+    """What computes the gate's sums and the estimate. "inductor": Inductor's own code. "triton": a Triton kernel for
+    each, on a CPU plain PyTorch; gate and estimator need `policy.SummedGate` and `policy.LinearEstimator`, which the
+    default ones have."""
 
     ranks_agree: bool = False
-    """Whether the ranks of a process group decide alike, as with a schedule alone, or with a gate of your own that
-    reduces its error. False: blocks with collectives in them run uncached, as ranks that decide apart wait for ever."""
+    """Whether all ranks of a process group decide alike, as with a schedule, or with a gate of your own that reduces
+    its error. False: blocks that run collectives are not cached, because ranks that decide apart wait for ever."""
 
     strict: bool = False
     """Whether a graph that cannot be cut is an error. False: it runs uncached, with a warning. Small fragments around
