@@ -12,10 +12,11 @@ from torch import fx
 from .config import DiCacheConfig
 from .errors import UnsupportedGraphError
 from .kernels.operators import COMPUTED
-from .passes import effects, values
+from .passes import values
 from .passes.branch import Policy, build_branch
 from .passes.collectives import why_not_alone
 from .passes.dataflow import Dataflow
+from .passes.inline import has_checkpoints, inline_calls
 from .passes.inputs import find_inputs
 from .passes.out_of_place import out_of_place
 from .passes.partition import partition
@@ -45,11 +46,11 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
     """
     if reason := why_not_inference(examples):
         raise UnsupportedGraphError("backend", reason)
-    if any("checkpoint" in effects.name(node) for node in gm.graph.nodes if node.op.startswith("call_")):
+    if torch.is_grad_enabled() and has_checkpoints(gm):
         raise UnsupportedGraphError(
             "backend", "the blocks run under gradient checkpointing; run the model under torch.no_grad()"
         )
-    functional = out_of_place(gm)
+    functional = out_of_place(inline_calls(gm))
     flow = Dataflow(functional.graph)
     trunk = find_trunk(functional, flow, config.trunk_owners())
     parts = partition(functional, flow, trunk, config.probe_depth)
