@@ -16,7 +16,7 @@ LAYERS = (
     ("errors", "plan", "kernels", "policy", "cuda"),
     ("gates", "estimators", "passes"),
     ("config", "checks", "presets", "lowering"),
-    ("options", "cut", "cost", "compiled"),
+    ("options", "cut", "cost", "compiled", "mistakes"),
     ("runtime",),
     ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),
     ("__init__",),

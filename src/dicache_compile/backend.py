@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,15 +13,17 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .compiled import MARK
 from .config import DiCacheConfig
+from .cost import left_whole
 from .cut import Cut, cut, told_timestep
 from .errors import UnsupportedGraphError
 from .lowering import Lowering, forget_originals, lower_graph
+from .mistakes import is_block, told
 from .options import split_options, without_cuda_graphs
 from .passes import effects, values
-from .passes.fragment import Function, about_break, broken_function, own_function, resumed_function
+from .passes.calling import note_call
+from .passes.fragment import Function, broken_function, own_function, resumed_function
 from .passes.input_names import input_name
-from .passes.numbers import note_numbers
-from .passes.work import trunk_work
+from .passes.work import trunk_work, work
 from .runtime.choice import choose_engine
 from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
 from .runtime.fragments import Fragment
@@ -29,6 +32,7 @@ from .runtime.session import SessionFinder, release
 from .runtime.sizes import read_sizes
 from .runtime.step import CompiledStep, Places
 
+_log = logging.getLogger("dicache_compile")
 _SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word
 
 
@@ -52,7 +56,7 @@ def dicache_backend(
     A graph that cannot be cut runs as torch.compile would run it, with one UncachedWarning that says why. With `strict`
     it raises UnsupportedGraphError. An unknown option is a ValueError, a bad value a ValueError or TypeError.
     """
-    note_numbers(gm)
+    note_call(gm)
     config, settings = split_options(options, mode)
     run = _telling(gm, config, _compiled(gm, example_inputs, config, settings))
     forget_originals(gm)
@@ -73,7 +77,7 @@ def _compiled(
         step = _step(gm, examples, found, config, settings, function)
     except UnsupportedGraphError as error:
         if config.strict and not broken and _is_worth_a_word(gm):
-            raise
+            raise told(gm, error) from error
         refused = _uncached(gm, config, error, _plain(gm, examples, config, settings))
         if broken:
             return Fragment(dataclasses.replace(refused, loud=False), None, own_function(gm), 0, refused)
@@ -100,6 +104,10 @@ def _step(
     function: Function | None,
 ) -> CompiledStep:
     engine = choose_engine(found, config, _lowering(gm, examples, found, config, settings))
+    for stack in left_whole(
+        found.partition, {node: work((node,)) for node in found.partition.graph_module.graph.nodes}
+    ):
+        _log.warning("%s is as heavy as what is cut, and runs on every step: see `explain`", stack.owner)
     return CompiledStep(
         config=config,
         find_session=SessionFinder(config, found, engine),
@@ -172,21 +180,23 @@ def _uncached(
     gm: fx.GraphModule, config: DiCacheConfig, refusal: UnsupportedGraphError, plain: Callable[..., Any]
 ) -> Uncached:
     """A graph that is not cut, as it runs; it says why, unless it is a small one of a call that has others."""
+    whole = told(gm, refusal)
     inputs = gm.graph.find_nodes(op="placeholder")
     # The last one: models that share an embedder are still two.
     weights = [place for place, node in enumerate(inputs) if values.is_of_module(node)]
     return Uncached(
         plain=plain,
         weight=weights[-1] if weights else None,
-        refusal=Refusal(config, "; ".join(filter(None, (refusal.reason, about_break(gm)))), _heavy(gm)),
-        error=refusal,
+        refusal=Refusal(config, whole.reason, _heavy(gm)),
+        error=whole,
         loud=_is_worth_a_word(gm),
+        warned=set() if is_block(gm) else None,
     )
 
 
 def _is_worth_a_word(gm: fx.GraphModule) -> bool:
     """Whether a graph that is not cut is more than a small one of a call that has others."""
-    return about_break(gm) is not None or _heavy(gm) >= _SMALL
+    return broken_function(gm) is not None or _heavy(gm) >= _SMALL or is_block(gm)
 
 
 def _heavy(gm: fx.GraphModule) -> int:

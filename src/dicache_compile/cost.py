@@ -1,7 +1,10 @@
-"""How much of a graph's work lies in its deep region."""
+"""How much of a graph's work lies in its deep region, and how much in stacks beside it that are not cut."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,24 +13,52 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from .passes import values
+from .passes.module_path import entries
 from .plan import Inputs, Partition, Region
 
+Work = Mapping[fx.Node, int]
+_COMPARABLE = 0.5  # of the work of the trunk: a stack with this share of it is as heavy
 
-def skippable_share(partition: Partition, inputs: Inputs) -> float:
-    """The share of floating-point operations that a reused step skips, from 0 to 1.
 
-    The share of parameters where operations cannot be counted.
-    """
+@dataclass(frozen=True, slots=True)
+class Uncut:
+    """A list of blocks, as heavy as the trunk, that runs as a whole on every step."""
+
+    owner: str  # "decoder.blocks"
+    share: float  # of the floating-point operations, from 0 to 1
+    again: bool  # whether it is the trunk's own list, in another call
+
+
+def work_of(partition: Partition, inputs: Inputs) -> Work:
+    """The floating-point operations of each node; the parameters that it reads where operations cannot be counted."""
     try:
         work = _flops(partition.graph_module)
     except Exception:  # an operator that fake tensors or the counter cannot run: the share is a courtesy, not a result
         work = {}
     if any(not isinstance(flops, int) for flops in work.values()):  # sizes that depend on data
         work = {}
-    if not sum(work.values()):
-        work = _parameters(partition, inputs)
+    return work if sum(work.values()) else _parameters(partition, inputs)
+
+
+def skippable_share(partition: Partition, work: Work) -> float:
+    """The share of the work that a reused step skips, from 0 to 1."""
     total = sum(work.values())
     return sum(work.get(node, 0) for node in partition.nodes(Region.DEEP)) / total if total else 0.0
+
+
+def left_whole(partition: Partition, work: Work) -> tuple[Uncut, ...]:
+    """The stacks beside the trunk that are as heavy, the heaviest first."""
+    trunk = {node for block in partition.trunk.blocks for node in block.nodes}
+    beside: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    for node, operations in work.items():
+        outermost = next(iter(entries(node)), None)
+        if outermost is not None and node not in trunk and partition.regions.get(node) is not Region.DEEP:
+            beside[outermost.owner][outermost.index] += operations
+    total = sum(work.values())
+    least = _COMPARABLE * sum(work.get(node, 0) for node in trunk)
+    heavy = {owner: sum(parts.values()) for owner, parts in beside.items() if len(parts) > 1}
+    owners = sorted((owner for owner in heavy if heavy[owner] >= least > 0), key=lambda owner: -heavy[owner])
+    return tuple(Uncut(owner, heavy[owner] / total, owner in partition.trunk.owners) for owner in owners)
 
 
 def _flops(gm: fx.GraphModule) -> dict[fx.Node, int]:

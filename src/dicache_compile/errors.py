@@ -8,6 +8,7 @@ class UnsupportedGraphError(RuntimeError):
 
     def __init__(self, pass_name: str, reason: str) -> None:
         super().__init__(f"{pass_name}: {reason}")
+        self.pass_name = pass_name
         self.reason = reason
 
 

@@ -16,17 +16,19 @@ import torch
 from torch import fx, nn
 
 from .config import DiCacheConfig
-from .cost import skippable_share
+from .cost import Uncut, left_whole, skippable_share, work_of
 from .cut import Cut, cut, told_timestep
 from .errors import UnsupportedGraphError
+from .mistakes import told
 from .passes import values
+from .passes.calling import note_call
 from .passes.fragment import Function, about_break, broken_function, resumed_function
 from .passes.input_names import input_name
-from .passes.numbers import note_numbers
 from .passes.work import trunk_work
 from .plan import Slot
 from .subject import subject, why_nothing_ran
 
+_LITTLE = 0.2  # of the operations
 _Traced = tuple[fx.GraphModule, Sequence[Any]]
 
 
@@ -54,6 +56,7 @@ class Explanation:
     skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
     state_bytes: int  # that one stream keeps
     config: DiCacheConfig | None = None  # in force; None where the model is not cached
+    uncut: tuple[Uncut, ...] = ()  # lists of blocks beside the trunk that are as heavy, and run on every step
     engine: str | None = None  # how the last step took its branch; None where nothing is compiled
     engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
 
@@ -63,6 +66,7 @@ class Explanation:
         owners = Counter(block.rpartition(".")[0] for block in self.blocks)
         lists = ", ".join(f"{owner} ({blocks} blocks)" for owner, blocks in owners.items())
         streams = ", ".join(f"{list(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in self.streams)
+        little = ": little to gain" if self.skippable < _LITTLE else ""
         lines = (
             f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
             f"  trunk      {lists}",
@@ -70,7 +74,8 @@ class Explanation:
             f"  deep       {_span(self.deep)}",
             f"  streams    {streams}",
             f"  timestep   {self.timestep or 'not an input of this graph'}",
-            f"  skippable  {self.skippable:.1%} of the floating-point operations",
+            f"  skippable  {self.skippable:.1%} of the floating-point operations{little}",
+            *(f"  uncut      {_left(stack)}" for stack in self.uncut),
             f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
             f"  config     {self.config.brief() if self.config is not None else 'unknown'}",
         )
@@ -125,7 +130,7 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ful
     found: list[_Traced] = []
 
     def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
-        note_numbers(gm)
+        note_call(gm)
         found.append((gm, examples))
         return gm.forward
 
@@ -155,24 +160,27 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def _of_graphs(traced: list[_Traced], config: DiCacheConfig) -> Explanation:
     cuts: list[Cut] = []
-    reasons: list[tuple[int, str]] = []
+    refused: list[tuple[fx.GraphModule, UnsupportedGraphError]] = []
     telling: set[Function | None] = set()
     with torch.no_grad():
         for gm, examples in traced:
             try:
                 cuts.append(cut(gm, examples, config, told=resumed_function(gm) in telling))
             except UnsupportedGraphError as error:
-                reasons.append((len(gm.graph.nodes), error.reason))
+                refused.append((gm, error))
             if told_timestep(gm, config) is not None:
                 telling.add(broken_function(gm))
         if cuts:
             # As among fragments at run time: the heaviest, and of equal ones the last.
             return _of_cut(max(reversed(cuts), key=lambda found: trunk_work(found.partition.trunk)), graphs=len(traced))
+    if not refused:
+        return _not_cached("Dynamo made no graph of this call", graphs=0)
     # Of several graphs the largest is the one that was worth cutting.
-    reason = max(reasons)[1] if reasons else "Dynamo made no graph of this call"
+    largest, refusal = max(refused, key=lambda pair: len(pair[0].graph.nodes))
+    reason = told(largest, refusal).reason
     breaks = [about for gm, _ in traced if (about := about_break(gm)) is not None]
-    reason = "; ".join((reason, *breaks[:1]))
-    return _not_cached(reason, len(traced))
+    more = breaks[:1] if reason == refusal.reason else []
+    return _not_cached("; ".join((reason, *more)), len(traced))
 
 
 def _not_cached(reason: str, graphs: int) -> Explanation:
@@ -183,6 +191,7 @@ def _of_cut(found: Cut, graphs: int) -> Explanation:
     trunk, depth = found.partition.trunk, found.partition.probe_depth
     carried = [recorded for s in found.partition.streams if (recorded := values.tensor(s.x)) is not None]
     paths = tuple(block.path for block in trunk.blocks)
+    work = work_of(found.partition, found.inputs)
     return Explanation(
         cached=True,
         reason=None,
@@ -193,9 +202,18 @@ def _of_cut(found: Cut, graphs: int) -> Explanation:
         deep=paths[depth:],
         streams=tuple(StreamShape(values.shape_hint(recorded), recorded.dtype) for recorded in carried),
         timestep=input_name(found.inputs.timestep) if found.inputs.timestep is not None else None,
-        skippable=skippable_share(found.partition, found.inputs),
+        skippable=skippable_share(found.partition, work),
+        uncut=left_whole(found.partition, work),
         state_bytes=sum(_bytes(slot) for slot in found.branch.slots),
     )
+
+
+def _left(stack: Uncut) -> str:
+    if stack.again:
+        advice = f"{stack.owner}, called again: call the compiled denoiser by itself, not two calls in one graph"
+    else:
+        advice = f"{stack.owner}: trunk={stack.owner!r} may cut it instead"
+    return f"{stack.share:.1%} of the operations in {advice}"
 
 
 def _bytes(slot: Slot) -> int:

@@ -34,7 +34,7 @@ def resumed_function(gm: fx.GraphModule) -> Function | None:
 
 def broken_function(gm: fx.GraphModule) -> Function | None:
     """The function that goes on after this graph, in another one; None where the graph is its end."""
-    frames = _break(gm)
+    frames = frames_of_break(gm)
     if not frames:
         return None
     resumed = _RESUMED.match(frames[0].name)
@@ -43,7 +43,7 @@ def broken_function(gm: fx.GraphModule) -> Function | None:
 
 def about_break(gm: fx.GraphModule) -> str | None:
     """Why the function goes on in another graph, where in the user's code, and what to try; None where it does not."""
-    frames = _break(gm)
+    frames = frames_of_break(gm)
     if not frames:
         return None
     reason = str(getattr(gm.compile_subgraph_reason, "reason", "")).strip().partition("\n")[0]
@@ -54,6 +54,6 @@ def about_break(gm: fx.GraphModule) -> str | None:
     )
 
 
-def _break(gm: fx.GraphModule) -> list[traceback.FrameSummary]:
+def frames_of_break(gm: fx.GraphModule) -> list[traceback.FrameSummary]:
     reason = getattr(gm, "compile_subgraph_reason", None)
     return list(reason.user_stack or ()) if reason is not None and reason.graph_break else []

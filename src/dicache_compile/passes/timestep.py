@@ -16,9 +16,9 @@ from torch import fx
 
 from ..errors import UnsupportedGraphError
 from . import effects, values
+from .calling import numbers_of
 from .dataflow import Dataflow
 from .input_names import input_name, last_word, named, passed, tensor_inputs
-from .numbers import noted_numbers
 
 _TIMES = re.compile(r"(?:^|_)(?:time_?steps?|times?|t|ts|tsteps?|sigmas?|(?:log_?)?snrs?|noise_levels?|noise_scales?)$")
 # Numbers for each sample that are turned into waves too, but stay as they are from step to step.
@@ -70,7 +70,7 @@ def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
 
 def why_no_timestep(gm: fx.GraphModule, flow: Dataflow) -> str:
     """Why none was found, and what to do."""
-    numbers = [*symbolic_times(flow), *filter(is_time, noted_numbers(gm))]
+    numbers = [*symbolic_times(flow), *filter(is_time, numbers_of(gm))]
     unlike = [node for node in passed(flow) if is_time(input_name(node))]
     if numbers:
         about = f" (`{numbers[0]}` is a Python number, which no graph sees change: pass it as a tensor)"

@@ -49,6 +49,9 @@ class Uncached:
     refusal: Refusal
     error: UnsupportedGraphError
     loud: bool  # whether to warn, or to raise if the config is strict; else it is only remembered
+    warned: set[str] | None = (
+        None  # what was warned of all that it runs for, as for blocks of one model; None: by model
+    )
 
     def __call__(self, *inputs: Any) -> Any:
         self._tell(inputs)
@@ -63,7 +66,9 @@ class Uncached:
             return
         if self.refusal.config.strict:
             raise self.error
-        warned = _warned.setdefault(mark, set()) if mark is not None else _of_no_model
+        warned = self.warned
+        if warned is None:
+            warned = _warned.setdefault(mark, set()) if mark is not None else _of_no_model
         if self.refusal.reason not in warned:
             warned.add(self.refusal.reason)
             _warn(f"this graph runs uncached: {self.refusal.reason}")

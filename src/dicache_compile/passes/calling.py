@@ -1,0 +1,70 @@
+"""What is known of a call only while Dynamo compiles it. It is read then, and left on the graph.
+
+Python numbers that the caller passes are constants of the graph, of which only Dynamo's guards still know. And a graph
+may be of what somebody compiled, or of a function that it calls, where Dynamo gave the caller up.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any
+
+import torch
+from torch import fx
+from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._guards import TracingContext
+
+from . import values
+from .input_names import name_of
+
+_NUMBERS, _DIRECT = "dicache_numbers", "dicache_direct"
+_TORCH = torch.__file__.removesuffix("__init__.py")
+_COMPILES, _CALLS = f"{_TORCH}_dynamo/convert_frame.py", f"{_TORCH}_dynamo/eval_frame.py"
+
+
+def note_call(gm: fx.GraphModule) -> None:
+    """Notes what can be known of the call that Dynamo is compiling."""
+    try:
+        gm.meta[_NUMBERS] = tuple(_numbers())
+    except Exception:  # how Dynamo keeps them is its own affair, and this is for messages only
+        gm.meta[_NUMBERS] = ()
+    gm.meta[_DIRECT] = _is_direct()
+
+
+def numbers_of(gm: fx.GraphModule) -> tuple[str, ...]:
+    """The names of the Python numbers among the arguments."""
+    found: tuple[str, ...] = gm.meta.get(_NUMBERS, ())
+    return found
+
+
+def is_direct(gm: fx.GraphModule) -> bool:
+    """Whether the graph is of what was given to `torch.compile`, not of a function that is called in it."""
+    return bool(gm.meta.get(_DIRECT, False))
+
+
+def _numbers() -> list[str]:
+    frame: Any = InstructionTranslator.current_tx().output.root_tx
+    scope = {"L": frame.f_locals, "G": frame.f_globals}
+    guards: Any = TracingContext.get().guards_context.dynamo_guards
+    read = {guard.name: guard.originating_source for guard in guards if guard.create_fn_name() == "CONSTANT_MATCH"}
+    passed = {text: source for text, source in read.items() if not values.is_module_source(source)}
+    return [name_of(source) for text, source in passed.items() if _is_number(eval(text, scope))]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_direct() -> bool:
+    """Whether nothing but a module's `__call__` lies between the function that `torch.compile` made and its graph."""
+    frame: Any = sys._getframe()
+    files: list[str] = []
+    while frame is not None:
+        files.append(frame.f_code.co_filename)
+        frame = frame.f_back
+    # From the inside: what compiles, a module's `__call__`, and who called that.
+    while files and files[0] != _COMPILES:
+        files.pop(0)
+    outside = itertools.dropwhile(lambda file: file != _CALLS and file.startswith(_TORCH), files)
+    return next(outside, None) == _CALLS
