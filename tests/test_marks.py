@@ -6,6 +6,7 @@ import copy
 import gc
 import io
 import math
+import warnings
 import weakref
 from collections import OrderedDict
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 from dicache_compile import summary
+from dicache_compile.errors import UncachedWarning
 from dicache_compile.runtime.marks import mark_of, marks_of
 from dicache_compile.runtime.session import sessions_of
 
@@ -33,10 +35,15 @@ def half(call: Any, model: models.Model, first: int) -> None:
             call(*models.inputs(model, step, STEPS))
 
 
-def test_no_weight_has_a_weak_reference_after_a_call() -> None:
-    model = models.make(SingleStream)
-    generate(compiled(model), model)
-    assert not any(weakref.getweakrefs(weight) for weight in model.parameters() if marks_of([weight]))
+@pytest.mark.parametrize("depth", [4, 1], ids=["cached", "refused"])
+def test_no_weight_has_a_weak_reference_after_a_call(depth: int) -> None:
+    model = models.make(SingleStream, depth=depth)
+    call = torch.compile(model, backend="dicache", options={"lowering": "eager"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncachedWarning)
+        generate(call, model)
+    gc.collect()  # Dynamo's own
+    assert not any(weakref.getweakrefs(weight) for weight in model.parameters())
     for name, weight in list(model.named_parameters()):
         torch.utils.swap_tensors(weight, nn.Parameter(weight.detach().clone(), requires_grad=False))
         assert weight is model.get_parameter(name)

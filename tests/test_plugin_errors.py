@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from dicache_compile import summary
+from dicache_compile.estimators import DCTA
+from dicache_compile.gates import ProbeError
 from dicache_compile.policy import SlotSpec, State
 
 from . import models
@@ -175,6 +177,21 @@ def test_what_a_method_gives_wrongly_is_an_error_when_it_is_compiled(plugin: Any
     call = compiled(model, threshold=math.inf, **config)
     with torch.no_grad(), pytest.raises(Exception, match=error):
         call(*models.inputs(model, 0, STEPS))
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ({"gate": ProbeError(10**400)}, "the setting 'threshold': expected what a float can hold"),
+        ({"gate": ProbeError("high")}, "the setting 'threshold': expected a number, got str"),  # type: ignore[arg-type]
+        ({"estimator": DCTA((1, 10**400))}, "the setting 'gamma_range': expected what a float can hold"),
+        ({"gate": Interval(10**30)}, r"Interval\.judge failed: OverflowError"),
+    ],
+)
+def test_a_number_that_no_device_can_hold_is_an_error_that_names_it(config: Any, error: str) -> None:
+    model = models.make(models.SingleStream)
+    with torch.no_grad(), pytest.raises(Exception, match=error):
+        compiled(model, **config)(*models.inputs(model, 0, STEPS))
 
 
 def test_each_stream_is_tried_with_its_own_shape() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,13 +10,10 @@ import torch
 from .estimators import DCTA
 from .kernels.operators import STORED
 from .passes.control import MASKED_STEPS, NO_LIMIT
-from .policy import CheckedEstimator, EstimateGate, Estimator, Gate, why_not_fused
+from .policy import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, Gate, why_not_fused
 
 if TYPE_CHECKING:
     from .config import DiCacheConfig
-
-
-_FLOAT_BITS = sys.float_info.max_exp - 1  # an int of more bits may be beyond every float
 
 
 def check(config: DiCacheConfig) -> None:
@@ -138,7 +134,7 @@ def _check_together(config: DiCacheConfig) -> None:
 def _real(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if isinstance(value, int) and value.bit_length() > _FLOAT_BITS:
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
         raise ValueError(
             f"{name}: expected a number that a float can hold, or inf, got one of {value.bit_length()} bits"
         )

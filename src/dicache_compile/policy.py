@@ -7,6 +7,7 @@ storage dtype, so each method converts to float32 before it computes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -36,12 +37,22 @@ class SlotSpec:
         return tuple(f"{self.name}{age + 1}" for age in range(self.history)) or (self.name,)
 
 
+MOST_BITS = sys.float_info.max_exp - 1  # an int of more bits may be beyond every float
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A number, or several, that the host tells a gate or an estimator: another one compiles nothing."""
 
     name: str  # under which `state` has it: float32, of shape () or, for several, (how many,)
     value: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for number in self.value if isinstance(self.value, tuple) else (self.value,):
+            if isinstance(number, bool) or not isinstance(number, (int, float)):
+                raise TypeError(f"the setting {self.name!r}: expected a number, got {type(number).__name__}")
+            if isinstance(number, int) and number.bit_length() > MOST_BITS:
+                raise ValueError(f"the setting {self.name!r}: expected what a float can hold, got an int beyond it")
 
     @property
     def shape(self) -> tuple[int, ...]:
