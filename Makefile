@@ -7,7 +7,7 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 # Threads that spin while they wait slow each other down tenfold as soon as a core is shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: bench bench-full demo models test lint venv
+.PHONY: bench bench-full demo models test test-all lint venv
 
 bench: venv
 	$(BIN)/python -m bench.versus --quick
@@ -23,6 +23,9 @@ models: venv
 
 test: venv
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+test-all: venv
+	$(BIN)/python -m pytest -n auto --dist worksteal -m ""
 
 lint: venv
 	$(BIN)/ruff check $(CODE)

@@ -14,15 +14,14 @@ from .errors import UnsupportedGraphError
 from .kernels.operators import COMPUTED
 from .passes import values
 from .passes.branch import Policy, build_branch
+from .passes.choose import find_partition
 from .passes.collectives import why_not_alone
 from .passes.dataflow import Dataflow
 from .passes.inline import has_checkpoints, inline_calls
 from .passes.inputs import find_inputs
 from .passes.out_of_place import out_of_place
-from .passes.partition import partition
 from .passes.sink import sink
 from .passes.timestep import find_timestep, why_no_timestep
-from .passes.trunk import find_trunk
 from .plan import Branch, Inputs, Partition
 
 
@@ -52,10 +51,10 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
         )
     functional = out_of_place(inline_calls(gm))
     flow = Dataflow(functional.graph)
-    trunk = find_trunk(functional, flow, config.trunk_owners())
-    parts = partition(functional, flow, trunk, config.probe_depth)
+    parts = find_partition(functional, flow, config.trunk_owners(), config.probe_depth)
     if not config.ranks_agree and (reason := why_not_alone(parts)):
         raise UnsupportedGraphError("collectives", reason)
+    flow = Dataflow(functional.graph)  # the partition may have added nodes
     inputs = find_inputs(flow, parts, config.timestep_input, told)
     if inputs.timestep is None and not told and not config.counts_steps():
         raise UnsupportedGraphError("inputs", why_no_timestep(functional, flow))

@@ -26,10 +26,11 @@ class Block:
     owner: str  # "single_transformer_blocks"; "spatial_blocks + temporal_blocks"; "repeated0" where nothing has a name
     index: int  # position inside `owner`
     nodes: tuple[fx.Node, ...]  # in graph order
+    key: str = ""  # its name in `owner`, where that is no number
 
     @property
     def path(self) -> str:
-        return f"{self.owner}.{self.index}"
+        return f"{self.owner}.{self.key or self.index}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,16 @@ _PLUMBING = {"__dict__", "_modules", "__self__", "__wrapped__", "_orig_mod", "ce
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry of a ModuleList (or Sequential) that a node runs in."""
+    """One entry of a container (a ModuleList, Sequential or ModuleDict) that a node runs in."""
 
-    owner: str  # "transformer_blocks"
-    index: int
-    call: str  # "" for the first call of this entry in the graph, "@1" for the second
+    owner: str  # the container: "transformer_blocks"
+    key: str  # "0", or a name in a ModuleDict
+    call: str  # "" for the first call of this entry in the graph, "@1" for the second; always "" where it is not called
+    kind: str  # the class of the entry; "" where it is not called itself, only its parts are
+
+    @property
+    def is_called(self) -> bool:
+        return bool(self.kind)
 
 
 def module_path(text: str) -> str:
@@ -30,10 +35,24 @@ def module_path(text: str) -> str:
 
 
 def entries(node: fx.Node) -> tuple[Entry, ...]:
-    """The ModuleList entries around a node, outermost first; empty where the node has no module stack."""
-    found = []
-    for key, (text, _) in (node.meta.get("nn_module_stack") or {}).items():
-        owner, _, last = module_path(text).rpartition(".")
-        if last.isdigit():
-            found.append(Entry(owner, int(last), key[key.find("@") :] if "@" in key else ""))
-    return tuple(found)
+    """The entries of containers around a node, outermost first; empty where the node has no module stack.
+
+    A container is a module that is not called itself, while something inside of it is; or one whose entries have numbers.
+    """
+    found: dict[tuple[str, str], Entry] = {}
+    called: set[str] = set()
+    for key, (text, kind) in (node.meta.get("nn_module_stack") or {}).items():
+        path = module_path(text)
+        tokens = path.split(".")
+        for i in range(1, len(tokens)):
+            owner, entry = ".".join(tokens[:i]), tokens[i]
+            own = i == len(tokens) - 1
+            if owner in called and not (own and entry.isdigit()):
+                continue
+            if own:
+                call = key[key.find("@") :] if "@" in key else ""
+                found[owner, entry] = Entry(owner, entry, call, getattr(kind, "__name__", str(kind)))
+            elif entry.isdigit():
+                found.setdefault((owner, entry), Entry(owner, entry, "", ""))
+        called.add(path)
+    return tuple(found.values())

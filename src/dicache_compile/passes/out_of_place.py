@@ -1,4 +1,4 @@
-"""Pass: out of place. Rewrites `a += b` as `a = a + b` where nothing else can see the difference.
+"""Pass: out of place. Rewrites `a += b` as `a = a + b` and `f(b, out=a)` as `a = f(b)`, where nothing else can see it.
 
 A residual trunk that adds in place (`x += attn(x)`) keeps x, h and y in one memory; a cut needs all three.
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import torch
 from torch import fx
 
 from . import effects, values
@@ -36,13 +37,37 @@ def out_of_place(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def _is_rewritable(node: fx.Node) -> bool:
+    if node.op == "call_function" and isinstance(out := node.kwargs.get("out"), fx.Node):
+        return _is_alike(node, out)
     if node.op == "call_method":
         return node.target in _METHODS and not node.kwargs
     return node.op == "call_function" and node.target in effects.OUT_OF_PLACE
 
 
+def _is_alike(node: fx.Node, out: fx.Node) -> bool:
+    """Whether a result would be the same if it were not written to `out`."""
+    mine, theirs = values.tensor(node), values.tensor(out)
+    return (
+        mine is not None
+        and theirs is not None
+        and values.size_text(node) == values.size_text(out)
+        and theirs.dtype == _promoted(node)
+    )
+
+
+def _promoted(node: fx.Node) -> torch.dtype | None:
+    """The dtype that an operation's result has by itself, of those whose operands say it."""
+    dtypes = [recorded.dtype for n in node.all_input_nodes if (recorded := values.tensor(n)) is not None]
+    return dtypes[0] if len(set(dtypes)) == 1 and dtypes[0].is_floating_point else None
+
+
+def _target(node: fx.Node) -> object:
+    """What a node writes to."""
+    return node.kwargs["out"] if "out" in node.kwargs else node.args[0]
+
+
 def _why_not(node: fx.Node, order: dict[fx.Node, int], sharers: dict[int, list[fx.Node]]) -> str | None:
-    target = node.args[0]
+    target = _target(node)
     if not isinstance(target, fx.Node) or values.tensor(target) is None or values.tensor(node) is None:
         return "it does not write to a tensor"
     for memory in values.storages(target):
@@ -56,8 +81,12 @@ def _why_not(node: fx.Node, order: dict[fx.Node, int], sharers: dict[int, list[f
 
 
 def _rewrite(node: fx.Node, order: dict[fx.Node, int]) -> None:
-    target = node.args[0]
+    target = _target(node)
     assert isinstance(target, fx.Node)
+    if "out" in node.kwargs:
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "out"}
+        target.replace_all_uses_with(node, delete_user_cb=lambda user: order.get(user, -1) > order[node])
+        return
     kept = values.tensor(target)
     assert kept is not None
     node.target = _METHODS[str(node.target)] if node.op == "call_method" else effects.OUT_OF_PLACE[node.target]

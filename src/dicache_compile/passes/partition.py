@@ -17,7 +17,8 @@ from ..plan import Partition, Region, Stream, Trunk
 from . import effects, randomness, values
 from .crossing import ABOVE, find_crossing, why_not_passable
 from .dataflow import Dataflow
-from .residual_path import residual_path
+from .links import links
+from .residual_path import SLICES, residual_path
 from .streams import find_streams
 
 
@@ -32,13 +33,13 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
     """Cuts `gm` after the first `probe_depth` blocks of its trunk. Raises UnsupportedGraphError where it must not."""
     if reason := why_not_splittable(trunk, probe_depth):
         raise UnsupportedGraphError("partition", reason)
-    regions = _regions(flow, trunk, probe_depth)
+    regions = regions_of(flow, trunk, probe_depth)
     pulled = _with_slices_pulled(regions, flow)
     try:
-        streams = find_streams(flow, pulled)
+        streams = find_streams(flow, trunk, probe_depth, pulled)
         regions = pulled
     except UnsupportedGraphError:  # the slice is of a stream that is never apart from its neighbour: keep it whole
-        streams = find_streams(flow, regions)
+        streams = find_streams(flow, trunk, probe_depth, regions)
     if reason := _why_not_skippable(flow, regions):
         raise UnsupportedGraphError("partition", reason)
     if reason := _why_not_kept(flow, regions, streams):
@@ -51,7 +52,7 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
     return Partition(gm, trunk, probe_depth, regions, streams, crossing, effects.autocast_scopes(gm.graph))
 
 
-def _regions(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, Region]:
+def regions_of(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, Region]:
     probe_blocks = [node for block in trunk.blocks[:probe_depth] for node in block.nodes]
     deep_blocks = [node for block in trunk.blocks[probe_depth:] for node in block.nodes]
     # A block also computes things of its own that no stream enters (the modulation from the timestep, the keys of the
@@ -100,7 +101,9 @@ def _entries(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
         path = residual_path(result, lambda node: node not in inside)
         if path is not None:
             entries.add(path[-1])
-    return entries
+    # Residuals that are not written as additions, or none at all: what the second block takes of the first one says
+    # where the first one takes its own.
+    return entries or {link.entries[0] for link in links(trunk, last=1)}
 
 
 def _entered(flow: Dataflow, trunk: Trunk, entries: set[fx.Node]) -> set[fx.Node]:
@@ -132,17 +135,18 @@ def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[
     """The regions with a slice right after the trunk in deep: text + image leave it, only the image goes on."""
     regions = dict(regions)
     for node in flow.order:
-        if regions.get(node) is not Region.DEEP or values.tensor(node) is None:
+        if regions.get(node) is not Region.DEEP:
             continue
-        outside = [user for user in node.users if regions.get(user) is not Region.DEEP]
-        if (
-            len(outside) == 1
-            and effects.name(outside[0]) in ("getitem", "narrow", "slice")
-            and outside[0].op != "output"
-        ):
-            needs = flow.needs(outside[0])
-            if all(n not in regions or regions[n].value <= Region.DEEP.value for n in needs):
-                regions[outside[0]] = Region.DEEP
+        outside = [user for user in node.users if regions.get(user) is not Region.DEEP and user.op != "output"]
+        is_split = values.tensor(node) is None and all(effects.is_part(user) for user in node.users)
+        if len(outside) != 1 and not is_split:
+            continue
+        for user in outside:
+            needs = flow.needs(user)
+            if effects.name(user) in SLICES and all(
+                n not in regions or regions[n].value <= Region.DEEP.value for n in needs
+            ):
+                regions[user] = Region.DEEP
     return regions
 
 

@@ -8,76 +8,65 @@ A slice on the way back (`y = both[:, text:]`) says which operand of an earlier 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
-import torch
 from torch import fx
 
 from . import effects, values
+from .layout import ADDITIONS, CONCATENATIONS, LAYOUTS, SAME, SCALED, Window, concatenated_dim, is_counted, traced_back
 
-_ADDITIONS = {"add", "iadd", "sub", "isub", "add_", "sub_"}
-_SAME = {
-    "to", "type", "type_as", "float", "half", "bfloat16", "contiguous", "clone", "detach", "dropout", "identity",
-    "masked_fill", "clamp", "clip", "nan_to_num", "_to_copy", "alias", "checkpoint",
-}  # fmt: skip
-_LAYOUT = {
-    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze", "squeeze", "expand", "rearrange",
-    "movedim", "swapaxes", "moveaxis", "repeat", "repeat_interleave", "roll", "pad", "index_select", "gather",
-    "_unsafe_view",
-}  # fmt: skip
+SLICES = {"getitem", "narrow", "slice", "split", "chunk", "split_with_sizes", "tensor_split", "unbind"}
 _ORDERED = {"view", "reshape", "expand"}  # layouts that leave a tensor as it is where they leave its size
-_SCALED = {"mul", "imul", "mul_", "truediv", "div", "where", "layer_norm", "rms_norm", "lerp"}
 _MIXED = {"linear"}
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The part of a tensor that is being followed, along one dimension."""
-
-    dim: int
-    start: int
-    length: int | None  # None: it depends on data; then a start of 0 is the front, any other the end
-
 
 Step = tuple[fx.Node, Window | None]
 
 
+Path = tuple[fx.Node, ...]
+Trail = Callable[[], Path]  # gives the nodes from the start back to where the walk stands
+Arrived = Callable[[Step, Trail], bool]
+
+
 def residual_path(start: fx.Node, arrived: Callable[[fx.Node], bool]) -> tuple[fx.Node, ...] | None:
     """The nodes from `start` back to the first one for which `arrived` holds, both included, or None."""
-    steps = residual_steps((start, None), lambda step: arrived(step[0]))
-    return None if steps is None else tuple(node for node, _ in steps)
+    found = residual_walk((start, None), lambda step, _: arrived(step[0]))
+    return None if found is None else found[1]
 
 
-def residual_steps(
-    start: Step, arrived: Callable[[Step], bool], rather: Callable[[Step], bool] | None = None
-) -> tuple[Step, ...] | None:
-    """The same with the part of each node that is followed; None where that is the whole or unknown.
+def residual_walk(
+    start: Step, arrived: Arrived, rather: Arrived | None = None
+) -> tuple[Step, tuple[fx.Node, ...]] | None:
+    """Where a walk from `start` first arrives, and the nodes from `start` to there, both included; None: nowhere.
 
-    A step for which `rather` holds is taken before one for which only `arrived` does.
+    A step is a node with the part of it that is followed: None where that is the whole or unknown. One for which
+    `rather` holds is taken before one for which only `arrived` does.
 
     Tries plain additions first; where those lead nowhere, also scaled and normalised streams (`s * x + f(x)`,
     `norm(x + f(x))`), then linears that join a stream with an earlier one (`linear(cat(x, skip))`): both of these for
     `rather` before any for `arrived`, since a gate by which a branch is scaled may be of the stream's size.
     """
-    plain, wider = frozenset[str](), (frozenset(_SCALED), frozenset(_SCALED | _MIXED))
+    plain, wider = frozenset[str](), (frozenset(SCALED), frozenset(SCALED | _MIXED))
     aims = (arrived,) if rather is None else (rather, arrived)
     tries = [(aim, plain) for aim in aims] + [(aim, also) for aim in aims for also in wider]
     return next((found for aim, also in tries if (found := _walk(start, aim, also)) is not None), None)
 
 
-def _walk(start: Step, arrived: Callable[[Step], bool], also: frozenset[str]) -> tuple[Step, ...] | None:
+def _walk(start: Step, arrived: Arrived, also: frozenset[str]) -> tuple[Step, tuple[fx.Node, ...]] | None:
     # Depth first with an explicit stack: trunks are deeper than Python's recursion limit.
     came_from: dict[Step, Step | None] = {start: None}
+
+    def trail(step: Step | None) -> tuple[fx.Node, ...]:
+        path: list[fx.Node] = []
+        while step is not None:
+            path.append(step[0])
+            step = came_from[step]
+        return tuple(reversed(path))
+
     stack: list[Step] = [start]
     while stack:
         here = stack.pop()
-        if arrived(here):
-            path: list[Step] = []
-            step: Step | None = here
-            while step is not None:
-                path.append(step)
-                step = came_from[step]
-            return tuple(reversed(path))
+        if arrived(here, partial(trail, here)):
+            return here, trail(here)
         for after in reversed(_sources(*here, also)):
             if after not in came_from:
                 came_from[after] = here
@@ -87,7 +76,7 @@ def _walk(start: Step, arrived: Callable[[Step], bool], also: frozenset[str]) ->
 
 def is_layout(node: fx.Node) -> bool:
     """Whether a node gives its operand's values in another shape or order."""
-    return effects.name(node) in _LAYOUT | _SAME
+    return effects.name(node) in LAYOUTS | SAME
 
 
 def _sources(node: fx.Node, window: Window | None, also: frozenset[str]) -> list[Step]:
@@ -95,79 +84,60 @@ def _sources(node: fx.Node, window: Window | None, also: frozenset[str]) -> list
     called = effects.name(node)
     if node.op not in ("call_function", "call_method"):
         return []
-    if called in ("getitem", "narrow", "split", "chunk", "split_with_sizes", "tensor_split", "unbind", "slice"):
+    if called in SLICES:
         return _sliced(node, window)
-    if called in ("cat", "concat", "concatenate"):
+    if called in CONCATENATIONS:
         return _concatenated(node, window)
     operands = [n for n in node.all_input_nodes if values.tensor(n) is not None]
-    if called in _ADDITIONS or called in also:
+    if called in ADDITIONS or called in also:
         if called in _MIXED:
             whole = window is None or window.dim == len(values.size_text(node) or ()) - 1
             return [(operands[0], None if whole else window)] if operands else []
         # The latest first: of a stream and a skip connection, the stream.
         return [(n, window) for n in sorted(operands, reverse=True) if values.same_size(n, node)]
-    if called in _SAME:
+    if called in SAME:
         return [(n, window) for n in operands[:1]]
-    if called in _LAYOUT:
+    if called in LAYOUTS:
         in_order = called in _ORDERED and operands and values.size_text(operands[0]) == values.size_text(node)
         return [(n, window if in_order else None) for n in operands[:1]]
     return []
 
 
 def _sliced(node: fx.Node, window: Window | None) -> list[Step]:
-    source, recorded = node.all_input_nodes[0], values.tensor(node)
-    whole = values.value(source)
-    if recorded is None:  # a split gives a tuple; the getitem after it knows which part
+    source = node.all_input_nodes[0]
+    if values.tensor(node) is None:  # a split gives a tuple; the getitem after it knows which part
         return [(source, window)]
-    if isinstance(whole, (tuple, list)):
-        parts = [part for part in whole if isinstance(part, torch.Tensor)]
-        base = source.all_input_nodes[0] if source.all_input_nodes else source
-        index = node.args[1]
-        full = values.tensor(base)
-        if full is None or not isinstance(index, int) or len(parts) != len(whole) or full.dim() != recorded.dim():
-            return [(base, None)]
-        shapes = [values.shape_hint(part) for part in parts]
-        dim = next((d for d, size in enumerate(values.shape_hint(full)) if size != shapes[index][d]), 0)
-        return [(base, _within(window, Window(dim, sum(s[dim] for s in shapes[:index]), shapes[index][dim])))]
-    if not isinstance(whole, torch.Tensor) or whole.dim() != recorded.dim():
+    if isinstance(values.value(source), (tuple, list)):
+        if not source.all_input_nodes:
+            return []
+        source = source.all_input_nodes[0]
+    if values.tensor(source) is None:
         return [(source, None)]
-    return [(source, _within(window, _slice_window(node, whole, recorded)))]
+    return [(source, _within(window, _slice_window(node, source)))]
 
 
-def _slice_window(node: fx.Node, whole: torch.Tensor, part: torch.Tensor) -> Window | None:
-    """Where `whole[:, a:b]` lies in `whole`; None where it is not one window along one dimension."""
-    before, after = values.shape_hint(whole), values.shape_hint(part)
-    changed = [d for d, (b, a) in enumerate(zip(whole.shape, part.shape, strict=True)) if str(b) != str(a)]
-    if len(changed) != 1:
+def _slice_window(node: fx.Node, source: fx.Node) -> Window | None:
+    """Where a slice lies in what it is of; None where it is not one window along one dimension."""
+    if not is_counted((node, source)):
+        found = traced_back((node, source))
+        return found if isinstance(found, Window) else None
+    if effects.name(node) != "getitem" or isinstance(values.value(node.all_input_nodes[0]), (tuple, list)):
         return None
-    dim = changed[0]
-    counted = values.is_data_dependent(f"{whole.shape[dim]} {part.shape[dim]}")
-    if effects.name(node) in ("narrow", "slice"):
-        start = node.args[2] if len(node.args) > 2 else None
-        if counted:
-            return None
-    else:
-        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
-        if any(part is Ellipsis for part in index):
-            spot = next(i for i, part in enumerate(index) if part is Ellipsis)
-            index = (*index[:spot], *[slice(None)] * (whole.dim() - len(index) + 1), *index[spot + 1 :])
-        window = index[dim] if dim < len(index) else slice(None)
-        if not isinstance(window, slice):
-            return None
-        start = window.start
-        if counted:
-            front, end = start in (None, 0), window.stop is None
-            return Window(dim, 0 if front else -1, None) if front != end else None
-    if isinstance(start, fx.Node):
-        recorded = values.value(start)
-        start = values.hint(recorded) if isinstance(recorded, (int, torch.SymInt)) else None
-    elif isinstance(start, torch.SymInt):
-        start = values.hint(start)
-    elif start is None:
-        start = 0
-    if not isinstance(start, int) or counted:
+    # Of a size that depends on data no number is known: `x[:, :n]` is its front, `x[:, n:]` its end.
+    before, after = values.size_text(source) or (), values.size_text(node) or ()
+    changed = [dim for dim, (b, a) in enumerate(zip(before, after, strict=False)) if b != a]
+    if len(changed) != 1 or len(before) != len(after):
         return None
-    return Window(dim, start if start >= 0 else before[dim] + start, after[dim])
+    index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    if any(part is Ellipsis for part in index):
+        spot = next(i for i, part in enumerate(index) if part is Ellipsis)
+        index = (*index[:spot], *[slice(None)] * (len(before) - len(index) + 1), *index[spot + 1 :])
+    (dim,) = changed
+    taken = index[dim] if dim < len(index) else slice(None)
+    if not isinstance(taken, slice) or taken.step not in (None, 1):
+        return None
+    front, end = taken.start in (None, 0), taken.stop is None
+    return Window(dim, 0 if front else -1, None) if front != end else None
 
 
 def _within(inner: Window | None, outer: Window | None) -> Window | None:
@@ -180,12 +150,11 @@ def _within(inner: Window | None, outer: Window | None) -> Window | None:
 
 
 def _concatenated(node: fx.Node, window: Window | None) -> list[Step]:
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
     parts = node.args[0] if node.args else node.kwargs.get("tensors", ())
     result = values.tensor(node)
-    if not isinstance(parts, (tuple, list)) or not isinstance(dim, int) or result is None:
+    if not isinstance(parts, (tuple, list)) or result is None:
         return []
-    dim %= result.dim()
+    dim = concatenated_dim(node) % result.dim()
     if (
         window is not None
         and window.dim == dim

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from ..plan import Inputs, Partition, Region, Slot
 from ..policy import ESTIMATOR, GATE, FollowingEstimator, setting_slot, settings_of
-from . import control, values
+from . import control, strides, values
 from .emit import Emitter, memory_of
 from .measure import Policy, Told, measure, stand_in
 from .slots import StreamSlots, Updates, check_names
@@ -147,7 +147,10 @@ class Step:
             y = stand_in(emitter, self.policy, told, slots, x, gamma, anchors, dtype)
             if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
                 y = emitter.graph.call_method("clone", (y,))
-            emitter.replace(stream.y, emitter.graph.call_method("to", (y, dtype)))
+            y = emitter.graph.call_method("to", (y, dtype))
+            if (order := strides.order_of(_tensor(stream.y), _tensor(stream.x))) is not None:
+                y = emitter.trace(strides.laid_out, y, order)
+            emitter.replace(stream.y, y)
         return self._epilogue(emitter)
 
     def _epilogue(self, emitter: Emitter) -> list[object]:

@@ -1,29 +1,65 @@
 """Finds the streams of a cut: where each value that leaves the deep region enters the trunk and leaves the probe.
 
-Requires: a region for every node. Ensures: x, h and y of one shape each, x from before the trunk, h from the probe, or
-x itself where there is no probe.
-Where a value is a part of a sequence that is never apart from its neighbour, x and h are slices of that sequence.
-Not handled: a value whose residual path leads nowhere, unless only one value of its shape goes from probe to deep;
-parts of sequences whose length is not fixed (the whole is taken).
+Requires: a region for every node. Ensures: x, h and y of one shape each, with every element at the same place; x from
+before the trunk, h from the probe, or x itself where there is no probe.
+Where a value is a part of a sequence that is never apart from its neighbour, x and h are slices of that sequence; where
+it was joined of several, each of them is a stream; where the blocks change layout or order, x and h are brought into
+that of y.
+Not handled: a value whose residual path leads nowhere, unless the form of the blocks tells its counterparts or only one
+value of its shape goes from probe to deep; parts of sequences whose length is not fixed (the whole is taken).
 """
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import UnsupportedGraphError
-from ..plan import Region, Stream
-from . import values
+from ..plan import Region, Stream, Trunk
+from . import effects, values
 from .dataflow import Dataflow
-from .residual_path import Step, residual_steps
+from .joins import parts_of
+from .latents import latents
+from .layout import CONCATENATIONS, Window, is_counted, is_like, size_of, traced_back
+from .links import links
+from .parts import joined_again, part_of, real
+from .replay import replay, why_not_replayable
+from .residual_path import Path, Step, Trail, residual_path, residual_walk
+
+_SHUFFLES = {"roll", "index_select", "gather", "flip", "take_along_dim"}
 
 
-def find_streams(flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[Stream, ...]:
-    """One stream for each value that leaves the deep region, the denoised one first; may add slices to the graph.
+class NoCounterpartError(UnsupportedGraphError):
+    """Of what leaves the deep region it is not known where it enters the trunk or leaves the probe."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value stands in an earlier one."""
+
+    node: fx.Node
+    window: Window | None  # which part of the node; None: all of it
+    path: Path | None = None  # from the value back to the node, where it has to be brought into order; None: it is
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A value that leaves the deep region, or a part of one, and its counterparts."""
+
+    y: fx.Node
+    part: Window | None
+    x: _Place
+    h: _Place
+
+
+def find_streams(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[fx.Node, Region]) -> tuple[Stream, ...]:
+    """One stream for each value that leaves the deep region, the denoised one first; may add nodes to the graph.
 
     Raises UnsupportedGraphError for a value that has no counterpart in the probe or before the trunk.
     """
@@ -34,122 +70,179 @@ def find_streams(flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[Stream
     ]
     if not results:
         raise UnsupportedGraphError("partition", "nothing after the trunk reads the deep blocks' result")
-    from_latents = flow.downstream(_latents(flow))
+    search = _Search(flow, trunk, probe_depth, regions, flow.downstream(latents(flow)))
     # All are found before the graph is touched.
-    found = [(_places(result, flow, regions, from_latents), result) for result in results]
-    streams = [Stream(x=_part(x, regions), h=_part(h, regions), y=y) for (x, h), y in found]
-    denoised = {y for (x, _), y in found if x[0] in from_latents}
+    found = {y: search.counterparts(y) for y in results}
+    streams: list[tuple[bool, Stream]] = []
+    for y, parts in found.items():
+        nodes = [part_of(y, part.part, regions) for part in parts]
+        if len(parts) > 1:
+            first = parts[0].part
+            assert first is not None
+            joined_again(y, nodes, first.dim, regions)
+        for part, node in zip(parts, nodes, strict=True):
+            x, h = search.emitted(part.x), search.emitted(part.h)
+            stream = Stream(x=real(x, regions), h=real(h, regions), y=real(node, regions))
+            streams.append((part.x.node in search.from_latents, stream))
 
-    def rank(stream: Stream) -> tuple[bool, int]:
+    def rank(item: tuple[bool, Stream]) -> tuple[bool, int]:
         """What is made from the latents is denoised; of several the largest is first."""
-        recorded = values.tensor(stream.x)
+        recorded = values.tensor(item[1].x)
         size = torch.Size(values.shape_hint(recorded)).numel() if recorded is not None else 0
-        return stream.y not in denoised, -size
+        return not item[0], -size
 
-    return tuple(sorted(streams, key=rank))
-
-
-def _latents(flow: Dataflow) -> list[fx.Node]:
-    """The inputs that look like what is denoised: for each output those of its shape, or of the same but for one
-    dimension (more channels go in than come out, say); where there are none, the largest input.
-    """
-    passed = {
-        node: recorded
-        for node in flow.order
-        if node.op == "placeholder"
-        and not values.is_weight(node)
-        and (recorded := values.tensor(node)) is not None
-        and recorded.is_floating_point()
-    }
-    alike: list[fx.Node] = []
-    for output in flow.needs(flow.order[-1]):
-        differing = {node: _differing(node, output) for node in passed}
-        least = min((count for count in differing.values() if count is not None), default=2)
-        alike += [node for node in passed if differing[node] == least < 2]
-    return alike or sorted(passed, key=lambda node: torch.Size(values.shape_hint(passed[node])).numel())[-1:]
+    return tuple(stream for _, stream in sorted(streams, key=rank))
 
 
-def _differing(node: fx.Node, other: fx.Node) -> int | None:
-    """In how many dimensions two tensors of one rank differ; None where the rank differs."""
-    mine, theirs = values.size_text(node), values.size_text(other)
-    if mine is None or theirs is None or len(mine) != len(theirs):
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What the counterparts of a deep result are looked for in."""
+
+    flow: Dataflow
+    trunk: Trunk
+    probe_depth: int
+    regions: dict[fx.Node, Region]
+    from_latents: set[fx.Node]
+
+    def counterparts(self, y: fx.Node) -> list[_Found]:
+        """Those of a result; of one that was joined of several and has none itself, those of each part."""
+        recorded = values.tensor(y)
+        if recorded is None or not (recorded.is_floating_point() or recorded.is_complex()):
+            kind = "no tensor" if recorded is None else f"of {recorded.dtype}"
+            raise UnsupportedGraphError(
+                "partition",
+                f"the deep region's result `{y.name}` is {kind}, of which there is no estimate "
+                f"({values.source_line(y)})",
+            )
+        self._check_order(y)
+        try:
+            return [self._found(y, None)]
+        except NoCounterpartError:
+            with suppress(NoCounterpartError):
+                if parts := parts_of(y, self.regions):
+                    return [self._found(y, part) for part in parts]
+            if (found := self._by_form(y)) is not None:
+                return [found]
+            raise
+
+    def emitted(self, place: _Place) -> fx.Node:
+        """The value at a place, in the order of y; adds to the graph what it takes."""
+        if place.path is None:
+            return part_of(place.node, place.window, self.regions)
+        return replay(place.path, place.window, self.flow, self.regions)
+
+    def _found(self, y: fx.Node, part: Window | None) -> _Found:
+        if Region.PROBE not in self.regions.values():  # what enters the trunk is all that is known of a step
+            entered = self._place(y, part, (y,), self._is_before, latents=True)
+            if entered is None:
+                raise self._no_counterpart(y, "where the trunk starts")
+            return _Found(y, part, entered[0], entered[0])
+        left = self._place(y, part, (y,), self._is_probe, latents=False)
+        if left is None and part is None and (only := self._only_candidate(y)) is not None:
+            left = _Place(only, None), (only,)
+        if left is None:
+            raise self._no_counterpart(y, "in the probe's results")
+        entered = self._place(y, part, left[1], self._is_before, latents=True)
+        if entered is None:
+            raise self._no_counterpart(y, "where the trunk starts")
+        return _Found(y, part, entered[0], left[0])
+
+    def _place(
+        self, y: fx.Node, part: Window | None, so_far: Path, is_there: Callable[[fx.Node], bool], latents: bool
+    ) -> tuple[_Place, Path] | None:
+        """Where a part of y stands in an earlier value that `is_there`, and the path from y to it.
+
+        The search goes on from the end of a path that leads back from y. With `latents` a value that is made from them
+        comes before any other: a block may add a condition as it is, `x + project(pose)`.
+        """
+        places: dict[fx.Node, Window | None] = {}
+
+        def stands(step: Step, trail: Trail) -> bool:
+            if not is_there(step[0]):
+                return False
+            found = self._stands(y, part, (*so_far[:-1], *trail()), step)
+            if found is not False:
+                places[step[0]] = found if isinstance(found, Window) else None
+            return found is not False
+
+        def stands_denoised(step: Step, trail: Trail) -> bool:
+            return step[0] in self.from_latents and stands(step, trail)
+
+        def can_be_brought(step: Step, trail: Trail) -> bool:
+            path = (*so_far[:-1], *trail())
+            if not is_there(step[0]) or values.tensor(step[0]) is None or is_counted(path):
+                return False
+            return why_not_replayable(path, part, self.flow, self.regions) is None
+
+        here = traced_back(so_far, part) if not is_counted(so_far) else False
+        start = (so_far[-1], here if isinstance(here, Window) else part if len(so_far) == 1 else None)
+        found = residual_walk(start, stands, stands_denoised if latents else None)
+        if found is not None:
+            (node, _), trail = found
+            return _Place(node, places[node]), (*so_far[:-1], *trail)
+        found = residual_walk(start, can_be_brought)
+        if found is None:
+            return None
+        (node, _), trail = found
+        path = (*so_far[:-1], *trail)
+        return _Place(node, part, path), path
+
+    def _check_order(self, y: fx.Node) -> None:
+        """Raises UnsupportedGraphError where y's tokens came out of the probe in another order that cannot be followed.
+
+        The form of the blocks says nothing of that.
+        """
+
+        def shuffled(step: Step, trail: Trail) -> bool:
+            came_from = self._is_probe(step[0]) and values.same_size(step[0], y)
+            names = {effects.name(node) for node in trail()} if came_from else set()
+            return bool(names & _SHUFFLES) and not names & CONCATENATIONS  # parts are looked at one by one
+
+        found = residual_walk((y, None), shuffled)
+        reason = why_not_replayable(found[1], None, self.flow, self.regions) if found is not None else None
+        if reason is not None:
+            raise UnsupportedGraphError("partition", reason)
+
+    def _stands(self, y: fx.Node, part: Window | None, path: Path, step: Step) -> Window | bool:
+        """Where y, or a part of it, stands in a node, every element at its place; False where it does not."""
+        if is_counted(path):  # of which no point can be followed: the sizes and the order of joining have to do
+            window = step[1]
+            known = not any(effects.name(node) in _SHUFFLES for node in path)
+            return (window or True) if known and is_like(step, y) else False
+        found = traced_back(path, part)
+        if found is True:
+            return size_of(y, part) == values.size_text(step[0])
+        return found if found and is_like((step[0], found), y, part) else False
+
+    def _is_probe(self, node: fx.Node) -> bool:
+        return self.regions.get(node) is Region.PROBE
+
+    def _is_before(self, node: fx.Node) -> bool:
+        return node.op in ("placeholder", "get_attr") or self.regions.get(node) is Region.PROLOGUE
+
+    def _by_form(self, y: fx.Node) -> _Found | None:
+        """The counterparts of a result that a block hands on in whatever way, by the form of the blocks."""
+        for link in links(self.trunk):
+            path = residual_path(y, partial(operator.is_, link.exit))
+            if path is None or (y is not link.exit and self._stands(y, None, path, (path[-1], None)) is not True):
+                continue
+            x, h = link.entries[0], link.entries[self.probe_depth]
+            if self._is_before(x) and (self._is_probe(h) or not self.probe_depth):
+                return _Found(y, None, _Place(x, None), _Place(h, None))
         return None
-    return sum(a != b for a, b in zip(mine, theirs, strict=True))
 
+    def _only_candidate(self, y: fx.Node) -> fx.Node | None:
+        """The only value of y's shape that goes from the probe to the deep blocks: for trunks with no residual path."""
+        found = [
+            node
+            for node in self.flow.order
+            if self._is_probe(node)
+            and values.same_size(node, y)
+            and any(self.regions.get(user) is Region.DEEP for user in node.users)
+        ]
+        return found[0] if len(found) == 1 else None
 
-def _places(
-    y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region], from_latents: set[fx.Node]
-) -> tuple[Step, Step]:
-    """Where y's values stand when they enter the trunk and when they leave the probe: (x, h).
-
-    Each is a value of y's size, or the part of one: of text and image in one sequence the image, if y is that.
-    """
-
-    def leaves_probe(step: Step) -> bool:
-        return regions.get(step[0]) is Region.PROBE and _is_like(step, y)
-
-    def before_trunk(step: Step) -> bool:
-        above = step[0].op in ("placeholder", "get_attr") or regions.get(step[0]) is Region.PROLOGUE
-        return above and _is_like(step, y)
-
-    def denoised(step: Step) -> bool:
-        # A block may add a condition as it is: `x + project(pose)`.
-        return before_trunk(step) and step[0] in from_latents
-
-    if Region.PROBE in regions.values():
-        down = residual_steps((y, None), leaves_probe) or _only_candidate(y, flow, regions)
-        up = residual_steps(down[-1], before_trunk, denoised) if down is not None else None
-    else:  # no block is a probe: what enters the trunk is all that is known of a step
-        down = up = residual_steps((y, None), before_trunk, denoised)
-    if down is None or up is None:
-        in_probe = down is None and Region.PROBE in regions.values()
-        missing = "in the probe's results" if in_probe else "where the trunk starts"
-        shape = tuple(values.size_text(y) or ())
-        raise UnsupportedGraphError(
-            "partition",
-            f"the deep region's result `{y.name}` of shape ({', '.join(shape)}) has no counterpart {missing} "
-            f"({values.source_line(y)})",
-        )
-    return up[-1], down[-1]
-
-
-def _is_like(step: Step, y: fx.Node) -> bool:
-    """Whether a value, or the part of it that is followed, has y's size. A part is known in numbers only."""
-    node, window = step
-    if window is None:
-        return values.same_size(node, y)
-    recorded = values.tensor(node)
-    if recorded is None or not isinstance(recorded.shape[window.dim], int):
-        return False  # under another size the part would stand elsewhere
-    size = list(values.size_text(node) or ())
-    size[window.dim] = str(window.length)
-    return tuple(size) == values.size_text(y)
-
-
-def _part(step: Step, regions: dict[fx.Node, Region]) -> fx.Node:
-    """The value of a step: the node, or a slice of it that is added to the graph."""
-    node, window = step
-    if window is None:
-        return node
-    recorded = values.tensor(node)
-    assert isinstance(recorded, FakeTensor)
-    assert window.length is not None
-    part = (*[slice(None)] * window.dim, slice(window.start, window.start + window.length))
-    last = node if node.op != "placeholder" else node.graph.find_nodes(op="placeholder")[-1]
-    with node.graph.inserting_after(last), recorded.fake_mode:
-        sliced = node.graph.call_function(operator.getitem, (node, part))
-        sliced.meta = {"example_value": recorded[part], "stack_trace": node.stack_trace}
-    regions[sliced] = regions.get(node, Region.PROLOGUE)
-    return sliced
-
-
-def _only_candidate(y: fx.Node, flow: Dataflow, regions: dict[fx.Node, Region]) -> tuple[Step, ...] | None:
-    """The only value of y's shape that goes from the probe to the deep blocks: for trunks with no residual path."""
-    found = [
-        node
-        for node in flow.order
-        if regions.get(node) is Region.PROBE
-        and values.same_size(node, y)
-        and any(regions.get(user) is Region.DEEP for user in node.users)
-    ]
-    return ((found[0], None),) if len(found) == 1 else None
+    def _no_counterpart(self, y: fx.Node, missing: str) -> NoCounterpartError:
+        shape = ", ".join(values.size_text(y) or ())
+        reason = f"the deep region's result `{y.name}` of shape ({shape}) has no counterpart {missing}"
+        return NoCounterpartError("partition", f"{reason} ({values.source_line(y)})")

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 
 from torch import fx
 
 from . import effects, values
+from .align import in_order
 from .dataflow import Dataflow
 
 _WINDOW = 6  # operations that are looked up together: single ones recur within a block
@@ -54,9 +54,13 @@ class _Kind:
     blocks: list[list[int]]  # grows at both ends
 
 
-def repeated_blocks(flow: Dataflow, is_block: Callable[[Nodes], bool]) -> list[list[Nodes]]:
-    """Lists of blocks of one form each, in graph order; `is_block` tells blocks from other repetitions."""
-    nodes = [n for n in flow.order if n.op.startswith("call_") and not effects.is_mode(n)]
+def repeated_blocks(
+    flow: Dataflow, is_block: Callable[[Nodes], bool], taken: Collection[fx.Node] = ()
+) -> list[list[Nodes]]:
+    """Lists of blocks of one form each, in graph order, of nodes that are not `taken`; `is_block` tells blocks from
+    other repetitions.
+    """
+    nodes = [n for n in flow.order if n.op.startswith("call_") and not effects.is_mode(n) and n not in taken]
     text = _as_numbers(nodes)
     free = list(text)  # a place that belongs to a block gets a number of its own
     kinds: list[_Kind] = []
@@ -214,14 +218,8 @@ def _next(text: list[int], kind: _Kind, here: int, share: float, forward: bool) 
     step = 1 if forward else -1
     places = range(here, here + 2 * step * len(kind.form), step)
     window = list(itertools.takewhile(lambda i: 0 <= i < len(text) and text[i] >= 0, places))
-    matches = _in_order(kind.form[::step], [text[i] for i in window])
+    matches = in_order(kind.form[::step], [text[i] for i in window])
     originals = (i if forward else len(kind.form) - 1 - i for i, _ in matches)
     if not matches or sum(i in kind.heavy for i in originals) < share * len(kind.heavy):
         return None
     return sorted(window[j] for _, j in matches)
-
-
-def _in_order(wanted: list[int], given: list[int]) -> list[tuple[int, int]]:
-    """Pairs of places (in `wanted`, in `given`) that hold the same, in order."""
-    blocks = SequenceMatcher(None, wanted, given, autojunk=False).get_matching_blocks()
-    return [(b.a + k, b.b + k) for b in blocks for k in range(b.size)]

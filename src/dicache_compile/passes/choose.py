@@ -1,0 +1,76 @@
+"""Takes of the chains of blocks that may be the trunk the one that can be cut and skips the most.
+
+The blocks of a ControlNet are as large as those that they control; but who cuts the controlled ones skips both. A chain
+that is refused gives way to another one only if that is about as large: a cut that skips next to nothing would hide the
+reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+
+from ..errors import UnsupportedGraphError
+from ..plan import Partition, Region, Trunk
+from .complete import completed
+from .dataflow import Dataflow
+from .partition import partition, regions_of, why_not_splittable
+from .streams import NoCounterpartError
+from .trunk import find_trunks, unnamed_trunks
+from .work import trunk_work, work
+
+
+def find_partition(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...], probe_depth: int) -> Partition:
+    """Cuts `gm` after the first `probe_depth` blocks of its trunk; `owners` names the containers of the blocks.
+
+    Raises UnsupportedGraphError, with the likeliest trunk's reason, where none can be cut.
+    """
+    trunks = list(find_trunks(gm, flow, owners))
+    found = _first(gm, flow, trunks, probe_depth)
+    if isinstance(found, Partition):
+        return found
+    if not owners:
+        least = max(map(trunk_work, trunks)) // 2
+        other = _first(gm, flow, [trunk for trunk in unnamed_trunks(flow) if trunk_work(trunk) >= least], probe_depth)
+        if isinstance(other, Partition):
+            return other
+    assert found is not None
+    raise found
+
+
+def _first(
+    gm: fx.GraphModule, flow: Dataflow, trunks: Sequence[Trunk], probe_depth: int
+) -> Partition | UnsupportedGraphError | None:
+    """The cut at the first of these trunks that can be cut, or the first one's refusal."""
+    sizes = {trunk: trunk_work(trunk) for trunk in trunks}
+    alike = [trunk for trunk in trunks if sizes[trunk] * 2 >= max(sizes.values())]
+    if len(alike) > 1:
+        alike.sort(key=lambda trunk: _skipped(flow, trunk, probe_depth), reverse=True)
+    refusal: UnsupportedGraphError | None = None
+    for trunk in alike:
+        # Where blocks are not all that carries the streams: fewer values leave them with what runs between them.
+        whole = Trunk(completed(trunk.blocks, flow, called=False))
+        for blocks in sorted((trunk, whole), key=lambda blocks: _leaving(flow, blocks, probe_depth)):
+            try:
+                return partition(gm, flow, blocks, probe_depth)
+            except NoCounterpartError as error:  # any other refusal is one of what the blocks do
+                refusal = refusal or error
+    return refusal
+
+
+def _skipped(flow: Dataflow, trunk: Trunk, probe_depth: int) -> int:
+    """About how much a reused step would not compute."""
+    if why_not_splittable(trunk, probe_depth):
+        return 0
+    regions = regions_of(flow, trunk, probe_depth)
+    return work(node for node, region in regions.items() if region is Region.DEEP)
+
+
+def _leaving(flow: Dataflow, trunk: Trunk, probe_depth: int) -> int:
+    """How many values go from the deep region to the epilogue."""
+    if why_not_splittable(trunk, probe_depth):
+        return 0
+    regions = regions_of(flow, trunk, probe_depth)
+    deep = (node for node, region in regions.items() if region is Region.DEEP)
+    return sum(any(regions.get(user) is not Region.DEEP for user in node.users) for node in deep)
