@@ -49,11 +49,11 @@ def skippable_share(partition: Partition, work: Work) -> float:
 def left_whole(partition: Partition, work: Work) -> tuple[Uncut, ...]:
     """The stacks beside the trunk that are as heavy, the heaviest first."""
     trunk = {node for block in partition.trunk.blocks for node in block.nodes}
-    beside: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+    beside: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for node, operations in work.items():
         outermost = next(iter(entries(node)), None)
         if outermost is not None and node not in trunk and partition.regions.get(node) is not Region.DEEP:
-            beside[outermost.owner][outermost.index] += operations
+            beside[outermost.owner][outermost.key] += operations
     total = sum(work.values())
     least = _COMPARABLE * sum(work.get(node, 0) for node in trunk)
     heavy = {owner: sum(parts.values()) for owner, parts in beside.items() if len(parts) > 1}

@@ -61,12 +61,12 @@ def _times_run(gm: fx.GraphModule) -> int:
     return max((min(map(len, indices.values())) for indices in lists.values() if len(indices) > 1), default=1)
 
 
-def _calls(gm: fx.GraphModule) -> dict[str, dict[int, set[str]]]:
-    """The lists around token-mixing nodes: owner -> index of an entry -> its calls."""
-    found: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+def _calls(gm: fx.GraphModule) -> dict[str, dict[str, set[str]]]:
+    """The lists around token-mixing nodes: owner -> key of an entry -> its calls."""
+    found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for node in filter(_mixes_tokens, gm.graph.nodes):
         for entry in entries(node):
-            found[entry.owner][entry.index].add(entry.call)
+            found[entry.owner][entry.key].add(entry.call)
     return found
 
 

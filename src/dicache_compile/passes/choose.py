@@ -7,17 +7,14 @@ reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import fx
 
-from ..errors import UnsupportedGraphError
 from ..plan import Partition, Region, Trunk
 from .complete import completed
 from .dataflow import Dataflow
 from .partition import partition, regions_of, why_not_splittable
 from .streams import NoCounterpartError
-from .trunk import find_trunks, unnamed_trunks
+from .trunk import find_trunks
 from .work import trunk_work, work
 
 
@@ -27,27 +24,11 @@ def find_partition(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...], 
     Raises UnsupportedGraphError, with the likeliest trunk's reason, where none can be cut.
     """
     trunks = list(find_trunks(gm, flow, owners))
-    found = _first(gm, flow, trunks, probe_depth)
-    if isinstance(found, Partition):
-        return found
-    if not owners:
-        least = max(map(trunk_work, trunks)) // 2
-        other = _first(gm, flow, [trunk for trunk in unnamed_trunks(flow) if trunk_work(trunk) >= least], probe_depth)
-        if isinstance(other, Partition):
-            return other
-    assert found is not None
-    raise found
-
-
-def _first(
-    gm: fx.GraphModule, flow: Dataflow, trunks: Sequence[Trunk], probe_depth: int
-) -> Partition | UnsupportedGraphError | None:
-    """The cut at the first of these trunks that can be cut, or the first one's refusal."""
     sizes = {trunk: trunk_work(trunk) for trunk in trunks}
     alike = [trunk for trunk in trunks if sizes[trunk] * 2 >= max(sizes.values())]
     if len(alike) > 1:
         alike.sort(key=lambda trunk: _skipped(flow, trunk, probe_depth), reverse=True)
-    refusal: UnsupportedGraphError | None = None
+    refusals: list[NoCounterpartError] = []
     for trunk in alike:
         # Where blocks are not all that carries the streams: fewer values leave them with what runs between them.
         whole = Trunk(completed(trunk.blocks, flow, called=False))
@@ -55,8 +36,8 @@ def _first(
             try:
                 return partition(gm, flow, blocks, probe_depth)
             except NoCounterpartError as error:  # any other refusal is one of what the blocks do
-                refusal = refusal or error
-    return refusal
+                refusals.append(error)
+    raise refusals[0]
 
 
 def _skipped(flow: Dataflow, trunk: Trunk, probe_depth: int) -> int:

@@ -37,7 +37,7 @@ def module_path(text: str) -> str:
 def entries(node: fx.Node) -> tuple[Entry, ...]:
     """The entries of containers around a node, outermost first; empty where the node has no module stack.
 
-    A container is a module that is not called itself, while something inside of it is; or one whose entries have numbers.
+    A container is a module that is not called itself, while something inside of it is, or one with numbered entries.
     """
     found: dict[tuple[str, str], Entry] = {}
     called: set[str] = set()

@@ -17,16 +17,10 @@ from ..plan import Trunk
 from .chains import Chain, chains
 from .dataflow import Dataflow
 from .latents import latents
+from .module_path import entries
 from .stacks import Stack, named_stacks, reached_blocks, unnamed_stacks
 from .turns import with_turns
 from .work import trunk_work, work
-
-
-def unnamed_trunks(flow: Dataflow) -> list[Trunk]:
-    """The same by the form of the graph alone, for where no trunk with names can be cut; empty if there are none."""
-    denoised = _denoised(flow)
-    found = [trunk for trunk in _trunks(unnamed_stacks(flow), flow) if _is_denoised(trunk, denoised)]
-    return sorted(found, key=trunk_work, reverse=True)
 
 
 def find_trunk(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ()) -> Trunk:
@@ -56,7 +50,8 @@ def find_trunks(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ()
         taken = {node for trunk in found for block in trunk.blocks for node in block.nodes}
         if unnamed := unnamed_stacks(flow, taken):
             found += _trunks([*stacks, *unnamed], flow)
-    if share(found) < 1 / 2:  # no names, or the same one for all, or names of the lesser part
+    if share(found) < 1 / 2 and not (found and _is_called_again(flow)):
+        # No names, one for all, or names of the lesser part. Of a loop around a model each step looks alike.
         found += _trunks(unnamed_stacks(flow), flow)
     if not found:
         raise UnsupportedGraphError("trunk", "no repeated transformer block found")
@@ -66,6 +61,10 @@ def find_trunks(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ()
         raise UnsupportedGraphError("trunk", f"only one transformer block found ({only}): nothing to skip")
     first = _is_denoised(found[0], denoised)
     yield from (trunk for trunk in found if len(trunk.blocks) > 1 and _is_denoised(trunk, denoised) is first)
+
+
+def _is_called_again(flow: Dataflow) -> bool:
+    return any(entry.call for node in flow.order for entry in entries(node))
 
 
 def _denoised(flow: Dataflow) -> set[fx.Node]:

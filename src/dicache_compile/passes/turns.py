@@ -24,7 +24,7 @@ def with_turns(stacks: list[Stack], flow: Dataflow) -> list[Stack]:
     left, found = list(stacks), list[Stack]()
     while left:
         first = left.pop(0)
-        alike = sorted((stack for stack in left if len(stack.blocks) == len(first.blocks) > 1), key=place)
+        alike = sorted((stack for stack in left if _alternate(first, stack, position)), key=place)
         for count in range(min(len(alike), _AT_MOST - 1), 0, -1):
             together = tuple(sorted((first, *alike[:count]), key=place))
             if any(stack.mixes_tokens for stack in together) and _take_turns(together, position):
@@ -33,6 +33,15 @@ def with_turns(stacks: list[Stack], flow: Dataflow) -> list[Stack]:
                 break
         found.append(first)
     return found
+
+
+def _alternate(one: Stack, other: Stack, position: dict[fx.Node, int]) -> bool:
+    """Whether the blocks of two stacks run one after the other, none within another."""
+    if len(one.blocks) != len(other.blocks) or len(one.blocks) < 2:
+        return False
+    first, second = sorted((one, other), key=lambda stack: position[stack.blocks[0].nodes[0]])
+    turns = [block.nodes for pair in zip(first.blocks, second.blocks, strict=True) for block in pair]
+    return all(position[here[-1]] < position[after[0]] for here, after in itertools.pairwise(turns))
 
 
 def _take_turns(stacks: tuple[Stack, ...], position: dict[fx.Node, int]) -> bool:
