@@ -114,13 +114,13 @@ def test_streams_that_come_back_for_another_generation_have_lost_nothing() -> No
 
 def test_as_many_streams_have_state_as_the_config_says() -> None:
     model = models.make(models.SingleStream)
-    call = compiled(model, max_streams=20, threshold=10.0)
+    call = compiled(model, max_streams=70, threshold=10.0)
     with torch.no_grad():
         for step in range(5):
-            for number in range(20):
+            for number in range(70):
                 with stream(str(number)):
                     call(*models.inputs(model, step, STEPS))
-    assert len(sessions_of(model)[-1].streams) == 20
+    assert len(sessions_of(model)[-1].streams) == 70
     for steps in summary(model).generations[-1].streams.values():
         assert [step.deep for step in steps] == [True] * 3 + [False] * 2
     with pytest.raises(ValueError, match="max_streams: expected at least 1"):

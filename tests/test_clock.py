@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, reset, stream, summary
+from dicache_compile import generation as announced
 from dicache_compile.errors import StepError
 from dicache_compile.runtime.clock import EarlierClock
 
@@ -62,6 +63,19 @@ def test_a_counted_generation_that_is_given_up_needs_a_reset() -> None:
     reset(model)
     assert all(torch.equal(a, b) for a, b in zip(generation(call, model), expected, strict=True))
     assert decisions(model)[-1] == "DDD...D..."
+
+
+def test_a_counted_generation_that_is_given_up_needs_no_reset_where_runs_are_announced() -> None:
+    model = models.make(Timeless)
+    call = compiled(model, streams=1, num_steps=STEPS)
+    expected = generation(call, model)
+    with announced():
+        generation(call, model, steps=5)
+    for _ in range(2):
+        with announced():
+            again = generation(call, model)
+        assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+    assert decisions(model) == ["DDD...D...", "DDD..", "DDD...D...", "DDD...D..."]
 
 
 def test_named_streams_are_counted_each_on_its_own() -> None:

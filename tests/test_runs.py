@@ -231,6 +231,41 @@ def test_guidance_that_is_switched_on_half_way_knows_which_step_it_is() -> None:
     assert [step.index for step in summary(model).generations[-1].streams["uncond"]] == list(range(4, STEPS))
 
 
+@pytest.mark.parametrize("times", [IN_BFLOAT16, HEUN], ids=["bfloat16", "heun"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_unnamed_guidance_in_a_run_is_numbered_by_its_calls_in_a_step(times: list[float], alike: bool) -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=10.0, final_steps=1)
+    for _ in range(2):
+        with generation(num_steps=len(times)), torch.no_grad():
+            for step, time in enumerate(times):
+                latents, timestep, prompt = models.inputs(model, step, len(times))
+                for sign in (1, 1 if alike else -1):  # the negative prompt may be the same
+                    call(latents, torch.full_like(timestep, time), sign * prompt)
+        found = summary(model).generations[-1].streams
+        assert {name: [step.index for step in steps] for name, steps in found.items()} == {
+            name: list(range(len(times))) for name in ("0", "1")
+        }
+        assert len(set(decisions(model).values())) == 1
+
+
+def test_an_unnamed_call_that_failed_in_a_run_is_made_again_as_the_same_stream() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=10.0)
+    with generation(), torch.no_grad():
+        for step in range(5):
+            for sign in (1, -1):
+                latents, timestep, prompt = models.inputs(model, step, STEPS)
+                if (step, sign) == (3, 1):
+                    log = sessions_of(model)[-1].streams["0"].tensors["log"]
+                    log.resize_(0)  # the next step of it fails half-way
+                    with pytest.raises((RuntimeError, IndexError)):
+                        call(latents, timestep, prompt)
+                    del sessions_of(model)[-1].history["0"]
+                call(latents, timestep, sign * prompt)
+    assert set(sessions_of(model)[-1].history) == {"0", "1"}
+
+
 def test_a_stream_that_failed_in_a_run_goes_on_counting() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, threshold=10.0, final_steps=1)

@@ -87,6 +87,7 @@ class Inputs:
     timestep: fx.Node | None  # None: it is told from outside of the graph, by the slot "clock"
     conditions: tuple[fx.Node, ...]  # what else the caller passes and the probe's part reads, but for the latents
     weights: tuple[fx.Node, ...]  # parameters, buffers and other tensors of modules
+    latents: fx.Node | None = None  # what is denoised, and so changes on every step; None: it cannot be told
 
 
 @dataclass(frozen=True, slots=True)

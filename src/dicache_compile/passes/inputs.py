@@ -30,7 +30,7 @@ def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None
     others = [n for n in from_caller if n is not timestep and n in reads and _is_summable(n)]
     latents = _latents(flow, partition, others)
     conditions = tuple(n for n in others if n is not latents and not _is_like_a_timestep(n, timestep, partition))
-    return Inputs(timestep, conditions, weights)
+    return Inputs(timestep, conditions, weights, latents)
 
 
 def _latents(flow: Dataflow, partition: Partition, others: list[fx.Node]) -> fx.Node | None:

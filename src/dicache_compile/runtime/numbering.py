@@ -18,6 +18,7 @@ class Numbering:
     time: Tensor | None = None
     calls: list[Prompts] = field(default_factory=list)  # the prompts of this timestep's calls so far
     most: int = 0  # calls that a timestep has had, once one is done
+    latents: Tensor | None = None  # of this step's first call, inside a run
     # Timesteps for which stream "0" may still hold another request's anchors: what looked like a generation given up
     # may have been a second request with the same prompt. Its steps run deep until both anchors are its own.
     doubt: int = 0
@@ -34,17 +35,27 @@ class Numbering:
             self.calls, self.doubt = [], 3
         return self._take(prompts)
 
-    def next_of_run(self, time: Tensor, prompts: Prompts) -> str:
+    def next_of_run(self, time: Tensor, prompts: Prompts, latents: Tensor | None) -> str:
         """The same inside a run, where two steps in a row may have equal timesteps.
 
-        The step is over where it has had as many calls as one ever had and the first one's prompts come again.
+        A step is over where it has had as many calls as one ever had, and the first one's prompts come again with
+        other latents; those of a second call of guidance are the same.
         """
-        if self._same(time) and self.calls and len(self.calls) >= self.most and _equal(prompts, self.calls[0]):
-            self.most, self.calls = max(self.most, len(self.calls)), []
+        again = self._same(time) and bool(self.calls) and len(self.calls) >= self.most
+        if again and _equal(prompts, self.calls[0]) and self._has_moved(latents):
+            self.most, self.calls = len(self.calls), []
+        if not self.calls:
+            self.latents = latents.detach().clone() if latents is not None else None
         return self._take(prompts)
 
+    def _has_moved(self, latents: Tensor | None) -> bool:
+        """Whether the latents are others than those of the step's first call; where none are known, after one step."""
+        if latents is None or self.latents is None:
+            return self.most > 0
+        return latents.shape != self.latents.shape or not torch.equal(latents, self.latents)
+
     def reset(self) -> None:
-        self.time, self.calls, self.most, self.doubt = None, [], 0, 0
+        self.time, self.latents, self.calls, self.most, self.doubt = None, None, [], 0, 0
 
     def _same(self, time: Tensor) -> bool:
         """Whether this is still the timestep of the last call; notes it if not."""

@@ -96,7 +96,7 @@ class Session(Store):
 
     def drop(self, name: str) -> None:
         super().drop(name)
-        self.numbering.reset()
+        self._forget_numbers()
 
     def forget_ended(self) -> None:
         """The next call of every stream starts a generation, but for those of runs that last."""
@@ -109,7 +109,11 @@ class Session(Store):
     def reset(self) -> None:
         """Forgets the state of every stream, and frees it and what was captured for it."""
         self.clear()
-        self.numbering.reset()
+        self._forget_numbers()
+
+    def _forget_numbers(self) -> None:
+        for numbering in (self.numbering, *(lane.numbering for lane in self._lanes.values())):
+            numbering.reset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

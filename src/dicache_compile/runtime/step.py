@@ -33,6 +33,7 @@ class Places:
 
     conditions: tuple[int, ...]
     names: tuple[str, ...]  # of the conditions
+    latents: int | None  # what is denoised
     weight: int | None  # a weight of the deep blocks, by which a call's model is known
 
 
@@ -113,7 +114,8 @@ class CompiledStep:
             return in_request(SINGLE), 0
         prompts = tuple(inputs[place] for place in self.places.conditions)
         if run is not None:
-            return in_request(session.lane(run).numbering.next_of_run(time, prompts)), 0
+            latents = inputs[self.places.latents] if self.places.latents is not None else None
+            return in_request(session.lane(run).numbering.next_of_run(time, prompts, latents)), 0
         name = session.numbering.next(time, prompts, lambda: _at_start(session))
         return name, ANCHORS_OF_ITS_OWN if session.numbering.doubt else 0
 

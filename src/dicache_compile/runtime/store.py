@@ -16,7 +16,7 @@ from .state import KEPT, Key, Layout, StreamState
 from .streams import request_of
 
 MAX_RESTING = 4  # states with captures that are kept for streams which now have another shape
-MAX_HISTORIES = 64  # streams whose record is kept
+MAX_HISTORIES = 64  # streams whose record is kept, unless more have state
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Store:
             self.history[name].tensors = {kept: found.tensors[kept] for kept in KEPT}
             while len(self.streams) > self.limit:
                 self._give_way()
-            while len(self.history) > MAX_HISTORIES:
+            while len(self.history) > max(MAX_HISTORIES, self.limit):
                 self.history.popitem(last=False)
         self.streams.move_to_end(name)
         self.history.move_to_end(name)
@@ -78,6 +78,7 @@ class Store:
         self._note_lost(name, state)
 
     def _note_lost(self, name: str, state: StreamState) -> None:
+        state.order()
         self.lost[name] = Lost(state.run, state.tensors["time"].clone(), state.tensors["direction"].clone())
         while len(self.lost) > MAX_HISTORIES:
             self.lost.popitem(last=False)
