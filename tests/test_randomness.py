@@ -11,6 +11,7 @@ from torch.distributions import Beta, Dirichlet, Gamma, Normal
 from torch.nn import functional
 
 from dicache_compile.errors import UnsupportedGraphError
+from dicache_compile.passes import effects
 from dicache_compile.passes.randomness import is_random
 
 from .graphs import Mixer, Tiny, captured, tiny_inputs
@@ -104,3 +105,21 @@ def test_looking_for_random_numbers_adds_no_guards() -> None:
     before = len(guards)
     assert not any(map(is_random, gm.graph.nodes))
     assert len(guards) == before
+
+
+def test_looking_for_randomness_switches_nothing_in_the_process() -> None:
+    class Scopes(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                x = torch.vmap(lambda row: torch.matmul(row, row))(x)
+            with torch.enable_grad():
+                return x * 2
+
+    graph, _ = captured(Scopes(), torch.ones(2, 3, 3))
+    names = [effects.name(node) for node in graph.graph.nodes]
+    assert {"_enter_autocast", "_exit_autocast", "_vmap_increment_nesting", "_set_grad_enabled"} <= set(names)
+    with torch.no_grad():
+        assert not any(is_random(node) for node in graph.graph.nodes)
+        assert not torch.is_autocast_enabled("cpu")
+        assert not torch.is_grad_enabled()
+        assert torch._C._functorch.maybe_current_level() is None

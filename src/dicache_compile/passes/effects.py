@@ -104,6 +104,11 @@ def is_mode(node: fx.Node) -> bool:
     return node.op == "call_function" and name(node) in _MODES
 
 
+def switches(node: fx.Node) -> bool:
+    """Whether running a node changes how others run after it, by its name: a mode, a level of `torch.vmap`."""
+    return is_mode(node) or name(node).startswith(("_enter_", "_exit_", "_set_", "set_")) or "_nesting" in name(node)
+
+
 def autocast_scopes(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     """For each node inside an autocast scope, the nodes that entered it, outermost first."""
     scopes: dict[fx.Node, tuple[fx.Node, ...]] = {}

@@ -15,7 +15,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from . import values
+from . import effects, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,8 @@ class Called:
 
 def called(node: fx.Node) -> list[Called]:
     """The operators that a node calls, in order. Adds no guards. Raises whatever running the node raises."""
+    if effects.switches(node):
+        return []  # it would stay switched in the user's process
     given: Any = fx.node.map_arg((node.args, node.kwargs), _traced)  # type: ignore[arg-type]
     args, kwargs = given
     call: Callable[..., Any] = node.target if callable(node.target) else getattr(args[0], node.target)
