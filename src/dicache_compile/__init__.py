@@ -7,7 +7,7 @@ from .backend import dicache_backend
 from .config import DiCacheConfig
 from .configure import configure
 from .explain import explain
-from .integrations.diffusers import install as _listen_to_diffusers
+from .integrations import listen as _listen
 from .reset import reset
 from .runtime.generation import generation
 from .runtime.streams import stream
@@ -16,4 +16,4 @@ from .summary import summary
 __all__ = ["DiCacheConfig", "configure", "dicache_backend", "explain", "generation", "reset", "stream", "summary"]
 
 # Here, not in the backend: the first call of a pipeline's first generation already has a name.
-_listen_to_diffusers()
+_listen()

@@ -8,15 +8,15 @@ tell the runtime; what they did they still do.
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from ..runtime.runs import Position, Run, at, begin_run, end_runs_of
+from ..runtime.runs import Position, at, end_runs_of
 from ..runtime.session import forget_ended
-from ..runtime.streams import current_request, pipeline_stream
+from ..runtime.streams import pipeline_stream
+from .bars import announce
 from .imports import when_imported
 
 _MARK = "_dicache_wrapped"
@@ -82,20 +82,3 @@ def _wrap_pipelines(module: ModuleType) -> None:
 
     pipeline.progress_bar, pipeline.maybe_free_model_hooks = begun, done
     setattr(pipeline, _MARK, True)
-
-
-def announce(bar: Any, steps: int | None, by: object) -> Run:
-    """Begins a run that ends when a progress bar is closed, or is gone, as it also is after an exception."""
-    run = begin_run(steps, current_request(), by=by)
-    weakref.finalize(bar, run.end).atexit = False
-    with suppress(AttributeError):  # a bar of another kind, that takes no attributes
-        bar.close = functools.partial(_close, weakref.ref(bar), run)
-    return run
-
-
-def _close(bar: weakref.ref[Any], run: Run) -> None:
-    run.end()
-    # By way of a weak reference, as a bar that held itself would be freed, and its run ended, at some later time.
-    alive = bar()
-    if alive is not None:
-        type(alive).close(alive)
