@@ -243,3 +243,20 @@ def test_an_error_of_a_process_that_compiles_kernels_is_told_by_its_last_line(mo
     call = compiled(model, lowering="inductor", strict=True)
     with torch.no_grad(), pytest.raises(Exception, match="part of the cut graph: ValueError: a number is out of range"):
         call(*models.inputs(model, 0, STEPS))
+
+
+def test_whatever_error_a_piece_does_not_compile_with_the_model_runs_uncached(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tried = compile_fx.compile_fx, []
+
+    def failing_once(*args: Any, **kwargs: Any) -> Any:
+        tried.append(args)
+        if len(tried) == 1:
+            raise ValueError("Cannot view a tensor with these strides\nand more")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(compile_fx, "compile_fx", failing_once)
+    model = models.make(models.SingleStream, depth=2)
+    call = compiled(model, lowering="inductor", strict=False)
+    with torch.no_grad(), pytest.warns(UncachedWarning, match="cut graph: ValueError: Cannot view a tensor"):
+        call(*models.inputs(model, 0, STEPS))
+    assert len(tried) == 2  # a piece, and the model as it was

@@ -232,6 +232,14 @@ class Flattened(models.SingleStream):
         return self.unembed(carried["x"].view(-1, self.width)).view(*carried["x"].shape[:2], -1)
 
 
+class ChannelsFirst(models.SingleStream):
+    """What enters the trunk lies in memory with its channels first, and so does all that the blocks carry."""
+
+    def enter(self, *arguments: Any) -> Carried:
+        carried = super().enter(*arguments)
+        return {**carried, "x": carried["x"].transpose(1, 2).contiguous().transpose(1, 2)}
+
+
 class Reshaped(Flattened):
     """The same for any layout, which the oracle needs."""
 

@@ -10,6 +10,7 @@ import gc
 import math
 import weakref
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dicache_compile import DiCacheConfig, dicache_backend, reset, summary
+from dicache_compile import DiCacheConfig, dicache_backend, generation, reset, summary
 
 diffusers = pytest.importorskip("diffusers", reason="the models are diffusers'")
 given = pytest.importorskip("zoo.given", reason="the models' sizes and calls are the zoo's")
@@ -213,16 +214,20 @@ def test_controlnet_residuals_inside_the_probe_start_no_generation() -> None:
     assert len(summary(model).generations) == 1
 
 
-def test_a_controlnet_that_ends_in_mid_generation_begins_anew_without_it() -> None:
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_controlnet_that_begins_or_ends_in_mid_generation_leaves_no_anchors(announced: bool) -> None:
+    """Where the run is announced it goes on, and its steps are counted on."""
     model = build("flux")
     call = compiled(model)
-    assert_follows(call, model, flux_residuals(2, 1), steps=range(3))
-    with torch.no_grad():
-        for step in range(3, STEPS):
-            arguments = at("flux")(step)
-            ours, plain = call(**arguments)[0], model(**arguments)[0]
-            assert torch.equal(ours, plain) == (PATTERN[step - 3] == "D")
-    assert (marks(model, 0), marks(model, 1)) == (PATTERN[:3], PATTERN[:3])
+    expected = "DDD.D." if announced else "DDDD.D"  # in a run that goes on, one anchor is enough after the first
+    for before, after in ((flux_residuals(2, 1), at("flux")), (at("flux"), flux_residuals(2, 1))):
+        with torch.no_grad(), generation(num_steps=STEPS) if announced else nullcontext():
+            for step in range(STEPS):
+                arguments = before(step) if step < 2 else after(step)
+                ours, plain = call(**arguments)[0], model(**arguments)[0]
+                assert torch.equal(ours, plain) == (expected[step] == "D")
+    runs = [marks(model, i) for i in range(len(summary(model).generations))]
+    assert runs == ([expected] if announced else [expected[:2], expected[2:]]) * 2
 
 
 def test_the_residuals_of_another_model_family_too() -> None:

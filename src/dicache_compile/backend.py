@@ -157,6 +157,7 @@ def _places(found: Cut) -> Places:
     return Places(
         conditions=tuple(places[node] for node in found.inputs.conditions),
         names=tuple(input_name(node) for node in found.inputs.conditions),
+        arguments=frozenset(input_name(node) for node in found.placeholders if values.is_argument(node)),
         latents=places[found.inputs.latents] if found.inputs.latents is not None else None,
         weight=places[weights[0]] if weights else None,
     )

@@ -43,7 +43,7 @@ class Lowering:
         record_fake_values(graph_module, examples, self._fake_mode())
         try:
             return lower_graph(graph_module, examples, self.settings)
-        except InductorError as error:  # seen where a size is a sum of several that depend on data
+        except Exception as error:  # whatever a piece does that AOTAutograd or Inductor cannot have
             raise UnsupportedGraphError(
                 "lowering",
                 f"Inductor cannot compile a part of the cut graph: {_in_one_line(error)}",
@@ -91,8 +91,10 @@ def lower_graph(gm: fx.GraphModule, examples: Sequence[object], settings: Mappin
     return compiled
 
 
-def _in_one_line(error: InductorError) -> str:
+def _in_one_line(error: Exception) -> str:
     """What went wrong. An error in one of the processes that compile kernels says it in the last line of its trace."""
+    if not isinstance(error, InductorError):
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     inner = error.inner_exception
     details = str(getattr(inner, "details", "")).strip()
     return details.splitlines()[-1].strip() if details else str(error).strip().partition("\n")[0]

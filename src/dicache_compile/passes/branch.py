@@ -19,12 +19,15 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._inductor import inductor_prims
 
 from ..plan import Branch, Inputs, Partition, Piece, Region
+from . import values
 from .emit import Emitter, write_back
 from .measure import Policy
 from .slots import Updates
 from .step import Step
+from .strides import is_plain
 
 __all__ = ["Policy", "build_branch"]
 
@@ -90,7 +93,9 @@ def _single(step: Step) -> Piece:
     known = {f"gamma.{i}": gamma for i, gamma in enumerate(gammas)}
     known |= {f"state.{name}": node for name, node in updates.items()}
     known |= {name: outer.read(nodes[name]) for name in names if name in nodes}
-    operands = [known[name] if name in known else outer.input(name) for name in names]
+    operands = [
+        _as_recorded(outer, nodes.get(name), known[name]) if name in known else outer.input(name) for name in names
+    ]
     modules = [outer.graph.get_attr(name) for name in ("estimate_branch", "deep_branch")]
     result = outer.graph.call_function(torch.ops.higher_order.cond, (reuse, *modules, tuple(operands)))
     parts = [outer.graph.call_function(operator.getitem, (result, i)) for i in range(len(chosen) + len(written))]
@@ -112,14 +117,27 @@ def _depends_on_branch(step: Step, node: object) -> bool:
 
 
 def _branch(emitter: Emitter, outputs: Sequence[Any], state: Updates) -> fx.GraphModule:
-    # Both branches must agree in strides, and an estimate is contiguous where a deep result may be a slice.
-    layout: dict[str, Any] = {"memory_format": torch.contiguous_format}
-    fresh = [emitter.graph.call_method("clone", (output,), layout) for output in outputs]
-    return emitter.module((*fresh, *state.values()))
+    return emitter.module((*(_fresh(emitter, output) for output in outputs), *state.values()))
 
 
 def _functional(step: Step, emitter: Emitter, updates: Updates) -> Updates:
     """New values as fresh tensors in the dtype of their slots."""
     dtypes = {slot.name: slot.dtype for slot in step.slots()}
     cast = {name: emitter.graph.call_method("to", (node, dtypes[name])) for name, node in updates.items()}
-    return {name: emitter.graph.call_method("clone", (node,)) for name, node in cast.items()}
+    return {name: _fresh(emitter, node) for name, node in cast.items()}
+
+
+def _as_recorded(emitter: Emitter, node: fx.Node | None, operand: fx.Node) -> fx.Node:
+    """An operand that lies in memory as the branches expect. Inductor may lay a value out as it likes, and does not
+    see to what the branches of a `cond` were traced with.
+    """
+    recorded = values.tensor(node) if node is not None else None
+    if recorded is None or is_plain(recorded):
+        return operand
+    strides = emitter.graph.call_method("stride", (operand,))
+    return emitter.graph.call_function(inductor_prims.force_stride_order, (operand, strides))
+
+
+def _fresh(emitter: Emitter, value: Any) -> fx.Node:
+    # Both branches must agree in strides: state and estimates are contiguous, what is deep may lie in any order.
+    return emitter.graph.call_method("clone", (value,), {"memory_format": torch.contiguous_format})

@@ -20,6 +20,11 @@ def order_of(y: Tensor, x: Tensor) -> tuple[int, ...] | None:
     return None if order == plain and _is_dense(x, plain) else order
 
 
+def is_plain(recorded: Tensor) -> bool:
+    """Whether a tensor is contiguous, as far as its hints tell."""
+    return _is_dense(recorded, range(recorded.dim()))
+
+
 def _is_dense(recorded: Tensor, order: Sequence[int]) -> bool:
     """Whether a tensor lies in memory without gaps, its dimensions one inside of the other in this order."""
     sizes, expected = values.shape_hint(recorded), 1

@@ -62,6 +62,11 @@ def is_recomputed(node: fx.Node) -> bool:
     return node.op.startswith("call_") and isinstance(value(node), (torch.SymFloat, torch.SymBool))
 
 
+def is_argument(node: fx.Node) -> bool:
+    """Whether a placeholder is a tensor that the caller passes, rather than a weight or a number."""
+    return tensor(node) is not None and not is_weight(node) and not (node.users and all(map(is_recomputed, node.users)))
+
+
 def hint(size: int | torch.SymInt) -> int | None:
     """A size as a number: for a symbolic one the size that it was traced with, if it has one."""
     if isinstance(size, int):

@@ -29,6 +29,7 @@ class Layout:
     slots: Sequence[Slot]  # in the graph's order
     shapes: Mapping[str, tuple[int, ...]]  # by slot
     conditions: tuple[str, ...]  # the names of the graph's conditions, in order
+    arguments: frozenset[str]  # the names of the tensors that the caller passes
 
     def form(self, slot: Slot) -> Form:
         of = self.conditions if slot.name in _OF_CONDITIONS else ()
@@ -71,6 +72,10 @@ class StreamState:
     @property
     def key(self) -> Key:
         return self._view.layout.key
+
+    @property
+    def arguments(self) -> frozenset[str]:
+        return self._view.layout.arguments
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:

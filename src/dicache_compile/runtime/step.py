@@ -33,6 +33,7 @@ class Places:
 
     conditions: tuple[int, ...]
     names: tuple[str, ...]  # of the conditions
+    arguments: frozenset[str]  # the names of all tensors that the caller passes
     latents: int | None  # what is denoised
     weight: int | None  # a weight of the deep blocks, by which a call's model is known
 
@@ -125,7 +126,8 @@ class CompiledStep:
         if found is None:
             if len(self.layouts) >= MAX_LAYOUTS:
                 self.layouts.clear()
-            found = Layout((self.number, key), self.slots, self.sizes.shapes(inputs), self.places.names)
+            shapes = self.sizes.shapes(inputs)
+            found = Layout((self.number, key), self.slots, shapes, self.places.names, self.places.arguments)
             self.layouts[key] = found
         return found
 

@@ -43,9 +43,13 @@ class Store:
         self._resting: OrderedDict[tuple[str, Key], None] = OrderedDict()
 
     def state(self, name: str, layout: Layout) -> tuple[StreamState, bool]:
-        """(the state of a stream, for this graph and shape; whether the anchors that it has serve them)."""
+        """(the state of a stream, for this graph and shape; whether the anchors that it has serve them).
+
+        They do not where tensors that the caller passes have come or gone, as the residuals of a ControlNet do.
+        """
         found, serves = self.streams.get(name), True
         if found is not None and found.key != layout.key:
+            serves = found.arguments == layout.arguments
             if found.tensors[KEPT[0]].device != layout.slots[0].device:
                 found = None
             elif not found.use(layout):
