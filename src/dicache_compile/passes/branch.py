@@ -27,7 +27,7 @@ from .emit import Emitter, write_back
 from .measure import Policy
 from .slots import Updates
 from .step import Step
-from .strides import is_plain
+from .strides import is_permuted
 
 __all__ = ["Policy", "build_branch"]
 
@@ -132,7 +132,7 @@ def _as_recorded(emitter: Emitter, node: fx.Node | None, operand: fx.Node) -> fx
     see to what the branches of a `cond` were traced with.
     """
     recorded = values.tensor(node) if node is not None else None
-    if recorded is None or is_plain(recorded):
+    if recorded is None or not is_permuted(recorded):
         return operand
     strides = emitter.graph.call_method("stride", (operand,))
     return emitter.graph.call_function(inductor_prims.force_stride_order, (operand, strides))

@@ -14,15 +14,19 @@ def order_of(y: Tensor, x: Tensor) -> tuple[int, ...] | None:
     estimate, which lies in memory as x does, already lies so.
     """
     plain = tuple(range(y.dim()))
-    strides = [values.hint(stride) or 1 for stride in y.stride()]
-    order = tuple(sorted(plain, key=lambda dim: (-strides[dim], dim)))
+    order = _descending(y)
     order = order if _is_dense(y, order) else plain
     return None if order == plain and _is_dense(x, plain) else order
 
 
-def is_plain(recorded: Tensor) -> bool:
-    """Whether a tensor is contiguous, as far as its hints tell."""
-    return _is_dense(recorded, range(recorded.dim()))
+def is_permuted(recorded: Tensor) -> bool:
+    """Whether a tensor lies in memory without gaps, but with its dimensions in another order."""
+    return not _is_dense(recorded, range(recorded.dim())) and _is_dense(recorded, _descending(recorded))
+
+
+def _descending(recorded: Tensor) -> tuple[int, ...]:
+    strides = [values.hint(stride) or 1 for stride in recorded.stride()]
+    return tuple(sorted(range(recorded.dim()), key=lambda dim: (-strides[dim], dim)))
 
 
 def _is_dense(recorded: Tensor, order: Sequence[int]) -> bool:
