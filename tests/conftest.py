@@ -15,12 +15,6 @@ from .recording_device import RecordingDevice
 torch.set_num_threads(1)
 
 
-def pytest_collection_finish() -> None:
-    """What was imported stays: a collection after each test need not go through half a million objects of it."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def _fresh_dynamo() -> Iterator[None]:
     """Each test compiles for itself, and no test's models are found by the next."""
@@ -29,6 +23,7 @@ def _fresh_dynamo() -> Iterator[None]:
     yield
     torch._dynamo.reset()
     gc.collect()
+    gc.freeze()  # what is left stays: the next collection need not go through the million objects of what was imported
 
 
 @pytest.fixture(autouse=True)

@@ -12,15 +12,21 @@ from torch import Tensor
 from dicache_compile import DiCacheConfig, dicache_backend, reset, stream, summary
 
 from . import models
+from .cells import cells
 from .models import Model
 from .plain_oracle import PlainDiCache
 
 ENGINES = ("calls", "cond", "graphs", "conditional")
 DTYPES = (torch.float32, torch.bfloat16)
+ERRORS = (("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2))  # and the estimate's order
 STEPS = 10
 each_engine = pytest.mark.parametrize("engine", ENGINES)
-each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 each_model = pytest.mark.parametrize("kind", models.ALL)
+
+
+KINDS = (models.Mixed, *(kind for kind in models.ALL if kind is not models.Mixed))  # first the one with most in it
+each_model_and_engine = cells("kind, engine", KINDS, ENGINES)
+each_model_engine_and_dtype = cells("kind, engine, dtype", KINDS, ENGINES, DTYPES)
 
 
 def compiled(model: Model, **config: Any) -> Any:
@@ -44,21 +50,17 @@ def assert_near(ours: list[Tensor], theirs: list[Tensor]) -> None:
         assert (a - b).abs().max().item() <= bound, f"step {step}"
 
 
-@each_engine
-@each_dtype
-@each_model
-def test_threshold_zero_is_bit_identical_to_the_model(kind: type[Model], dtype: torch.dtype, engine: str) -> None:
+@each_model_engine_and_dtype
+def test_threshold_zero_is_bit_identical_to_the_model(kind: type[Model], engine: str, dtype: torch.dtype) -> None:
     model = models.make(kind, dtype)
     ours = generate(compiled(model, threshold=0.0, engine=engine), model)
     for a, b in zip(ours, generate(model, model), strict=True):
         assert torch.equal(a, b)
 
 
-@each_engine
-@each_dtype
-@each_model
+@each_model_engine_and_dtype
 def test_reusing_all_runs_exactly_the_forced_steps_and_equals_the_oracle(
-    kind: type[Model], dtype: torch.dtype, engine: str
+    kind: type[Model], engine: str, dtype: torch.dtype
 ) -> None:
     model = models.make(kind, dtype)
     call = compiled(model, threshold=math.inf, max_consecutive_skips=None, warmup_steps=2, engine=engine)
@@ -98,13 +100,11 @@ def test_feedback_gives_back_in_every_generation_as_the_oracle(engine: str, shar
         assert oracle.deep == [step in (0, 2, 5, 6) for step in range(STEPS)]
 
 
-@each_engine
-@each_dtype
-@each_model
-@pytest.mark.parametrize(("error", "order"), [("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2)])
+@cells("kind, engine, dtype, errors", KINDS, ENGINES, DTYPES, ERRORS)
 def test_a_threshold_between_decides_and_estimates_as_the_oracle(
-    kind: type[Model], dtype: torch.dtype, engine: str, error: Any, order: Any
+    kind: type[Model], engine: str, dtype: torch.dtype, errors: tuple[Any, Any]
 ) -> None:
+    error, order = errors
     model = models.make(kind, dtype)
     dense = PlainDiCache(model, 0.0, error=error, order=order)
     generate(dense, model)
@@ -121,8 +121,7 @@ def test_a_threshold_between_decides_and_estimates_as_the_oracle(
         assert step.gamma == (pytest.approx(gamma, rel=1e-5) if gamma is not None else None)
 
 
-@pytest.mark.parametrize("depth", [0, 1, 2, 3, 4, 5])
-@each_model
+@cells("kind, depth", KINDS, (3, 0, 1, 2, 4, 5))
 def test_a_deeper_probe_measures_what_leaves_it(kind: type[Model], depth: int) -> None:
     model = models.make(kind, depth=6)
     call = compiled(model, threshold=math.inf, max_consecutive_skips=2, probe_depth=depth)
@@ -134,8 +133,7 @@ def test_a_deeper_probe_measures_what_leaves_it(kind: type[Model], depth: int) -
         assert step.gamma == (pytest.approx(gamma, rel=1e-5) if gamma is not None else None)
 
 
-@each_engine
-@each_model
+@each_model_and_engine
 def test_a_deep_step_after_probing_equals_the_uncached_step(kind: type[Model], engine: str) -> None:
     model = models.make(kind)
     call = compiled(model, threshold=math.inf, max_consecutive_skips=1, warmup_steps=2, engine=engine)
@@ -163,17 +161,16 @@ def test_no_block_runs_twice_and_every_block_runs_once(kind: type[Model]) -> Non
     assert attentions(branch.estimate.graph_module.graph) == 0
 
 
-@each_engine
-@each_model
+@each_model_and_engine
 def test_two_streams_side_by_side_equal_each_alone(kind: type[Model], engine: str) -> None:
     model = models.make(kind)
     config = {"threshold": 0.3, "engine": engine}
+    call = compiled(model, **config)
     alone = []
     for seed in (1, 2):
-        call = compiled(model, **config)
+        reset(model)
         alone.append(generate(call, model, seed=seed))
-        torch._dynamo.reset()
-    call = compiled(model, **config)
+    reset(model)
     for step in range(STEPS):
         for name, seed, expected in (("a", 1, alone[0]), ("b", 2, alone[1])):
             with torch.no_grad(), stream(name):
@@ -193,8 +190,7 @@ def test_two_models_never_meet(engine: str) -> None:
                 assert torch.equal(call(*models.inputs(model, step, STEPS)), expected[step])
 
 
-@each_engine
-@each_model
+@each_model_and_engine
 def test_the_same_seed_gives_the_same_result_twice(kind: type[Model], engine: str) -> None:
     model = models.make(kind)
     call = compiled(model, threshold=0.3, engine=engine)
@@ -214,18 +210,18 @@ def test_a_generation_after_another_prompt_is_as_if_it_were_the_first(engine: st
 
 
 @each_engine
-@pytest.mark.parametrize("done", range(1, STEPS))
 @pytest.mark.parametrize("seed", [5, 6], ids=["same prompt", "another prompt"])
-def test_an_abandoned_generation_leaves_nothing_for_the_next(engine: str, seed: int, done: int) -> None:
+def test_an_abandoned_generation_leaves_nothing_for_the_next(engine: str, seed: int) -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, threshold=0.3, engine=engine)
     expected = generate(call, model, seed=5)
-    reset(model)
-    with torch.no_grad():
-        for step in range(done):
-            call(*models.inputs(model, step, STEPS, seed=seed))
-    again = generate(call, model, seed=5)
-    assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True))
+    for done in range(1, STEPS):
+        reset(model)
+        with torch.no_grad():
+            for step in range(done):
+                call(*models.inputs(model, step, STEPS, seed=seed))
+        again = generate(call, model, seed=5)
+        assert all(torch.equal(a, b) for a, b in zip(expected, again, strict=True)), f"after {done} steps"
 
 
 def test_state_is_allocated_once_and_bounded() -> None:

@@ -279,19 +279,21 @@ def check(case: Case, how: str) -> None:
         assert graphs[place] - graphs[place - 1] <= (0 if size in case.sizes[:place] else 1)
 
 
-def cases(*names: str) -> Any:
-    return pytest.mark.parametrize("case", [pytest.param(CASES[name], id=name) for name in names])
+def cases(*names: str, exhaustive: Sequence[str] = ()) -> Any:
+    common = [pytest.param(CASES[name], id=name) for name in names]
+    others = [pytest.param(CASES[name], id=name, marks=pytest.mark.exhaustive) for name in exhaustive]
+    return pytest.mark.parametrize("case", [*common, *others])
 
 
 @cases(
-    "flux batch, prompt", "flux2", "chroma", "sd3", "wan", "dit", "qwenimage", "krea2",
-    "wild_pixart", "wild_video_dit", "wild_functional", "wild_uvit",
+    "flux batch, prompt", "flux2", "wan", "krea2", "wild_functional", "wild_uvit",
+    exhaustive=("chroma", "sd3", "dit", "qwenimage", "wild_pixart", "wild_video_dit"),
 )  # fmt: skip
 def test_dynamic_true_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
     check(case, "true")
 
 
-@cases("flux", "flux batch, prompt", "wan", "krea2 prompt", "wild_mmdit")
+@cases("flux batch, prompt", "krea2 prompt", "wild_mmdit", exhaustive=("flux", "wan"))
 def test_automatic_dynamic_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
     check(case, "automatic")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -83,9 +82,11 @@ def property_of(examples: int) -> Any:
     return settings(max_examples=examples, deadline=None, suppress_health_check=slow, derandomize=True)
 
 
-@pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
-@property_of(20)
-@given(case=cases())
+engines = st.sampled_from(["calls", "cond", "conditional"])
+
+
+@property_of(24)
+@given(engine=engines, case=cases())
 def test_threshold_zero_is_bit_identical(engine: str, case: Any) -> None:
     model, config, sizes = case
     ours = run(compiled(model, **{**config, "comparison": "<"}, threshold=0.0, engine=engine), model, sizes)
@@ -93,9 +94,8 @@ def test_threshold_zero_is_bit_identical(engine: str, case: Any) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
-@property_of(20)
-@given(case=cases())
+@property_of(24)
+@given(engine=engines, case=cases())
 def test_reusing_all_equals_the_oracle(engine: str, case: Any) -> None:
     model, config, sizes = case
     ours = run(compiled(model, **config, threshold=math.inf, engine=engine), model, sizes)
@@ -105,7 +105,7 @@ def test_reusing_all_equals_the_oracle(engine: str, case: Any) -> None:
     assert [step.deep for step in steps] == plain.deep
 
 
-@property_of(20)
+@property_of(12)
 @given(case=cases(), share=st.floats(0.2, 4))
 def test_the_pieces_equal_the_cond_graph_bit_for_bit(case: Any, share: float) -> None:
     model, config, sizes = case

@@ -14,8 +14,9 @@ from dicache_compile import DiCacheConfig, stream, summary
 from dicache_compile.runtime.session import sessions_of
 
 from . import models
+from .cells import cells
 from .plain_oracle import PlainDiCache
-from .test_contract import STEPS, assert_near, compiled, each_dtype, each_engine, each_model
+from .test_contract import DTYPES, ENGINES, KINDS, STEPS, assert_near, compiled, each_engine
 
 THRESHOLD = 0.12  # at which the second stream, whose latents move more, decides otherwise if left to itself
 
@@ -47,12 +48,9 @@ def decisions(model: models.Model, generation: int = -1) -> dict[str, str]:
     return {name: "".join(".D"[step.deep] for step in steps) for name, steps in streams.items()}
 
 
-@each_engine
-@each_dtype
-@each_model
-@pytest.mark.parametrize("error", ["probe", "estimate"])
+@cells("kind, engine, dtype, error", KINDS, ENGINES, DTYPES, ["probe", "estimate"])
 def test_the_second_stream_does_as_the_first_and_equals_the_oracle(
-    kind: type[models.Model], dtype: torch.dtype, engine: str, error: str
+    kind: type[models.Model], engine: str, dtype: torch.dtype, error: str
 ) -> None:
     model = models.make(kind, dtype)
     call = compiled(model, threshold=THRESHOLD, joint=True, error=error, engine=engine)

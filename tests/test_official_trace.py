@@ -13,11 +13,14 @@ from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, summary
 
+from .cells import cells
+
 diffusers = pytest.importorskip("diffusers", reason="the recorded model is diffusers'")
 
 FILE = Path(__file__).with_name("official") / "official_flux_trace.json"
 TRACE = json.loads(FILE.read_text())
 TENSORS = load_file(FILE.with_suffix(".safetensors"))
+CASES = {case["name"]: case for case in TRACE["cases"]}
 ERRORS = {"delta_y": "probe", "delta_minus": "probe_minus_input"}
 
 
@@ -55,9 +58,9 @@ def run(call: Any, case: dict[str, Any]) -> tuple[Tensor, Tensor, list[float]]:
     return velocity, latents, means
 
 
-@pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
-@pytest.mark.parametrize("case", TRACE["cases"], ids=lambda case: case["name"])
-def test_every_recorded_step_is_reproduced(case: dict[str, Any], engine: Any) -> None:
+@cells("name, engine", list(CASES), ["calls", "cond", "conditional"])
+def test_every_recorded_step_is_reproduced(name: str, engine: str) -> None:
+    case = CASES[name]
     model = recorded_model()
     options = {**rules(case).options(), "engine": engine}
     call = torch.compile(model, backend=dicache_backend, fullgraph=True, options=options)

@@ -16,22 +16,21 @@ from dicache_compile.policy import SlotSpec
 from dicache_compile.runtime.session import sessions_of
 
 from . import models
+from .cells import cells
 from .models import Model
 from .plain_oracle import PlainDiCache
-from .test_contract import assert_near, compiled, generate
+from .test_contract import DTYPES, KINDS, assert_near, compiled, generate
 from .test_plugins import Reuse
 
 STEPS = 10
 each_model = pytest.mark.parametrize("kind", models.ALL)
-each_engine = pytest.mark.parametrize("engine", ["calls", "conditional"])
+ENGINES = ("calls", "conditional")
+each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
-@each_engine
-@pytest.mark.parametrize("error", ["probe", "probe_minus_input"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@each_model
+@cells("kind, engine, dtype, error", KINDS, ENGINES, DTYPES, ["probe", "probe_minus_input"])
 def test_the_fused_operators_decide_and_estimate_as_the_oracle(
-    kind: type[Model], dtype: torch.dtype, error: Any, engine: str
+    kind: type[Model], engine: str, dtype: torch.dtype, error: Any
 ) -> None:
     model = models.make(kind, dtype)
     dense = PlainDiCache(model, 0.0, error=error)
@@ -76,9 +75,7 @@ def test_the_fused_operators_go_through_inductor() -> None:
     assert [step.deep for step in steps] == oracle.deep
 
 
-@pytest.mark.parametrize("kernels", ["inductor", "triton"])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
-@each_model
+@cells("kind, dtype, kernels", KINDS, [torch.float8_e4m3fn, torch.float8_e5m2], ["inductor", "triton"])
 def test_float8_state_moves_a_reused_step_by_no_more_than_its_rounding(
     kind: type[Model], dtype: torch.dtype, kernels: str
 ) -> None:
@@ -96,9 +93,7 @@ def test_float8_state_moves_a_reused_step_by_no_more_than_its_rounding(
     assert any((a - b).abs().max() > 0 for a, b in zip(ours, exact, strict=True))
 
 
-@pytest.mark.parametrize("kernels", ["inductor", "triton"])
-@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
-@each_model
+@cells("kind, dtype, kernels", KINDS, [torch.float8_e4m3fn, torch.float8_e5m2], ["inductor", "triton"])
 def test_float8_state_decides_as_state_in_the_streams_dtype(
     kind: type[Model], dtype: torch.dtype, kernels: str
 ) -> None:

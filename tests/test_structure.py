@@ -2,78 +2,19 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-import zoo
 from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
-from dicache_compile.errors import UnsupportedGraphError
-from dicache_compile.passes.dataflow import Dataflow
-from dicache_compile.passes.out_of_place import out_of_place
-from dicache_compile.passes.partition import partition
-from dicache_compile.passes.trunk import find_trunk
-from dicache_compile.plan import Region
-from zoo.entry import Entry
 
 from . import models
 from .graphs import captured
 from .plain_oracle import PlainDiCache
 from .test_contract import STEPS, generate
-
-ADAPTERS = "something is added after every block, and nothing but its name tells it from a part of the block"
-APART = {
-    "consisid": ADAPTERS,
-    "flux_controlnet": ADAPTERS,
-    "sd3_controlnet": ADAPTERS,
-    "sana_wm": "the last block is less than half of the others, so the epilogue begins before it",
-    "rfd4_proteina": "the last block ends otherwise than the others",
-    "motif_video_decoder": "without the last blocks, which have another form, the result has no counterpart",
-    "hunyuan_video_framepack": "sizes that depend on data leave the blocks as numbers",
-}
-
-
-def form(gm: fx.GraphModule, named: bool) -> tuple[list[tuple[str, ...]], set[str]]:
-    """The streams and the deep nodes of a graph, by the names of its modules or without them."""
-    copy = out_of_place(gm)
-    if not named:
-        for node in copy.graph.nodes:
-            node.meta.pop("nn_module_stack", None)
-    flow = Dataflow(copy.graph)
-    found = partition(copy, flow, find_trunk(copy, flow), 1)
-    streams = [(stream.x.name, stream.h.name, stream.y.name) for stream in found.streams]
-    return streams, {node.name for node in found.nodes(Region.DEEP)}
-
-
-def largest_graph(entry: Entry) -> fx.GraphModule:
-    graphs: list[fx.GraphModule] = []
-
-    def capture(gm: fx.GraphModule, examples: Any) -> Any:
-        graphs.append(gm)
-        return gm.forward
-
-    torch._dynamo.reset()
-    with torch.no_grad(), torch._dynamo.config.patch(**entry.dynamo):
-        torch.compile(entry.build(), backend=capture, fullgraph=entry.fullgraph)(**entry.call())
-    gc.collect()
-    return max(graphs, key=lambda gm: len(gm.graph.nodes))
-
-
-@pytest.mark.parametrize(
-    "entry", [e for e in zoo.entries().values() if e.trunk and not e.refused], ids=lambda e: e.name
-)
-def test_names_and_form_find_the_same_trunk(entry: Entry) -> None:
-    gm = largest_graph(entry)
-    named = form(gm, named=True)
-    try:
-        unnamed = form(gm, named=False)
-    except UnsupportedGraphError:
-        assert entry.name in APART
-        return
-    assert (unnamed == named) is (entry.name not in APART)
+from .unnamed import form
 
 
 @pytest.mark.parametrize("kind", models.ALL, ids=lambda kind: kind.__name__)

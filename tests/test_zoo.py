@@ -19,6 +19,7 @@ from dicache_compile.runtime.session import sessions_of
 from zoo.entry import STEPS, Entry
 
 from .hook_oracle import HookOracle
+from .unnamed import APART, form_agrees
 
 ENTRIES = zoo.entries()
 CACHED = [entry for entry in ENTRIES.values() if entry.refused is None]
@@ -35,11 +36,11 @@ class Compiled:
     """A model traced once and run under several configs: Dynamo's work is most of a test's time."""
 
     def __init__(self, model: nn.Module, entry: Entry, **configs: dict[str, Any]) -> None:
-        self.graphs = 0
+        self.graphs: list[fx.GraphModule] = []
         self.using = next(iter(configs))
 
         def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-            self.graphs += 1
+            self.graphs.append(gm)
             options = {k: DiCacheConfig(**entry.config, lowering="eager", **c).options() for k, c in configs.items()}
             steps = {name: dicache_backend(gm, examples, options=option) for name, option in options.items()}
             return lambda *inputs: steps[self.using](*inputs)
@@ -96,6 +97,10 @@ def test_a_model_is_cut_where_its_source_says_and_its_steps_are_those_of_the_ora
         if oracle is not None and index > 0:
             assert steps[index].error == pytest.approx(oracle.error, rel=1e-5)
     assert oracle is None or sorted(stream.shape for stream in found.streams) == sorted(oracle.shapes)
+
+    if entry.trunk:
+        largest = max(compiled.graphs, key=lambda gm: len(gm.graph.nodes))
+        assert form_agrees(largest) is (entry.name not in APART)
 
 
 @pytest.mark.parametrize("entry", [e for e in ENTRIES.values() if e.refused is not None], ids=by_name)

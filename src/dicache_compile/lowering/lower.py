@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.source import LocalSource
 from torch._inductor.exc import InductorError
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -44,6 +45,8 @@ class Lowering:
         try:
             return lower_graph(graph_module, examples, self.settings)
         except Exception as error:  # whatever a piece does that AOTAutograd or Inductor cannot have
+            if isinstance(error, TorchDynamoException) and not isinstance(error, InductorError):
+                raise  # not an error: has Dynamo trace the frame anew
             raise UnsupportedGraphError(
                 "lowering",
                 f"Inductor cannot compile a part of the cut graph: {_in_one_line(error)}",
