@@ -47,6 +47,18 @@ def test_a_model_that_is_offloaded_is_cached_in_each_documented_order(prepare: C
         assert marks(pipeline, name) == "DDD...D."
 
 
+def test_offloading_a_model_that_has_run_changes_no_result() -> None:
+    """Its next call is compiled anew, as several graphs; the timestep and the streams are the same in them."""
+    pipeline, arguments = flux()
+    pipeline.set_progress_bar_config(disable=True)
+    in_place(pipeline.transformer.requires_grad_(False))
+    before = run(pipeline, arguments)
+    offload(pipeline.transformer)
+    assert torch.equal(run(pipeline, arguments), before)
+    for name in ("cond", "uncond"):
+        assert marks(pipeline, name) == "DDD...D."
+
+
 def test_a_full_graph_in_place_cannot_be_had_of_a_model_that_is_offloaded() -> None:
     pipeline, arguments = flux()
     offload(pipeline.transformer)
