@@ -70,8 +70,7 @@ def test_reusing_all_runs_exactly_the_forced_steps_and_equals_the_oracle(
     assert [step.deep for step in steps] == oracle.deep == [True] * 2 + [False] * (STEPS - 2)
 
 
-@each_engine
-@pytest.mark.parametrize("probe_depth", [0, 1])
+@cells("engine, probe_depth", ENGINES, [1, 0])
 def test_deep_steps_and_no_limit_are_the_whole_schedule(engine: str, probe_depth: int) -> None:
     model = models.make(models.TwoStream)
     schedule: dict[str, Any] = {"deep_steps": (1, 3, 4, 7), "probe_depth": probe_depth, "order": 2}
@@ -84,9 +83,7 @@ def test_deep_steps_and_no_limit_are_the_whole_schedule(engine: str, probe_depth
     assert [step.forced for step in steps] == oracle.deep
 
 
-@each_engine
-@pytest.mark.parametrize("probe_depth", [0, 1])
-@pytest.mark.parametrize("share", [1.0, 0.4])
+@cells("engine, probe_depth, share", ENGINES, [1, 0], [0.4, 1.0])
 def test_feedback_gives_back_in_every_generation_as_the_oracle(engine: str, share: float, probe_depth: int) -> None:
     model = models.make(models.TwoStream)
     options: dict[str, Any] = {"probe_depth": probe_depth, "feedback": share, "gamma_range": (1.0, 4.0)}

@@ -286,14 +286,16 @@ def cases(*names: str, exhaustive: Sequence[str] = ()) -> Any:
 
 
 @cases(
-    "flux batch, prompt", "flux2", "wan", "krea2", "wild_functional", "wild_uvit",
-    exhaustive=("chroma", "sd3", "dit", "qwenimage", "wild_pixart", "wild_video_dit"),
+    "flux2", "wan", "krea2", "wild_uvit",
+    exhaustive=(
+        "flux batch, prompt", "chroma", "sd3", "dit", "qwenimage", "wild_pixart", "wild_video_dit", "wild_functional",
+    ),
 )  # fmt: skip
 def test_dynamic_true_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
     check(case, "true")
 
 
-@cases("flux batch, prompt", "krea2 prompt", "wild_mmdit", exhaustive=("flux", "wan"))
+@cases("flux batch, prompt", "wild_mmdit", exhaustive=("flux", "wan", "krea2 prompt"))
 def test_automatic_dynamic_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
     check(case, "automatic")
 

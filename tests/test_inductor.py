@@ -13,6 +13,7 @@ from dicache_compile import DiCacheConfig, dicache_backend, summary
 from dicache_compile.errors import UncachedWarning
 
 from . import models, test_forms
+from .cells import cells
 from .plain_oracle import PlainDiCache
 from .test_contract import generate
 
@@ -38,8 +39,7 @@ def in_float64(model: models.Model) -> list[Tensor]:
         ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("engine", ["calls", "cond"])
+@cells("engine, dtype", ["calls", "cond"], [torch.float32, torch.bfloat16])
 def test_threshold_zero_is_as_near_to_float64_as_plain_torch_compile(engine: str, dtype: torch.dtype) -> None:
     model = models.make(models.Mixed, dtype)
     exact = in_float64(model)

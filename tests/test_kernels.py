@@ -69,9 +69,10 @@ def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
 
 
 @needs_triton
-def test_what_inductor_makes_of_the_pieces_compiles_for_hopper(tmp_path: Path) -> None:
+def test_what_inductor_makes_of_the_pieces_compiles_for_hopper(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    chosen = ["-m", request.config.option.markexpr]
     options = {"TRITON_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    assert " passed" in run(["-m", "pytest", "--noconftest", "tests/inductor_triton.py"], **options)
+    assert " passed" in run(["-m", "pytest", "--noconftest", *chosen, "tests/inductor_triton.py"], **options)
 
 
 @pytest.mark.parametrize("stored", STORED, ids=str)

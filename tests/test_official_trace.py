@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dicache_compile import DiCacheConfig, dicache_backend, summary
+from dicache_compile import DiCacheConfig, summary
 
-from .cells import cells
+from .traced import Traced
 
 diffusers = pytest.importorskip("diffusers", reason="the recorded model is diffusers'")
 
@@ -31,7 +31,7 @@ def recorded_model() -> torch.nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def rules(case: dict[str, Any]) -> DiCacheConfig:
+def rules(case: dict[str, Any], engine: Any) -> DiCacheConfig:
     return DiCacheConfig.preset(
         "flux",
         threshold=case["threshold"],
@@ -40,6 +40,7 @@ def rules(case: dict[str, Any]) -> DiCacheConfig:
         probe_depth=case["probe_depth"],
         gamma_range=tuple(case["gamma_clip"]),
         num_steps=case["num_steps"],
+        engine=engine,
         lowering="eager",
         strict=True,
     )
@@ -58,25 +59,37 @@ def run(call: Any, case: dict[str, Any]) -> tuple[Tensor, Tensor, list[float]]:
     return velocity, latents, means
 
 
-@cells("name, engine", list(CASES), ["calls", "cond", "conditional"])
-def test_every_recorded_step_is_reproduced(name: str, engine: str) -> None:
-    case = CASES[name]
-    model = recorded_model()
-    options = {**rules(case).options(), "engine": engine}
-    call = torch.compile(model, backend=dicache_backend, fullgraph=True, options=options)
-    velocity, latents, means = run(call, case)
+FIRST, *OTHERS = CASES
 
+
+@pytest.mark.parametrize(
+    ("engine", "names"),
+    [
+        ("calls", [FIRST, *OTHERS]),
+        *((engine, [FIRST]) for engine in ("cond", "conditional")),
+        *(pytest.param(engine, OTHERS, marks=pytest.mark.exhaustive) for engine in ("cond", "conditional")),
+    ],
+)
+def test_every_recorded_step_is_reproduced(engine: Any, names: list[str]) -> None:
+    model = recorded_model()
+    traced = Traced(model, {name: rules(CASES[name], engine) for name in names}, fullgraph=True)
+    for name in names:
+        assert_reproduced(name, CASES[name], model, traced.under(name))
+
+
+def assert_reproduced(name: str, case: dict[str, Any], model: torch.nn.Module, call: Any) -> None:
+    velocity, latents, means = run(call, case)
     ours = summary(model).generations[-1].streams["0"]
-    assert [step.deep for step in ours] == [step["computed"] for step in case["steps"]]
+    assert [step.deep for step in ours] == [step["computed"] for step in case["steps"]], name
     for step, recorded in zip(ours, case["steps"], strict=True):
         if "error" in recorded:
             assert step.error == pytest.approx(recorded["error"], rel=1e-4)
             assert step.accumulated == pytest.approx(recorded["accumulated"], rel=1e-4)
         expected = recorded.get("gamma")
         assert step.gamma == (pytest.approx(expected, rel=1e-4) if expected is not None else None)
-    torch.testing.assert_close(latents, TENSORS[f"{case['name']}.latents_final"], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(velocity, TENSORS[f"{case['name']}.velocity_last"], rtol=1e-4, atol=1e-4)
-    recorded_means = TENSORS[f"{case['name']}.velocity_mean_abs"]
+    torch.testing.assert_close(latents, TENSORS[f"{name}.latents_final"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(velocity, TENSORS[f"{name}.velocity_last"], rtol=1e-4, atol=1e-4)
+    recorded_means = TENSORS[f"{name}.velocity_mean_abs"]
     torch.testing.assert_close(torch.tensor(means), recorded_means.float(), rtol=1e-4, atol=1e-4)
 
 

@@ -92,6 +92,7 @@ def scheduled(workload: Workload, schedule: Schedule) -> list[System]:
     return [*(make(schedule=schedule, compiled=False) for make in SYSTEMS), published]
 
 
+@pytest.mark.exhaustive
 @each_workload
 @pytest.mark.parametrize("schedule", [Schedule(3, 3), Schedule(5, 4)], ids=str)
 def test_every_system_runs_exactly_the_steps_of_a_schedule_deep(workload: Workload, schedule: Schedule) -> None:
@@ -177,6 +178,7 @@ def test_the_schedules_that_are_tried_for_ours_are_tried_for_a_peer_that_takes_t
     assert {sum(map(setting.computes, range(STEPS))) for setting in settings} == {deep}  # type: ignore[attr-defined]
 
 
+@pytest.mark.exhaustive
 @each_workload
 def test_a_system_that_reuses_nothing_draws_what_the_uncached_model_draws(workload: Workload) -> None:
     plain = run(Uncached(compiled=False), workload)
@@ -186,6 +188,7 @@ def test_a_system_that_reuses_nothing_draws_what_the_uncached_model_draws(worklo
         torch.testing.assert_close(done.pixels, plain.pixels, rtol=0, atol=1e-5, msg=f"{system.name}, {system.label}")
 
 
+@pytest.mark.exhaustive
 @each_workload
 def test_a_system_that_reuses_draws_something_else(workload: Workload) -> None:
     plain = run(Uncached(compiled=False), workload)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import zoo
-from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
+from dicache_compile import DiCacheConfig, configure, explain, summary
 from dicache_compile.errors import UncachedWarning
 from dicache_compile.runtime.session import sessions_of
 from zoo.entry import STEPS, Entry
 
 from .hook_oracle import HookOracle
+from .traced import Traced
 from .unnamed import APART, form_agrees
 
 ENTRIES = zoo.entries()
@@ -32,26 +33,15 @@ def by_name(entry: Entry) -> str:
     return entry.name
 
 
-class Compiled:
-    """A model traced once and run under several configs: Dynamo's work is most of a test's time."""
+def traced(model: nn.Module, entry: Entry) -> Traced:
+    config = DiCacheConfig(**{**entry.config, **REUSING}, lowering="eager")
+    return Traced(model, {"reusing": config}, fullgraph=entry.fullgraph, dynamic=False)
 
-    def __init__(self, model: nn.Module, entry: Entry, **configs: dict[str, Any]) -> None:
-        self.graphs: list[fx.GraphModule] = []
-        self.using = next(iter(configs))
 
-        def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-            self.graphs.append(gm)
-            options = {k: DiCacheConfig(**entry.config, lowering="eager", **c).options() for k, c in configs.items()}
-            steps = {name: dicache_backend(gm, examples, options=option) for name, option in options.items()}
-            return lambda *inputs: steps[self.using](*inputs)
-
-        self.call = torch.compile(model, backend=backend, fullgraph=entry.fullgraph, dynamic=False)
-
-    @torch.no_grad()
-    def run(self, entry: Entry, using: str) -> list[list[Tensor]]:
-        """The tensors that each step of a generation gives."""
-        self.using = using
-        return [tensors(self.call(**entry.at_step(step, STEPS))) for step in range(STEPS)]
+@torch.no_grad()
+def run(call: Callable[..., Any], entry: Entry) -> list[list[Tensor]]:
+    """The tensors that each step of a generation gives."""
+    return [tensors(call(**entry.at_step(step, STEPS))) for step in range(STEPS)]
 
 
 def tensors(result: Any) -> list[Tensor]:
@@ -70,18 +60,18 @@ def alone() -> Any:
 @pytest.mark.parametrize("entry", CACHED, ids=by_name)
 def test_a_model_is_cut_where_its_source_says_and_its_steps_are_those_of_the_oracle(entry: Entry) -> None:
     model = entry.build()
-    with torch.no_grad():
-        expected = [tensors(model(**entry.at_step(step, STEPS))) for step in range(STEPS)]
+    expected = run(model, entry)
     with torch._dynamo.config.patch(**entry.dynamo):
-        compiled = Compiled(model, entry, exact=EXACT, reusing=REUSING)
-        exact = compiled.run(entry, "exact")
-        reusing = compiled.run(entry, "reusing")
+        compiled = traced(model, entry)
+        reusing = run(compiled.under("reusing"), entry)
+        steps = next(iter(summary(model).generations[-1].streams.values()))
+        configure(model, **EXACT)
+        exact = run(compiled.under("reusing"), entry)
     for ours, theirs in zip(exact, expected, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
     found = explain(model)
     assert found.trunk == entry.trunk or not entry.trunk
-    steps = next(iter(summary(model).generations[-1].streams.values()))
     assert tuple(step.deep for step in steps) == DEEP
     oracle = HookOracle(model, entry) if entry.streams else None
     for index, (deep, ours) in enumerate(zip(DEEP, reusing, strict=True)):
@@ -106,15 +96,15 @@ def test_a_model_is_cut_where_its_source_says_and_its_steps_are_those_of_the_ora
 @pytest.mark.parametrize("entry", [e for e in ENTRIES.values() if e.refused is not None], ids=by_name)
 def test_what_is_refused_runs_uncached_with_a_true_reason(entry: Entry) -> None:
     model = entry.build()
+    expected = run(model, entry)
     with torch.no_grad():
-        expected = [tensors(model(**entry.at_step(step, STEPS))) for step in range(STEPS)]
         found = explain(model, **entry.call())
     assert not found.cached
     assert entry.refused is not None
     assert entry.refused in (found.reason or "")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncachedWarning)
-        ours = Compiled(model, entry, reusing=REUSING).run(entry, "reusing")
+        ours = run(traced(model, entry).under("reusing"), entry)
     assert not sessions_of(model)
     for a, b in zip(ours, expected, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
