@@ -13,6 +13,8 @@ from .recording_device import RecordingDevice
 
 # The models are tiny: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)
+# Tracing makes millions of objects that live on: to look for cycles among them all the while is a tenth of the time.
+gc.set_threshold(200_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)

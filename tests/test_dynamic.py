@@ -286,16 +286,17 @@ def cases(*names: str, exhaustive: Sequence[str] = ()) -> Any:
 
 
 @cases(
-    "flux2", "wan", "krea2", "wild_uvit",
+    "wan", "krea2", "wild_uvit",
     exhaustive=(
-        "flux batch, prompt", "chroma", "sd3", "dit", "qwenimage", "wild_pixart", "wild_video_dit", "wild_functional",
+        "flux batch, prompt", "flux2", "chroma", "sd3", "dit", "qwenimage", "wild_pixart", "wild_video_dit",
+        "wild_functional",
     ),
 )  # fmt: skip
 def test_dynamic_true_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
     check(case, "true")
 
 
-@cases("flux batch, prompt", "wild_mmdit", exhaustive=("flux", "wan", "krea2 prompt"))
+@cases("wild_mmdit", exhaustive=("flux", "flux batch, prompt", "wan", "krea2 prompt"))
 def test_automatic_dynamic_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
     check(case, "automatic")
 

@@ -85,7 +85,7 @@ def property_of(examples: int) -> Any:
 engines = st.sampled_from(["calls", "cond", "conditional"])
 
 
-@property_of(15)
+@property_of(10)
 @given(engine=engines, case=cases())
 def test_threshold_zero_is_bit_identical(engine: str, case: Any) -> None:
     model, config, sizes = case
@@ -94,7 +94,7 @@ def test_threshold_zero_is_bit_identical(engine: str, case: Any) -> None:
         assert torch.equal(a, b)
 
 
-@property_of(15)
+@property_of(10)
 @given(engine=engines, case=cases())
 def test_reusing_all_equals_the_oracle(engine: str, case: Any) -> None:
     model, config, sizes = case
@@ -117,7 +117,7 @@ def test_the_pieces_equal_the_cond_graph_bit_for_bit(case: Any, share: float) ->
     assert all(torch.equal(a, b) for a, b in zip(*outputs, strict=True))
 
 
-@property_of(15)
+@property_of(10)
 @given(case=cases())
 def test_no_region_reads_a_later_one_and_every_block_is_in_one_piece(case: Any) -> None:
     model, config, sizes = case

@@ -50,8 +50,7 @@ def test_threshold_zero_is_as_near_to_float64_as_plain_torch_compile(engine: str
     assert ours <= max(2 * plain, 2 * last_rounding)
 
 
-@pytest.mark.parametrize("kind", [models.Mixed, models.Skips, models.Controlled])
-@pytest.mark.parametrize("engine", ["calls", "cond"])
+@cells("kind, engine", [models.Mixed, models.Skips, models.Controlled], ["calls", "cond"])
 def test_compiled_pieces_decide_and_estimate_as_the_oracle(kind: type[models.Model], engine: str) -> None:
     model = models.make(kind)
     config = {"threshold": math.inf, "max_consecutive_skips": 2, "warmup_steps": 2}
@@ -131,8 +130,7 @@ def test_uncached_graphs_go_through_inductor() -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("engine", ["calls", "cond"])
-@pytest.mark.parametrize("kind", [test_forms.Flattened, test_forms.ChannelsFirst])
+@cells("kind, engine", [test_forms.ChannelsFirst, test_forms.Flattened], ["calls", "cond"])
 def test_what_lies_in_memory_with_its_channels_first_is_estimated(kind: type[models.Model], engine: str) -> None:
     model = models.make(kind)
     plain = models.make(test_forms.Reshaped if kind is test_forms.Flattened else kind)

@@ -45,7 +45,9 @@ def test_parts_without_attention_stay_silent_when_they_are_compiled_alone() -> N
     model(*models.inputs(model, 0, STEPS))
 
 
-@pytest.mark.parametrize("cache", ["FirstBlockCacheConfig", "TaylorSeerCacheConfig"])
+@pytest.mark.parametrize(
+    "cache", ["FirstBlockCacheConfig", pytest.param("TaylorSeerCacheConfig", marks=pytest.mark.exhaustive)]
+)
 def test_a_cache_of_diffusers_is_named(cache: str) -> None:
     import diffusers
 

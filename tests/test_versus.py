@@ -345,6 +345,7 @@ def test_what_is_tuned_is_what_was_asked_for(
         assert asked == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("deep", DEEP_STEPS)
 def test_ours_without_a_probe_has_as_many_deep_steps_as_it_is_asked_for(deep: int) -> None:
     tiny, _ = WORKLOADS
