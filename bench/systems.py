@@ -49,14 +49,14 @@ def prompts(seed: int) -> list[tuple[str, str]]:
     return [(shape, colours[(place + seed) % len(colours)]) for place, shape in enumerate(SHAPES)]
 
 
-def run(name: str, model: torch.nn.Module, seed: int) -> Run:
+def run(name: str, model: torch.nn.Module, seed: int, steps: int = STEPS) -> Run:
     start = time.perf_counter()
-    pixels = generate(model, prompts(seed), seed, STEPS)
+    pixels = generate(model, prompts(seed), seed, steps)
     seconds = time.perf_counter() - start
     if name not in CACHED:
         return Run(seconds, pixels, ())
-    (steps,) = summary(model).generations[-1].streams.values()
-    return Run(seconds, pixels, tuple(steps))
+    (did,) = summary(model).generations[-1].streams.values()
+    return Run(seconds, pixels, tuple(did))
 
 
 def _probe_only() -> FluxTransformer2DModel:
