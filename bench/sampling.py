@@ -48,7 +48,7 @@ def sample(rounds: int) -> dict[str, list[Run]]:
 
 def report(rows: Sequence[Result], runs: Mapping[str, Sequence[Run]]) -> None:
     batches = [run.pixels for run in runs[rows[0].name]]
-    print(f"\nEach system: after a short one, {len(batches)} generations of {len(batches[0])} pictures in {STEPS} steps")
+    print(f"\nEach system: {len(batches)} generations after a short one, {len(batches[0])} pictures, {STEPS} steps")
     print(f"PyTorch {torch.__version__} on {platform.machine()}, {torch.get_num_threads()} threads\n")
     width = max(len(row.name) for row in rows)
     print(f"{'':{width}}  seconds a                             PSNR in dB          SSIM")
