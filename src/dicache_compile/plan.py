@@ -9,8 +9,9 @@ Every value is frozen: a pass reads one and returns the next.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class Piece:
     outputs: tuple[str, ...]  # what each output is: "reuse", a crossing value, "output.K", "state.NAME"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Branch:
     """The cut graph in its two forms; both compute the same step.
 
@@ -128,5 +129,10 @@ class Branch:
     probe: Piece  # P
     deep: Piece  # D
     estimate: Piece  # R
-    single: Piece
     slots: tuple[Slot, ...]
+    write_single: Callable[[], Piece]
+
+    @cached_property
+    def single(self) -> Piece:
+        # Written where it is asked for: one engine runs it, and to write it takes as long as all three pieces.
+        return self.write_single()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def build_branch(partition: Partition, inputs: Inputs, policy: Policy) -> Branch
     step.try_policy()
     # Every branch of a `cond` must be functional, which an operator that writes to state is not.
     plain = dataclasses.replace(step, policy=dataclasses.replace(policy, fused=False))
-    return Branch(_probe(step), _deep(step), _estimate(step), _single(plain), slots)
+    return Branch(_probe(step), _deep(step), _estimate(step), slots, partial(_single, plain))
 
 
 def _probe(step: Step) -> Piece:
