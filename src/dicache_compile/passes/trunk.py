@@ -80,7 +80,19 @@ def _trunks(stacks: list[Stack], flow: Dataflow) -> list[Trunk]:
     stacks = with_turns(stacks, flow)
     mixing = [stack for stack in stacks if stack.mixes_tokens]
     outer = [stack for stack in mixing if not any(stack.is_inside(other) for other in mixing)]
-    return [_trunk(chain) for chain in chains(outer, flow)]
+    return [_trunk(chain) for chain in chains(_apart(outer, flow), flow)]
+
+
+def _apart(stacks: list[Stack], flow: Dataflow) -> list[Stack]:
+    """The stacks without those whose nodes are another's: a list of parts is completed with what other lists run."""
+    order = {node: place for place, node in enumerate(flow.order)}
+    found, taken = list[Stack](), set[fx.Node]()
+    for stack in sorted(stacks, key=lambda stack: (-stack.weight, order[stack.blocks[0].nodes[0]])):
+        nodes = {node for block in stack.blocks for node in block.nodes}
+        if taken.isdisjoint(nodes):
+            found.append(stack)
+            taken |= nodes
+    return found
 
 
 def _trunk(chain: Chain) -> Trunk:
