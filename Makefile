@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-CODE := src tests bench
+CODE := dicache_compile tests bench
 
 # Compiled code stays in the checkout, where a second run finds it.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
