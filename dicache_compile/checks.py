@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from .estimators import DCTA
-from .kernels.operators import STORED
+from .kernels.float8 import FLOAT8
 from .passes.control import MASKED_STEPS, NO_LIMIT
-from .policy import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, Gate, why_not_fused
+from .policy import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, Gate
 
 if TYPE_CHECKING:
     from .config import DiCacheConfig
@@ -62,7 +62,6 @@ def _check_choices(config: DiCacheConfig) -> None:
         ("comparison", ("<", "<=")),
         ("streams", ("auto", 1)),
         ("lowering", ("inductor", "eager")),
-        ("kernels", ("inductor", "triton")),
         ("engine", ("auto", "conditional", "graphs", "calls", "cond")),
     ):
         value = getattr(config, name)
@@ -81,7 +80,7 @@ def _check_types(config: DiCacheConfig) -> None:
         raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
     if len(set(owners)) < len(owners):
         raise ValueError(f"trunk: expected each list once, got {config.trunk!r}")
-    dtypes = (None, torch.float64, *STORED)
+    dtypes = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8)
     if config.state_dtype not in dtypes:
         raise TypeError(f"state_dtype: expected one of {', '.join(map(str, dtypes))}, got {config.state_dtype!r}")
     for name, kinds in (("gate", (Gate, EstimateGate)), ("estimator", (Estimator,))):
@@ -105,21 +104,6 @@ def _check_together(config: DiCacheConfig) -> None:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
     if config.feedback and config.order == 2 and config.estimator is None:
         raise ValueError("feedback goes with the line through two anchors: order=2 needs feedback=0")
-    if config.kernels == "triton":
-        if config.feedback and config.estimator is None:
-            raise ValueError("kernels='triton' estimates from two anchors only: feedback needs kernels='inductor'")
-        if config.order == 2 and config.estimator is None:
-            raise ValueError("kernels='triton' estimates from two anchors only: order=2 needs kernels='inductor'")
-        if along_input:
-            raise ValueError(
-                "kernels='triton' measures along the probe: probe_depth=0, or along='input', needs kernels='inductor'"
-            )
-        if reason := why_not_fused(gate, estimator):
-            raise ValueError(f"kernels='triton' {reason}")
-        if config.engine == "cond":
-            raise ValueError("kernels='triton' writes to state in place, which engine='cond' cannot")
-        if config.state_dtype == torch.float64:
-            raise ValueError("kernels='triton' does not take state_dtype=torch.float64")
     if config.num_steps is not None:
         for name in ("warmup_steps", "final_steps"):
             if getattr(config, name) > config.num_steps:

@@ -133,11 +133,6 @@ class DiCacheConfig:
     another. "cond": one graph with a `torch.cond`. "auto": the first of these that model and device can have; on a CPU
     and with `lowering="eager"` it is "calls". A named engine that cannot be had is an error."""
 
-    kernels: Literal["inductor", "triton"] = "inductor"
-    """What computes the gate's sums and the estimate. "inductor": Inductor's own code. "triton": a Triton kernel for
-    each, on a CPU plain PyTorch; gate and estimator need `policy.SummedGate` and `policy.LinearEstimator`, which the
-    default ones have."""
-
     ranks_agree: bool = False
     """Whether all ranks of a process group decide alike, as with a schedule, or with a gate of your own that reduces
     its error. False: blocks that run collectives are not cached, because ranks that decide apart wait for ever."""

@@ -11,8 +11,6 @@ from torch import fx
 
 from .config import DiCacheConfig
 from .errors import UnsupportedGraphError
-from .kernels.operators import COMPUTED
-from .passes import values
 from .passes.branch import Policy, build_branch
 from .passes.choose import find_partition
 from .passes.collectives import why_not_alone
@@ -64,22 +62,8 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
         config.make_estimator(),
         config.state_dtype,
         joint=config.joint,
-        fused=config.kernels == "triton",
     )
-    if policy.fused:
-        _check_fused(parts)
     return Cut(parts, inputs, build_branch(parts, inputs, policy))
-
-
-def _check_fused(partition: Partition) -> None:
-    for stream in partition.streams:
-        for node in (stream.x, stream.h, stream.y):
-            recorded = values.tensor(node)
-            if recorded is not None and recorded.dtype not in COMPUTED:
-                raise ValueError(
-                    f"kernels='triton' takes streams in {', '.join(map(str, COMPUTED))}; this model's is in "
-                    f"{recorded.dtype}: use kernels='inductor'"
-                )
 
 
 def told_timestep(gm: fx.GraphModule, config: DiCacheConfig) -> fx.Node | None:

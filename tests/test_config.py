@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig
-from dicache_compile.estimators import DCTA, FeedbackDCTA, Reuse
+from dicache_compile.estimators import DCTA, Reuse
 from dicache_compile.options import split_options
 
 
@@ -75,29 +75,11 @@ def test_an_error_of_the_estimate_needs_an_estimator_that_can_be_checked_and_a_p
         DiCacheConfig(error="estimate", estimator=Reuse())
     with pytest.raises(ValueError, match="probe_depth=0 leaves no probe to try the estimator on"):
         DiCacheConfig(error="estimate", probe_depth=0)
-    with pytest.raises(ValueError, match=r"needs a gate with the methods of policy\.SummedGate"):
-        DiCacheConfig(error="estimate", kernels="triton")
 
 
-def test_a_second_order_estimate_has_no_fused_operator() -> None:
-    with pytest.raises(ValueError, match="order=2 needs kernels='inductor'"):
-        DiCacheConfig(order=2, kernels="triton")
-
-
-def test_feedback_goes_with_the_line_through_two_anchors_and_has_no_fused_operator() -> None:
+def test_feedback_goes_with_the_line_through_two_anchors() -> None:
     with pytest.raises(ValueError, match="order=2 needs feedback=0"):
         DiCacheConfig(order=2, feedback=0.5)
-    with pytest.raises(ValueError, match="feedback needs kernels='inductor'"):
-        DiCacheConfig(feedback=1, kernels="triton")
-    with pytest.raises(ValueError, match=r"kernels='triton' would not run FeedbackDCTA\.estimate"):
-        DiCacheConfig(estimator=FeedbackDCTA((1, 2)), kernels="triton")
-
-
-def test_the_fused_operators_measure_along_a_probe() -> None:
-    with pytest.raises(ValueError, match="probe_depth=0, or along='input', needs kernels='inductor'"):
-        DiCacheConfig(probe_depth=0, kernels="triton")
-    with pytest.raises(ValueError, match="probe_depth=0, or along='input', needs kernels='inductor'"):
-        DiCacheConfig(estimator=DCTA((1, 2), along="input"), kernels="triton")
 
 
 def test_an_estimator_along_the_input_is_not_tried_on_the_probe() -> None:

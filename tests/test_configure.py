@@ -69,17 +69,6 @@ def test_a_changed_config_compiles_nothing_and_runs_as_the_oracle_and_as_one_com
     assert all(torch.equal(a, b) for a, b in zip(generate(call, model), last, strict=True))
 
 
-def test_the_fused_kernels_go_by_what_was_changed_too() -> None:
-    model = models.make(SingleStream)
-    call = compiled(model, **BASE, kernels="triton")
-    generate(call, model)
-    config = configure(call, **CHANGES[0])
-    oracle = oracle_of(model, config)
-    assert_near(generate(call, model), generate(oracle, model))
-    assert decisions(model) == oracle.deep
-    assert not all(oracle.deep)
-
-
 @pytest.mark.parametrize("engine", ["calls", "conditional"])
 def test_a_running_generation_is_not_changed(engine: str) -> None:
     model = models.make(SingleStream)

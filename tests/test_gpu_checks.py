@@ -51,7 +51,7 @@ def test_the_parts_of_the_host_s_time(monkeypatch: pytest.MonkeyPatch) -> None:
     options = systems.our_options
     monkeypatch.setattr(systems, "our_options", lambda *given: {**options(*given), "lowering": "eager"})
     device, case = Cpu(), case_named("flux512", tiny=True)
-    system, run = systems.ours("conditional", build(case, device), device), Run(case, device)
+    system, run = systems.ours("conditional", build(case, device)), Run(case, device)
     generate(system, run, device)
     parts = host_parts(system, run, device)
     assert list(parts) == ["before the step", "addresses", "launch", "copies"]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,3 +145,19 @@ def test_what_lies_in_memory_with_its_channels_first_is_estimated(kind: type[mod
     theirs = generate(PlainDiCache(plain, math.inf, warmup=2, max_skips=2), model, steps=STEPS)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # Inductor sums in another order
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_what_inductor_makes_of_the_pieces_compiles_for_hopper(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    # A process of its own: it puts another driver in Triton's place.
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-m", request.config.option.markexpr]
+    caches = {"TRITON_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    done = subprocess.run(
+        [*command, "tests/inductor_triton.py"],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **caches},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout

@@ -82,6 +82,4 @@ def test_the_package_imports_nothing_but_torch() -> None:
             names += [node.module] if isinstance(node, ast.ImportFrom) and not node.level and node.module else []
             for name in names:
                 top = name.split(".")[0]
-                known = top in sys.stdlib_module_names or top in allowed
-                # Kernels are loaded when they run, by which time torch has brought Triton along.
-                assert known or (top == "triton" and path.name.endswith("_triton.py")), f"{path.name} imports {name}"
+                assert top in sys.stdlib_module_names or top in allowed, f"{path.name} imports {name}"

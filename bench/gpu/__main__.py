@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from .systems import LONG_TO_COMPILE, ORDER
 from .table import table
 
 # The most important first, with the most seconds that each may take.
-PARTS = {"checks": 170, "flux1024": 290, "flux512": 230, "kernels": 100, "wan": 260, "small": 150}
+PARTS = {"checks": 170, "flux1024": 290, "flux512": 230, "wan": 260, "small": 150}
 GRACE = 15  # seconds that a part may take past its time before it is ended
 CHECKS_SHARE = 0.6  # of the time, after which checks that run beside cases are ended
 LEAST = 60  # seconds without which a part is not begun
@@ -58,8 +57,6 @@ class Command:
                 self._finish_check(group, process, until)
             for case, process in cases.items():
                 self._finish(case, process, self.end)
-            if "kernels" in self.parts:
-                print("kernels: left out, they are timed by themselves", flush=True)
         finally:
             self.processes.end_all()
         self._print_table()
@@ -73,8 +70,6 @@ class Command:
                     continue
                 if until - time.time() < LEAST:
                     print(f"{part}: left out, no time", flush=True)
-                elif part == "kernels":
-                    self._kernels(until)
                 else:
                     self._measure(part, until)
         finally:
@@ -141,20 +136,6 @@ class Command:
             self.writer.row(case, self.best, "stage", None, passed=False, detail=f"the process {how}")
         # Here, so that a stage that was ended leaves the figures of the rounds that it had.
         write_figures(case_named(case, self.rehearse), read_samples(self.folder, case), self.writer, self.best)
-
-    def _kernels(self, until: float) -> None:
-        begun = time.time()
-        passed, detail, file = False, "there is no bench/kernels.py", str(self.folder / "kernels.jsonl")
-        if importlib.util.find_spec("bench.kernels") is not None:
-            seconds = str(int(until - time.time() - GRACE))
-            interpreted = {"TRITON_INTERPRET": "1"} if self.rehearse else None
-            process = self.processes.start(
-                "bench.kernels", *self.common[2:], "--out", file, "--seconds", seconds, environment=interpreted
-            )
-            status = self.processes.wait(process, until)
-            passed, detail = status == 0, f"exit status {status}; rows in kernels.jsonl"
-        self.writer.row("checks", "Triton", "kernels against their references", None, passed=passed, detail=detail)
-        print(f"kernels: {time.time() - begun:.0f} s", flush=True)
 
 
 def main() -> None:

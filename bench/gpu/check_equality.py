@@ -162,7 +162,6 @@ def running(kit: Kit) -> Iterator[tuple[str, str, Any]]:
     yield best, "E9 two streams, outputs kept", lambda: two_streams(kit, best)
     yield best, "E7 allocation noise", lambda: allocation_noise(kit, best)
     yield best, "auto takes it, and explain says so", lambda: best_by_itself(kit, best)
-    yield best, "E1 both branches, Triton kernels", lambda: both_branches(kit, best, kernels="triton")
     yield best, "E1 both branches, float8 state", lambda: both_branches(kit, best, state_dtype=torch.float8_e4m3fn)
 
 

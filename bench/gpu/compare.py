@@ -18,7 +18,7 @@ from .measure import by_kind, count_syncs, generate, steps_for
 from .profiles import profile
 from .quiet import building, timing
 from .rows import Bar, Writer
-from .systems import EAGER, ORDER, OURS, PLAIN, TRUNCATED_GRAPHED, System, engine_of, make
+from .systems import EAGER, ORDER, OURS, PLAIN, TRUNCATED_GRAPHED, System, make
 
 ROUNDS = 5  # at most
 TURNS_SHARE = 0.3  # of a stage's seconds, kept for the rounds while systems are still being built
@@ -49,7 +49,7 @@ class Comparison:
     def build(self) -> None:
         """Builds and looks at all systems, as far as time allows."""
         for name in self.names:
-            if name in OURS and engine_of(name, self.device) not in self.device.engines:
+            if name in OURS and name not in self.device.engines:
                 continue
             if time.time() > self.turns_from:
                 self._row(name, "left out", None, detail="no time left to build it")

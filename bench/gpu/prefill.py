@@ -88,7 +88,7 @@ def _backend(system: str, device: Device) -> Callable[..., Any]:
     from torch._inductor.compile_fx import compile_fx
 
     if system in OURS:
-        return lambda gm, examples: dicache_backend(gm, examples, options=our_options(system, device))
+        return lambda gm, examples: dicache_backend(gm, examples, options=our_options(system))
     settings = torch._inductor.list_mode_options("reduce-overhead") if system == GRAPHED else {}
     return lambda gm, examples: compile_fx(gm, examples, config_patches=dict(settings))
 

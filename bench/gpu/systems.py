@@ -19,8 +19,7 @@ EAGER, PLAIN, GRAPHED = "eager", "torch.compile", "reduce-overhead"
 TRUNCATED, TRUNCATED_GRAPHED = "truncated", "truncated reduce-overhead"
 FIRST_BLOCK, CACHE_DIT = "FirstBlockCache", "cache-dit"
 PEERS = (FIRST_BLOCK, CACHE_DIT)
-FUSED = "Triton kernels"  # the best engine, with kernels="triton"
-OURS = ("conditional", FUSED, "graphs", "calls")
+OURS = ("conditional", "graphs", "calls")
 # What the bars need comes first: a stage that runs out of time leaves out the end.
 ORDER = (PLAIN, OURS[0], TRUNCATED_GRAPHED, GRAPHED, *PEERS, TRUNCATED, *OURS[1:], EAGER)
 # Each compiles the whole model as one graph, which takes a minute: worth compiling beforehand, side by side.
@@ -51,7 +50,7 @@ def make(name: str, model: nn.Module, case: Case, device: Device) -> System:
     if name in PEERS:
         return peers.make(name, share(model))
     if name in OURS:
-        return ours(name, share(model), device)
+        return ours(name, share(model))
     mode = "reduce-overhead" if name in (GRAPHED, TRUNCATED_GRAPHED) else None
     cut = name in (TRUNCATED, TRUNCATED_GRAPHED)
     module = truncate(model, case, device) if cut else share(model)
@@ -67,16 +66,10 @@ def make(name: str, model: nn.Module, case: Case, device: Device) -> System:
     )
 
 
-def engine_of(name: str, device: Device) -> str:
-    """The engine of one of our systems."""
-    return device.best if name == FUSED else name
-
-
-def our_options(name: str, device: Device) -> dict[str, Any]:
+def our_options(name: str) -> dict[str, Any]:
     """Ours, so that exactly the forced steps run deep."""
     return DiCacheConfig(
-        engine=engine_of(name, device),  # type: ignore[arg-type]
-        kernels="triton" if name == FUSED else "inductor",
+        engine=name,  # type: ignore[arg-type]
         threshold=math.inf,
         warmup_steps=WARMUP,
         final_steps=FINAL,
@@ -86,8 +79,8 @@ def our_options(name: str, device: Device) -> dict[str, Any]:
     ).options()
 
 
-def ours(name: str, module: nn.Module, device: Device) -> System:
-    compiled = torch.compile(module, backend=dicache_backend, fullgraph=True, options=our_options(name, device))
+def ours(name: str, module: nn.Module) -> System:
+    compiled = torch.compile(module, backend=dicache_backend, fullgraph=True, options=our_options(name))
 
     def deep() -> int:
         (steps,) = summary(compiled).generations[-1].streams.values()

@@ -41,20 +41,9 @@ class DCTA:
         return (Setting("gamma_range", self.gamma_range),)
 
     def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return self._gamma(mean_abs_difference(self._place(x, h), state["p2"]), anchors, state)
-
-    def gamma_of(self, sums: Tensor, elements: int, anchors: Tensor, state: State) -> Tensor:
-        return self._gamma(sums[2] / elements, anchors, state)
-
-    def _gamma(self, since_older: Tensor, anchors: Tensor, state: State) -> Tensor:
-        bounds = state["gamma_range"]
+        since_older, bounds = mean_abs_difference(self._place(x, h), state["p2"]), state["gamma_range"]
         ratio = clipped_ratio(since_older, state["anchor_gap"], bounds[0], bounds[1])
         return torch.where(anchors > 1, ratio, torch.full_like(ratio, float("nan")))
-
-    def weights(self, gamma: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        # With one anchor gamma is NaN, which a product with 0 would keep.
-        newest = torch.where(anchors > 1, gamma, torch.ones_like(gamma))
-        return newest, 1 - newest
 
     def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
         return extrapolate(x, state["r1"], state["r2"], gamma, anchors > 1)

@@ -39,10 +39,6 @@ class ProbeError:
             return moved
         return (moved - relative_l1(x, state["x_prev"])).abs()
 
-    def error_of(self, sums: Tensor) -> Tensor:
-        moved = sums[0] / sums[1]
-        return moved if self.error == "probe" else (moved - sums[3] / sums[4]).abs()
-
     def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
         return {"h_prev": h} if self.error == "probe" else {"h_prev": h, "x_prev": x}
 

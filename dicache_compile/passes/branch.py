@@ -12,7 +12,6 @@ Requires: a partition whose regions never read backwards. Ensures: the pieces an
 
 from __future__ import annotations
 
-import dataclasses
 import operator
 from collections.abc import Sequence
 from functools import partial
@@ -38,9 +37,7 @@ def build_branch(partition: Partition, inputs: Inputs, policy: Policy) -> Branch
     step = Step(partition, inputs, policy)
     slots = step.slots()  # first, because it refuses slots that clash
     step.try_policy()
-    # Every branch of a `cond` must be functional, which an operator that writes to state is not.
-    plain = dataclasses.replace(step, policy=dataclasses.replace(policy, fused=False))
-    return Branch(_probe(step), _deep(step), _estimate(step), slots, partial(_single, plain))
+    return Branch(_probe(step), _deep(step), _estimate(step), slots, partial(_single, step))
 
 
 def _probe(step: Step) -> Piece:

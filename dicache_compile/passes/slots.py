@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from ..kernels.fused import FLOAT8, scaled, value
+from ..kernels.float8 import FLOAT8, scaled, value
 from ..plan import Slot
 from ..policy import SlotSpec
 from . import values

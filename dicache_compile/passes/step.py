@@ -41,7 +41,7 @@ class Step:
             self._slots(place).shown((stream.x, stream.h, stream.y), (*gate.slots(), *estimator.slots()))
             for place, stream in enumerate(self.partition.streams)
         ]
-        try_policy(gate, estimator, shown, _tensor(self.partition.streams[0].x).device, self.policy.fused)
+        try_policy(gate, estimator, shown, _tensor(self.partition.streams[0].x).device)
 
     def slots(self) -> tuple[Slot, ...]:
         """The tensors of a stream's state."""
@@ -114,7 +114,7 @@ class Step:
             new = emitter.trace(gate.follow, x, h, reuse, stream.kept)
             check_names(gate.follow, new, [spec.name for spec in gate.slots()])
             for spec in gate.slots():
-                if spec.name in new and spec.name not in stream.written:
+                if spec.name in new:
                     updates |= self._slots(place).write(emitter, spec, new[spec.name], anchors)
             updates |= self._counted(emitter, place, told.estimator, stream.gamma, reuse, anchors)
         return reuse, gammas, updates
@@ -142,12 +142,11 @@ class Step:
         """The deep blocks' stand-in and the epilogue: the model's outputs."""
         for place, stream in enumerate(self.partition.streams):
             gamma, anchors = emitter.input(f"gamma.{place}"), emitter.input("state.anchors")
-            dtype = _tensor(stream.y).dtype
             told, slots, x = self._told(ESTIMATOR, self._running(emitter)), self._slots(place), emitter.read(stream.x)
-            y = stand_in(emitter, self.policy, told, slots, x, gamma, anchors, dtype)
+            y = stand_in(emitter, self.policy, told, slots, x, gamma, anchors)
             if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
                 y = emitter.graph.call_method("clone", (y,))
-            y = emitter.graph.call_method("to", (y, dtype))
+            y = emitter.graph.call_method("to", (y, _tensor(stream.y).dtype))
             if (order := strides.order_of(_tensor(stream.y), _tensor(stream.x))) is not None:
                 y = emitter.trace(strides.laid_out, y, order)
             emitter.replace(stream.y, y)

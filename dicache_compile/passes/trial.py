@@ -28,9 +28,7 @@ from ..policy import (
     Estimator,
     FollowingEstimator,
     Gate,
-    LinearEstimator,
     SlotSpec,
-    SummedGate,
     settings_of,
 )
 from .constants import PlacesOnDevice
@@ -52,16 +50,14 @@ class Shown:
     kept: Mapping[str, torch.dtype]  # of a slot of the stream's shape, as it is read
 
 
-def try_policy(
-    gate: Decider, estimator: Estimator, streams: Sequence[Shown], device: torch.device, fused: bool
-) -> None:
-    """Tries each method for each stream; where `fused`, those for the operators, too.
+def try_policy(gate: Decider, estimator: Estimator, streams: Sequence[Shown], device: torch.device) -> None:
+    """Tries each method for each stream.
 
     Raises TypeError or ValueError that names the class, the method and the slot, what was found and what is expected.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.device(device), PlacesOnDevice():
         for stream in streams:
-            _Trial(gate, estimator, stream, streams[0]).run(fused)
+            _Trial(gate, estimator, stream, streams[0]).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +67,7 @@ class _Trial:
     stream: Shown
     first: Shown  # whose shape the gate's slots have that are not per stream
 
-    def run(self, fused: bool) -> None:
+    def run(self) -> None:
         gate, estimator, stream = self.gate, self.estimator, self.stream
         x, h, y = (torch.empty(stream.shape, dtype=dtype) for dtype in stream.dtypes)
         reuse, anchors = torch.empty((), dtype=torch.bool), torch.empty((), dtype=torch.int64)
@@ -81,13 +77,6 @@ class _Trial:
         known = self._state(estimator, lambda spec: spec.per_stream)
         scalars = self._state(estimator, lambda spec: spec.scalar)
 
-        if fused:
-            assert isinstance(gate, SummedGate)
-            assert isinstance(estimator, LinearEstimator)
-            sums = torch.empty(5)
-            _number(gate.error_of, sums)
-            _number(estimator.gamma_of, sums, x.numel(), anchors, scalars)
-            _tuple_of(estimator.weights, 2, number, anchors)
         _number(estimator.weigh, x, h, anchors, known)
         _tensor(estimator.estimate, stream.shape, x, number, anchors, known)
         if isinstance(gate, EstimateGate):
