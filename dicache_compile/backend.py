@@ -112,8 +112,8 @@ def _step(
         config=config,
         find_session=SessionFinder(config, found, engine),
         engine=engine,
-        slots=found.branch.slots,
-        sizes=read_sizes(found.partition.graph_module.graph, found.branch.slots),
+        slots=found.program.slots,
+        sizes=read_sizes(found.partition.graph_module.graph, found.program.slots),
         places=_places(found),
         clock=_clock(found, config, function),
         function=own_function(gm),
@@ -144,7 +144,7 @@ def _lowering(
     names = [node.name for node in found.placeholders]
     return Lowering(
         partition=found.partition,
-        slots=found.branch.slots,
+        slots=found.program.slots,
         examples=dict(zip(names, examples, strict=True)),
         source=gm,
         settings=without_cuda_graphs(settings) if config.lowering == "inductor" else None,

@@ -9,8 +9,8 @@ import torch
 
 from .estimators import DCTA
 from .kernels.float8 import FLOAT8
-from .passes.control import MASKED_STEPS, NO_LIMIT
-from .policy import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, Gate
+from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, Gate
+from .write.control import MASKED_STEPS, NO_LIMIT
 
 if TYPE_CHECKING:
     from .config import DiCacheConfig
@@ -86,7 +86,7 @@ def _check_types(config: DiCacheConfig) -> None:
     for name, kinds in (("gate", (Gate, EstimateGate)), ("estimator", (Estimator,))):
         value = getattr(config, name)
         if value is not None and (isinstance(value, type) or not isinstance(value, kinds)):
-            forms = " or ".join(f"policy.{kind.__name__}" for kind in kinds)
+            forms = " or ".join(f"rules.{kind.__name__}" for kind in kinds)
             raise TypeError(f"{name}: expected an object with the methods of {forms}, got {value!r}")
 
 
@@ -96,7 +96,7 @@ def _check_together(config: DiCacheConfig) -> None:
     gate, estimator = config.make_gate(), config.make_estimator()
     if isinstance(gate, EstimateGate) and not isinstance(estimator, CheckedEstimator):
         asking = "error='estimate'" if config.gate is None else f"gate={gate!r}"
-        raise ValueError(f"{asking} needs an estimator with the methods of policy.CheckedEstimator, got {estimator!r}")
+        raise ValueError(f"{asking} needs an estimator with the methods of rules.CheckedEstimator, got {estimator!r}")
     if isinstance(gate, EstimateGate) and config.probe_depth == 0:
         raise ValueError("probe_depth=0 leaves no probe to try the estimator on, which error='estimate' does")
     along_input = isinstance(estimator, DCTA) and estimator.along == "input"

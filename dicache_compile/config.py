@@ -11,8 +11,8 @@ import torch
 from . import checks
 from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from .gates import EstimateError, ProbeError
-from .policy import Decider, EstimateGate, Estimator, Gate
 from .presets import PRESETS
+from .rules import Decider, EstimateGate, Estimator, Gate, Rule
 
 # The fields that no compiled graph depends on; `configure` changes them.
 RUN_TIME = (
@@ -234,6 +234,10 @@ class DiCacheConfig:
         if self.feedback:
             return FeedbackDCTA(self.gamma_range, along, self.feedback)
         return (DCTA if self.order == 1 else SecondOrderDCTA)(self.gamma_range, along)
+
+    def rule(self) -> Rule:
+        """What a step decides and estimates with."""
+        return Rule(self.make_gate(), self.make_estimator(), self.state_dtype, self.joint)
 
     def trunk_owners(self) -> tuple[str, ...]:
         if self.trunk is None:

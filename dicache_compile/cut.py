@@ -11,7 +11,6 @@ from torch import fx
 
 from .config import DiCacheConfig
 from .errors import UnsupportedGraphError
-from .passes.branch import Policy, build_branch
 from .passes.choose import find_partition
 from .passes.collectives import why_not_alone
 from .passes.dataflow import Dataflow
@@ -20,7 +19,9 @@ from .passes.inputs import find_inputs
 from .passes.out_of_place import out_of_place
 from .passes.sink import sink
 from .passes.timestep import find_timestep, why_no_timestep
-from .plan import Branch, Inputs, Partition
+from .plan import Inputs, Partition
+from .program import Program
+from .write import write_program
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class Cut:
 
     partition: Partition
     inputs: Inputs
-    branch: Branch
+    program: Program
 
     @property
     def placeholders(self) -> tuple[fx.Node, ...]:
@@ -57,13 +58,7 @@ def cut(gm: fx.GraphModule, examples: Sequence[Any], config: DiCacheConfig, told
     if inputs.timestep is None and not told and not config.counts_steps():
         raise UnsupportedGraphError("inputs", why_no_timestep(functional, flow))
     parts = sink(flow, parts)  # after the inputs are told: what the probe reads of them is still a condition
-    policy = Policy(
-        config.make_gate(),
-        config.make_estimator(),
-        config.state_dtype,
-        joint=config.joint,
-    )
-    return Cut(parts, inputs, build_branch(parts, inputs, policy))
+    return Cut(parts, inputs, write_program(parts, inputs, config.rule()))
 
 
 def told_timestep(gm: fx.GraphModule, config: DiCacheConfig) -> fx.Node | None:

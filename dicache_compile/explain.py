@@ -25,7 +25,7 @@ from .passes.calling import note_call
 from .passes.fragment import Function, about_break, broken_function, resumed_function
 from .passes.input_names import input_name
 from .passes.work import trunk_work
-from .plan import Slot
+from .program import Slot
 from .subject import subject, why_nothing_ran
 
 _LITTLE = 0.2  # of the operations
@@ -204,7 +204,7 @@ def _of_cut(found: Cut, graphs: int) -> Explanation:
         timestep=input_name(found.inputs.timestep) if found.inputs.timestep is not None else None,
         skippable=skippable_share(found.partition, work),
         uncut=left_whole(found.partition, work),
-        state_bytes=sum(_bytes(slot) for slot in found.branch.slots),
+        state_bytes=sum(_bytes(slot) for slot in found.program.slots),
     )
 
 

@@ -1,7 +1,7 @@
-"""What the stages hand each other, in the order in which a graph goes through them. Read this file first.
+"""What a graph is: its blocks, where it is cut, and what the cut carries. Read this file first, then `program.py`.
 
-    Dynamo graph -> find the trunk -> partition -> build the branch -> lower -> run
-                    Trunk             Partition    Branch
+    Dynamo graph -> find the trunk -> partition -> write the program -> lower -> run
+                    Trunk             Partition    Program
 
 Every value is frozen: a pass reads one and returns the next.
 """
@@ -9,12 +9,9 @@ Every value is frozen: a pass reads one and returns the next.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-import torch
 from torch import fx
 
 PAIR = " + "  # between the owners of a block that is a pair of entries, as of a list for space and one for time
@@ -89,50 +86,3 @@ class Inputs:
     conditions: tuple[fx.Node, ...]  # what else the caller passes and the probe's part reads, but for the latents
     weights: tuple[fx.Node, ...]  # parameters, buffers and other tensors of modules
     latents: fx.Node | None = None  # what is denoised, and so changes on every step; None: it cannot be told
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One tensor of a stream's state."""
-
-    name: str  # "index", or "r1.0" for the first stream's newest residual
-    like: fx.Node | None  # the node whose shape it has; None: the fixed `shape`
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    initial: float
-    by_row: bool = False  # whether it has one element for each row (the last dimension) of `like`
-
-    def shape_of(self, like: Sequence[Any]) -> tuple[Any, ...]:
-        """Its shape, where `like` has that one."""
-        return (*like[:-1], 1) if self.by_row else tuple(like)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A graph of its own, cut out of the model's."""
-
-    graph_module: fx.GraphModule
-    inputs: tuple[str, ...]  # what each placeholder reads: a placeholder of the model, a crossing value, "state.NAME"
-    outputs: tuple[str, ...]  # what each output is: "reuse", a crossing value, "output.K", "state.NAME"
-
-
-@dataclass(frozen=True)
-class Branch:
-    """The cut graph in its two forms; both compute the same step.
-
-    As pieces: `probe` gives "reuse" (bool, shape ()) and the crossing values, then either `deep` or `estimate` gives
-    the outputs; each writes its new state in place. As `single`: one graph with one `torch.ops.higher_order.cond`
-    that takes the state and returns the outputs and the new state.
-    """
-
-    probe: Piece  # P
-    deep: Piece  # D
-    estimate: Piece  # R
-    slots: tuple[Slot, ...]
-    write_single: Callable[[], Piece]
-
-    @cached_property
-    def single(self) -> Piece:
-        # Written where it is asked for: one engine runs it, and to write it takes as long as all three pieces.
-        return self.write_single()

@@ -8,7 +8,7 @@ What captures used in an earlier launch is overwritten before the next one, sinc
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dicache_compile.cuda.captures import Captured, _no_autocast_cache
+from dicache_compile.cuda.captures import Choice, Part, _no_autocast_cache
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[Tensor]]
 
@@ -91,13 +91,13 @@ class RecordingDevice:
         self.tapes.add(tape)
         return tape, result
 
-    def branch_on_device(self, captured: Captured) -> Callable[[], None]:
+    def branch_on_device(self, parts: Sequence[Part]) -> Callable[[], None]:
         self._note("branch_on_device")
-        return lambda: self._launch("launch", captured)
+        return lambda: self._launch("launch", parts)
 
-    def branch_on_host(self, captured: Captured) -> Callable[[], None]:
+    def branch_on_host(self, parts: Sequence[Part]) -> Callable[[], None]:
         self._note("branch_on_host")
-        return lambda: self._launch("two launches", captured)
+        return lambda: self._launch("two launches", parts)
 
     def settle(self) -> None:
         self.settled += 1
@@ -106,16 +106,23 @@ class RecordingDevice:
         self.abandoned += 1
 
     @torch.inference_mode()  # a device does not ask in which mode a tensor was made
-    def _launch(self, what: str, captured: Captured) -> None:
+    def _launch(self, what: str, parts: Sequence[Part]) -> None:
         self._note(what)
         for tape in self.tapes:
             for tensor in tape.own():
                 if tensor.is_floating_point():
                     tensor.fill_(float("nan"))
-        captured.probe.replay()
-        (captured.estimate if captured.reuse.item() else captured.deep).replay()
+        _replay(parts)
 
     def _note(self, what: str) -> None:
         self.done.append(what)
         if what in self.refuses:
             raise RuntimeError(self.refuses[what])
+
+
+def _replay(parts: Sequence[Part]) -> None:
+    for part in parts:
+        if isinstance(part, Choice):
+            _replay(part.reused if part.reuse.item() else part.deep)
+        else:
+            part.replay()

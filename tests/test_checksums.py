@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile.passes.control import checksum
+from dicache_compile.write.control import checksum
 
 
 def ones(shape: tuple[int, ...]) -> Tensor:

@@ -60,8 +60,8 @@ from dicache_compile.options import split_options
         ("order", 3, "order: expected one of 1, 2, got 3"),
         ("feedback", 1.5, "feedback: expected a number from 0 to 1, got 1.5"),
         ("feedback", True, "feedback: expected a number, got True"),
-        ("gate", "probe", "gate: expected an object with the methods of policy.Gate"),
-        ("estimator", int, "estimator: expected an object with the methods of policy.Estimator"),
+        ("gate", "probe", "gate: expected an object with the methods of rules.Gate"),
+        ("estimator", int, "estimator: expected an object with the methods of rules.Estimator"),
     ],
 )
 def test_a_bad_value_is_an_error_at_construction_that_names_the_field(field: str, value: Any, error: str) -> None:
@@ -71,7 +71,7 @@ def test_a_bad_value_is_an_error_at_construction_that_names_the_field(field: str
 
 
 def test_an_error_of_the_estimate_needs_an_estimator_that_can_be_checked_and_a_probe() -> None:
-    with pytest.raises(ValueError, match=r"error='estimate' needs an estimator with the methods of policy\.Checked"):
+    with pytest.raises(ValueError, match=r"error='estimate' needs an estimator with the methods of rules\.Checked"):
         DiCacheConfig(error="estimate", estimator=Reuse())
     with pytest.raises(ValueError, match="probe_depth=0 leaves no probe to try the estimator on"):
         DiCacheConfig(error="estimate", probe_depth=0)

@@ -152,10 +152,10 @@ def test_no_block_runs_twice_and_every_block_runs_once(kind: type[Model]) -> Non
     model = models.make(kind)
     call = compiled(model)
     generate(call, model, steps=1)
-    branch = sessions_of(model)[-1].last_cut.branch
-    assert attentions(branch.probe.graph_module.graph) == 1
-    assert attentions(branch.deep.graph_module.graph) == model.depth - 1
-    assert attentions(branch.estimate.graph_module.graph) == 0
+    program = sessions_of(model)[-1].last_cut.program
+    assert attentions(program.piece("P").graph_module.graph) == 1
+    assert attentions(program.piece("DE").graph_module.graph) == model.depth - 1
+    assert attentions(program.piece("RE").graph_module.graph) == 0
 
 
 @each_model_and_engine

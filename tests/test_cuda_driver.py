@@ -46,8 +46,13 @@ class Step:
         fake.copies(self.probe, self.decides, self.reuse)
 
     def compose(self, device: int = 0) -> Any:
-        address = ctypes.addressof(self.reuse)
-        return conditional().ConditionalGraph(device, HOPPER, self.probe, address, self.deep, self.estimate)
+        return composed(self, ctypes.addressof(self.reuse), device)
+
+
+def composed(step: Step, address: int, device: int = 0) -> Any:
+    module = conditional()
+    branch = module.Branch(address, (step.deep,), (step.estimate,))
+    return module.ConditionalGraph(device, HOPPER, (step.probe, branch))
 
 
 def refusal(run: Any) -> str:
@@ -119,7 +124,7 @@ def test_a_launch_goes_to_the_stream_that_it_is_given(fake: FakeDriver) -> None:
 @in_a_process
 def test_the_kernel_gets_a_handle_and_an_address_of_64_bits(fake: FakeDriver) -> None:
     step, address = Step(fake), 0xFEDC_BA98_7654_3210
-    graph = conditional().ConditionalGraph(0, HOPPER, step.probe, address, step.deep, step.estimate)
+    graph = composed(step, address)
     handle = next(int(line.split()[1]) for line in fake.journal if line.startswith("handle"))
     assert handle >> 32
     assert any(f"of {handle} {address} after" in line for line in fake.journal)
@@ -142,7 +147,7 @@ def test_a_body_that_cannot_be_one_is_refused_by_name_before_anything_is_made(fa
         assert said == f"the deep blocks cannot be a body of a conditional node: it has nodes of kind {kind}"
         assert kind in refusal(Step(fake, estimate=(kind,)).compose)
     assert "of kind HOST, WAIT_EVENT" in refusal(Step(fake, deep=("WAIT_EVENT", "HOST")).compose)
-    assert "the estimate blocks" in refusal(Step(fake, estimate=()).compose)
+    assert "the reused blocks" in refusal(Step(fake, estimate=()).compose)
     assert "it is empty" in refusal(Step(fake, deep=()).compose)
     assert not fake.journal
 

@@ -15,6 +15,7 @@ from dicache_compile.passes.dataflow import Dataflow
 from dicache_compile.passes.partition import partition, why_not_splittable
 from dicache_compile.passes.trunk import find_trunk
 from dicache_compile.plan import Partition
+from dicache_compile.write import single_graph
 
 from . import models
 from .graphs import Mixer, Tiny, captured, graph_text, partition_text, tiny_inputs, trunk_text
@@ -245,15 +246,15 @@ def test_autocast_stands_around_the_same_nodes_in_every_piece() -> None:
             return x.tanh()
 
     model, args = Casting(2), tiny_inputs()
-    branch = cut_of(model, *args).branch
-    for piece in (branch.probe, branch.deep):
+    program = cut_of(model, *args).program
+    for piece in map(program.piece, ("P", "DE")):
         text = graph_text(piece.graph_module.graph)
         assert text.index("_enter_autocast") < text.index("matmul") < text.index("_exit_autocast")
-    assert "_enter_autocast" not in graph_text(branch.estimate.graph_module.graph).partition("tanh")[2]
+    assert "_enter_autocast" not in graph_text(program.piece("RE").graph_module.graph).partition("tanh")[2]
 
 
-def test_branch_writes_a_deep_piece_that_ends_with_the_new_anchor() -> None:
-    deep = cut_of(Tiny(2), *tiny_inputs()).branch.deep
+def test_a_deep_piece_takes_the_new_anchor_before_the_epilogue() -> None:
+    deep = cut_of(Tiny(2), *tiny_inputs()).program.piece("DE")
     lines = graph_text(deep.graph_module.graph).splitlines()
     assert lines[:6] == [
         "scale_1 = sin(l_timestep_)",
@@ -271,17 +272,17 @@ def test_branch_writes_a_deep_piece_that_ends_with_the_new_anchor() -> None:
         "copy_(state_p_0_1",
         "copy_(state_anchor_gap_0",
     ]
-    # The epilogue comes after the anchor has been taken, and could write to y.
-    assert [text.partition(" = ")[2] for text in lines[-9:-6]] == ["tanh(x_2)", "exp(l_timestep_)", "add(tanh, exp)"]
+    # The epilogue could write to y.
+    assert [text.partition(" = ")[2] for text in lines[-3:]] == ["tanh(x_2)", "exp(l_timestep_)", "add(tanh, exp)"]
 
 
-def test_branch_writes_an_estimate_of_the_two_anchors() -> None:
-    estimate = cut_of(Tiny(2), *tiny_inputs()).branch.estimate
-    assert set(estimate.inputs) == {
+def test_the_piece_of_a_reused_step_estimates_from_the_two_anchors() -> None:
+    estimate = cut_of(Tiny(2), *tiny_inputs()).program.piece("RE")
+    assert set(map(str, estimate.reads)) == {
         "state.r.0.0",
         "state.r.0.1",
         "state.anchors",
-        "gamma.0",
+        "aid.0",
         "x",
         "l_timestep_",
     }
@@ -303,7 +304,7 @@ def test_branch_writes_an_estimate_of_the_two_anchors() -> None:
         "float_2 = float(where_1)\n"
         "float_3 = float(x)\n"
         "sub_8 = sub(float_1, float_2)\n"
-        "mul = mul(gamma_0, sub_8)\n"
+        "mul = mul(aid_0, sub_8)\n"
         "add = add(float_2, mul)\n"
         "where_4 = where(gt, add, float_1)\n"
         "add_1 = add(float_3, where_4)\n"
@@ -314,13 +315,14 @@ def test_branch_writes_an_estimate_of_the_two_anchors() -> None:
     )
 
 
-def test_branch_puts_one_cond_into_the_single_graph() -> None:
-    single = cut_of(Tiny(2), *tiny_inputs()).branch.single
+def test_the_single_graph_has_one_cond() -> None:
+    single = single_graph(cut_of(Tiny(2), *tiny_inputs()).program)
     lines = graph_text(single.graph_module.graph).splitlines()
     (cond,) = [text for text in lines if " = cond(" in text]
-    assert "estimate_branch, deep_branch" in cond
-    assert single.outputs[0] == "output.0"
-    written = {name for name in single.outputs if name.startswith("state.")}
+    assert "reused_branch, deep_branch" in cond
+    gives = [str(value) for value in single.gives]
+    assert gives[0] == "output.0"
+    written = {name for name in gives if name.startswith("state.")}
     assert {"state.h_prev.0", "state.r.0.0", "state.accumulated", "state.log"} <= written
     assert "state.schedule" not in written
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dicache_compile import summary
 from dicache_compile.estimators import DCTA
 from dicache_compile.gates import ProbeError
-from dicache_compile.policy import SlotSpec, State
+from dicache_compile.rules import Seen, SlotSpec
 
 from . import models
 from .test_contract import STEPS, compiled, generate
@@ -26,13 +26,13 @@ DEEP = [True, True, False, True, False, False, True, True, True, True]
 class ByTable(Interval):
     """Runs deep where a table says so; the table and the number one are made inside of the method."""
 
-    def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
+    def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
         table = torch.tensor(DEEP)
-        step = state["count"].long()
-        return ~table[step], state["count"] + torch.ones((), dtype=torch.float32)
+        count = seen.state["count"]
+        return ~table[count.long()], count + torch.ones((), dtype=torch.float32)
 
-    def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {"count": compared}
+    def settle(self, seen: Seen) -> dict[str, Tensor]:
+        return {"count": seen.error}
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Kept(Reuse):
 
     gain: Tensor = field(default_factory=lambda: torch.full((16,), 0.5))
 
-    def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return x.float() + self.gain * state["last"].float()
+    def estimate(self, seen: Seen) -> Tensor:
+        return seen.x.float() + self.gain * seen.state["last"].float()
 
-    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-        return {"last": y.float() - x.float() + torch.arange(16) - torch.arange(16)}
+    def anchor(self, seen: Seen) -> dict[str, Tensor]:
+        return {"last": seen.y.float() - seen.x.float() + torch.arange(16) - torch.arange(16)}
 
 
 @pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
@@ -78,73 +78,74 @@ def test_constants_go_through_inductor() -> None:
 
 
 class OneError(Interval):
-    def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
-        return h.float().mean().reshape(1)
+    def measure(self, seen: Seen) -> Tensor:
+        return seen.h.float().mean().reshape(1)
 
 
 class Number(Interval):
-    def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
+    def measure(self, seen: Seen) -> Tensor:
         return 1.0  # type: ignore[return-value]
 
 
 class Soft(Interval):
-    def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        return (error < 1).float(), error
+    def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        return (seen.error < 1).float(), seen.error
 
 
 class Alone(Interval):
-    def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        return error < 1  # type: ignore[return-value]
+    def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        return seen.error < 1  # type: ignore[return-value]
 
 
 class Takes(Interval):
-    def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {"count": compared, "index": torch.zeros_like(compared)}
+    def settle(self, seen: Seen) -> dict[str, Tensor]:
+        return {"count": seen.error, "index": torch.zeros_like(seen.error)}
 
 
 class Wide(Interval):
-    def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {"count": compared.reshape(1, 1)}
+    def settle(self, seen: Seen) -> dict[str, Tensor]:
+        return {"count": seen.error.reshape(1, 1)}
 
 
 class Follows(Interval):
-    def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {"anchors": reuse}
+    def follow(self, seen: Seen) -> dict[str, Tensor]:
+        return {"anchors": seen.reused}
 
 
 class Branches(Interval):
-    def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
-        return h.float().mean() if h.float().mean() > 0 else -h.float().mean()
+    def measure(self, seen: Seen) -> Tensor:
+        mean = seen.h.float().mean()
+        return mean if mean > 0 else -mean
 
 
 class Narrow(Reuse):
-    def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return Reuse.estimate(self, x, gamma, anchors, state)[:, :1]
+    def estimate(self, seen: Seen) -> Tensor:
+        return Reuse.estimate(self, seen)[:, :1]
 
 
 class Small(Reuse):
-    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-        return {"last": (y.float() - x.float()).mean(1, keepdim=True)}
+    def anchor(self, seen: Seen) -> dict[str, Tensor]:
+        return {"last": (seen.y.float() - seen.x.float()).mean(1, keepdim=True)}
 
 
 class Forgets(Reuse):
     def slots(self) -> tuple[SlotSpec, ...]:
-        return (*Reuse.slots(self), SlotSpec("other", per_stream=True, scalar=True))
+        return (*Reuse.slots(self), SlotSpec("other", "number"))
 
 
 class Misnames(Reuse):
-    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-        return {"last": y.float() - x.float(), "lost": gamma_of(x)}
+    def anchor(self, seen: Seen) -> dict[str, Tensor]:
+        return {**Reuse.anchor(self, seen), "lost": gamma_of(seen.x)}
 
 
 class Mixes(Reuse):
-    def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return (x.float() @ h.float()).mean()
+    def aid(self, seen: Seen) -> Tensor:
+        return (seen.x.float() @ seen.h.float()).mean()
 
 
 class Asks(Reuse):
-    def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return gamma_of(state["lsat"])
+    def aid(self, seen: Seen) -> Tensor:
+        return gamma_of(seen.state["lsat"])
 
 
 def gamma_of(x: Tensor) -> Tensor:
@@ -166,8 +167,8 @@ def gamma_of(x: Tensor) -> Tensor:
         (Small(), r"Small\.anchor gave the slot 'last' float32 of shape \(2, 1, 16\), expected .* \(2, 6, 16\)"),
         (Forgets(), r"Forgets\.anchor must return all of its slots, and other is missing"),
         (Misnames(), r"Misnames\.anchor may return slots of its own, got lost: expected last"),
-        (Mixes(), r"Mixes\.weigh failed: RuntimeError: .*"),
-        (Asks(), r"Asks\.weigh failed: KeyError: 'lsat'"),
+        (Mixes(), r"Mixes\.aid failed: RuntimeError: .*"),
+        (Asks(), r"Asks\.aid failed: KeyError: 'lsat'"),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -198,8 +199,8 @@ def test_each_stream_is_tried_with_its_own_shape() -> None:
     class Square(Reuse):
         """Right for six image tokens, and not for three of text."""
 
-        def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-            return {"last": (y.float() - x.float()) + torch.zeros(6, 1)}
+        def anchor(self, seen: Seen) -> dict[str, Tensor]:
+            return {"last": (seen.y.float() - seen.x.float()) + torch.zeros(6, 1)}
 
     class OnText(models.TwoStream):
         def leave(self, carried: models.Carried) -> Tensor:

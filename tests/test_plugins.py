@@ -10,52 +10,44 @@ import torch
 from torch import Tensor
 
 from dicache_compile import summary
-from dicache_compile.policy import SlotSpec, State
+from dicache_compile.rules import Estimator, Gate, Seen, SlotSpec
 
 from . import models
 from .test_contract import STEPS, assert_near, compiled, generate
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(Gate):
     """Runs deep on every `period`-th step: a static gate, which counts what it has let through."""
 
     period: int
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        return (SlotSpec("count", per_stream=False, scalar=True),)
+        return (SlotSpec("count", "number", shared=True),)
 
-    def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
-        return torch.ones_like(h.float().mean())
+    def measure(self, seen: Seen) -> Tensor:
+        return torch.ones_like(seen.h.float().mean())
 
-    def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {}
-
-    def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        count = state["count"] + error
+    def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        count = seen.state["count"] + seen.error
         return count < self.period, count
 
-    def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {"count": torch.where(reuse, compared, torch.zeros_like(compared))}
+    def settle(self, seen: Seen) -> dict[str, Tensor]:
+        return {"count": torch.where(seen.reused, seen.error, torch.zeros_like(seen.error))}
 
 
 @dataclass(frozen=True, slots=True)
-class Reuse:
-    """y = x + R1, or h + (y - h) where `base` is "h": one tensor a stream."""
-
-    base: str = "x"
+class Reuse(Estimator):
+    """y = x + R1: one tensor for each carried value."""
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        return (SlotSpec("last", per_stream=True, scalar=False),)
+        return (SlotSpec("last"),)
 
-    def weigh(self, x: Tensor, h: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return torch.full_like(x.float().mean(), float("nan"))
+    def estimate(self, seen: Seen) -> Tensor:
+        return seen.x.float() + seen.state["last"].float()
 
-    def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return x.float() + state["last"].float()
-
-    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-        return {"last": y.float() - x.float()}
+    def anchor(self, seen: Seen) -> dict[str, Tensor]:
+        return {"last": seen.y.float() - seen.x.float()}
 
 
 @pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
@@ -88,10 +80,10 @@ def test_a_gate_and_an_estimator_of_ones_own(kind: type[models.Model], engine: s
 def test_a_slot_that_takes_anothers_old_value_is_refused(convert: Any) -> None:
     class Shifting(Reuse):
         def slots(self) -> tuple[SlotSpec, ...]:
-            return (*Reuse.slots(self), SlotSpec("before", per_stream=True, scalar=False))
+            return (*Reuse.slots(self), SlotSpec("before"))
 
-        def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-            return {"last": y.float() - x.float(), "before": convert(state["last"])}
+        def anchor(self, seen: Seen) -> dict[str, Tensor]:
+            return {**Reuse.anchor(self, seen), "before": convert(seen.state["last"])}
 
     model = models.make(models.SingleStream)
     with pytest.raises(Exception, match="takes another slot's old value as it is: give that one a history"):
@@ -99,21 +91,21 @@ def test_a_slot_that_takes_anothers_old_value_is_refused(convert: Any) -> None:
 
 
 def test_slots_of_one_name_are_refused() -> None:
-    class Clashing(Reuse):
+    class Clashing(Interval):
         def slots(self) -> tuple[SlotSpec, ...]:
-            return (SlotSpec("index", per_stream=False, scalar=True), *Reuse.slots(self))
+            return (SlotSpec("index", "number", shared=True), *Interval.slots(self))
 
     model = models.make(models.SingleStream)
     with pytest.raises(Exception, match="two slots are named 'index'"):
-        generate(compiled(model, estimator=Clashing()), model)
+        generate(compiled(model, gate=Clashing(3)), model)
 
 
 def test_an_estimator_that_would_write_a_tensor_on_every_step_is_refused() -> None:
     class Rewriting(Reuse):
-        def follow(self, gamma: Tensor, reuse: Tensor, anchors: Tensor, state: State) -> dict[str, Tensor]:
-            return {"last": gamma}
+        def follow(self, seen: Seen) -> dict[str, Tensor]:
+            return {"last": seen.x}
 
     model = models.make(models.TwoStream)
     call = compiled(model, estimator=Rewriting())
-    with pytest.raises(Exception, match=r"Rewriting\.follow may return slots that are scalars, got last"):
+    with pytest.raises(Exception, match=r"Rewriting\.follow may return slots that are numbers, got last"):
         generate(call, model)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
-from dicache_compile.passes.control import LOG_ROWS, MASKED_STEPS
 from dicache_compile.summary import MAX_GENERATIONS
+from dicache_compile.write.control import LOG_ROWS, MASKED_STEPS
 
 from . import models
 from .test_contract import STEPS, compiled, generate

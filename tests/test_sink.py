@@ -48,8 +48,8 @@ def test_a_reused_step_runs_what_the_model_without_its_deep_blocks_would(
     with torch.no_grad():
         truncated, _ = captured(Truncated(model, probe_depth), *args)
         whole, _ = captured(model, *args)
-    branch = cut_of(model, *args, probe_depth=probe_depth).branch
-    probe, deep, estimate = (heavy(piece.graph_module) for piece in (branch.probe, branch.deep, branch.estimate))
+    program = cut_of(model, *args, probe_depth=probe_depth).program
+    probe, deep, estimate = (heavy(piece.graph_module) for piece in map(program.piece, ("P", "DE", "RE")))
     # Without deep blocks a Mixed still joins text and image, before it takes the image: one linear more.
     assert probe + estimate == heavy(truncated) - (kind is models.Mixed)
     assert probe + deep == heavy(whole)

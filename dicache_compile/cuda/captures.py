@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import StepError
-from .conditional import ConditionalGraph
+from .conditional import Branch, ConditionalGraph
 from .driver import CudaError, why_no_conditional
 
 T = TypeVar("T")
@@ -25,13 +25,15 @@ _lock = threading.RLock()  # one capture at a time: garbage collection is off fo
 
 
 @dataclass(frozen=True, slots=True)
-class Captured:
-    """The captured pieces of a step. They own their memory in the pool; a graph made of them must not outlive them."""
+class Choice:
+    """Two ways, of which a value on the device says which one runs."""
 
-    probe: Any  # torch.cuda.CUDAGraph, like the next two
-    reuse: Tensor  # bool, shape (), that the probe's piece writes
-    deep: Any
-    estimate: Any
+    reuse: Tensor  # bool, shape (), that an earlier part writes
+    deep: tuple[Part, ...]
+    reused: tuple[Part, ...]
+
+
+Part = Any  # torch.cuda.CUDAGraph, which owns its memory in the pool and must outlive a graph made of it; or a Choice
 
 
 class CudaCaptures:
@@ -101,38 +103,26 @@ class CudaCaptures:
             raise
         return graph, result
 
-    def branch_on_device(self, captured: Captured) -> Launch:
-        """One launch: the probe's piece, and the one of the other two that its result asks for.
+    def branch_on_device(self, parts: Sequence[Part]) -> Launch:
+        """One launch: the captured parts one after the other, and of a choice the way that its value asks for.
 
         Raises CudaError where the driver, its bindings or one of the graphs cannot do that.
         """
         with torch.cuda.device(self._index):
             if reason := why_no_conditional():
                 raise CudaError(reason)
-            graph = ConditionalGraph(
-                self._index,
-                torch.cuda.get_device_capability(self._index),
-                captured.probe.raw_cuda_graph(),
-                captured.reuse.data_ptr(),
-                captured.deep.raw_cuda_graph(),
-                captured.estimate.raw_cuda_graph(),
-            )
+            capability = torch.cuda.get_device_capability(self._index)
+            graph = ConditionalGraph(self._index, capability, _handles(parts))
         return lambda: graph.launch(torch._C._cuda_getCurrentRawStream(self._index) or _LEGACY_STREAM)
 
-    def branch_on_host(self, captured: Captured) -> Launch:
-        """A launch of the probe's piece, a wait for its result, and a launch of one of the other two."""
+    def branch_on_host(self, parts: Sequence[Part]) -> Launch:
+        """A launch of each captured part; at a choice a wait for its value."""
         with torch.cuda.device(self._index), torch.inference_mode(False):
-            for graph in (captured.probe, captured.deep, captured.estimate):
-                graph.instantiate()
-            seen = torch.empty((), dtype=torch.bool, pin_memory=True)
-            written = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            launches = _launches(parts)
 
         def launch() -> None:
-            captured.probe.replay()
-            seen.copy_(captured.reuse, non_blocking=True)
-            written.record()
-            written.synchronize()
-            (captured.estimate if seen.item() else captured.deep).replay()
+            for each in launches:
+                each()
 
         return launch
 
@@ -157,6 +147,38 @@ class CudaCaptures:
         trivial = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=self._stream)
         with suppress(RuntimeError), torch.cuda.device(self._index), trivial:
             torch.zeros((), device="cuda")
+
+
+def _handles(parts: Sequence[Part]) -> tuple[int | Branch, ...]:
+    return tuple(
+        Branch(part.reuse.data_ptr(), _handles(part.deep), _handles(part.reused))
+        if isinstance(part, Choice)
+        else part.raw_cuda_graph()
+        for part in parts
+    )
+
+
+def _launches(parts: Sequence[Part]) -> list[Launch]:
+    return [_launch_of(part) for part in parts]
+
+
+def _launch_of(part: Part) -> Launch:
+    if not isinstance(part, Choice):
+        part.instantiate()
+        replay: Launch = part.replay
+        return replay
+    deep, reused = _launches(part.deep), _launches(part.reused)
+    seen = torch.empty((), dtype=torch.bool, pin_memory=True)
+    written = torch.cuda.Event()  # type: ignore[no-untyped-call]
+
+    def choose() -> None:
+        seen.copy_(part.reuse, non_blocking=True)
+        written.record()
+        written.synchronize()
+        for launch in reused if seen.item() else deep:
+            launch()
+
+    return choose
 
 
 _failed: list[Any] = []  # graphs whose capture did not end: torch's allocators still ask them

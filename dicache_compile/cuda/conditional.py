@@ -1,6 +1,6 @@
-"""One CUDA graph of three captured ones: P, then D or R as a value on the device says.
+"""One CUDA graph of captured ones, with choices between some of them as values on the device say.
 
-    P (child graph) -> choose (kernel) -> IF { D (child graph) } ELSE { R (child graph) }
+    P (child graph) -> choose (kernel) -> IF { D (child graph) } ELSE { R (child graph) } -> ...
 
 A launch runs the whole step, and the host neither waits nor learns which body ran. A body may hold kernels, copies and
 memory sets on the device and graphs of these; events, host functions and allocations are refused by the driver.
@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from .driver import CudaError, checked, driver
 from .predicate import kernel
@@ -22,24 +24,31 @@ _RUN_DEEP = 1  # the default: if the kernel were ever skipped, the model itself 
 _ALLOWED = ("KERNEL", "MEMCPY", "MEMSET", "EMPTY", "GRAPH")
 
 
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """Two ways, of which a value on the device says which one runs."""
+
+    reuse: int  # the address of a bool that an earlier part writes
+    deep: tuple[Part, ...]
+    reused: tuple[Part, ...]
+
+
+Part: TypeAlias = "int | Branch"  # the handle (cudaGraph_t) of a captured graph, or a choice
+
+
 class ConditionalGraph:
     """The composed graph. It holds clones of the captured graphs, but not their memory: keep those alive beside it."""
 
-    def __init__(
-        self, device: int, capability: tuple[int, int], probe: int, reuse: int, deep: int, estimate: int
-    ) -> None:
-        """Composes and instantiates. The device's context must be current.
+    def __init__(self, device: int, capability: tuple[int, int], parts: Sequence[Part]) -> None:
+        """Composes parts that run one after the other, and instantiates. The device's context must be current.
 
-        `probe`, `deep` and `estimate` are the handles (cudaGraph_t) of captured graphs; `reuse` is the address of the
-        bool that the first one writes. Raises CudaError if the driver refuses any of it.
+        Raises CudaError if the driver refuses any of it.
         """
         api = driver()
-        for name, body in (("deep", deep), ("estimate", estimate)):
-            if reason := why_no_body(body):
-                raise CudaError(f"the {name} blocks cannot be a body of a conditional node: {reason}")
+        _check_bodies(parts)
         graph = checked(api.cuGraphCreate(0))
         try:
-            _compose(graph, kernel(device, capability), probe, reuse, deep, estimate)
+            _compose(graph, kernel(device, capability), parts)
             self._executable = checked(api.cuGraphInstantiate(graph, 0))
         except BaseException:
             api.cuGraphDestroy(graph)
@@ -68,6 +77,17 @@ def _free(executable: Any, graph: Any, process: int) -> None:
     api.cuThreadExchangeStreamCaptureMode(before)
 
 
+def _check_bodies(parts: Sequence[Part]) -> None:
+    """Raises CudaError for a captured graph that cannot be a body of a conditional node."""
+    for part in parts:
+        if isinstance(part, Branch):
+            for name, body in (("deep", part.deep), ("reused", part.reused)):
+                for captured in body:
+                    if isinstance(captured, int) and (reason := why_no_body(captured)):
+                        raise CudaError(f"the {name} blocks cannot be a body of a conditional node: {reason}")
+                _check_bodies(body)
+
+
 def why_no_body(graph: int) -> str | None:
     """The reason why a captured graph cannot be a body of a conditional node, or None."""
     api = driver()
@@ -81,13 +101,24 @@ def why_no_body(graph: int) -> str | None:
     return f"it has nodes of kind {', '.join(refused)}" if refused else None
 
 
-def _compose(graph: Any, choose: Any, probe: int, reuse: int, deep: int, estimate: int) -> None:
+def _compose(graph: Any, choose: Any, parts: Sequence[Part]) -> None:
+    """Adds parts to a graph, each after the one before."""
+    api = driver()
+    last: list[Any] = []
+    for part in parts:
+        if isinstance(part, Branch):
+            last = [_add_branch(graph, choose, part, last)]
+        else:
+            last = [checked(api.cuGraphAddChildGraphNode(graph, last, len(last), api.CUgraph(init_value=part)))]
+
+
+def _add_branch(graph: Any, choose: Any, branch: Branch, after: list[Any]) -> Any:
+    """Adds the kernel that tells the node which way to go, and the node; the node."""
     api = driver()
     context = checked(api.cuCtxGetCurrent())
-    first = checked(api.cuGraphAddChildGraphNode(graph, [], 0, api.CUgraph(init_value=probe)))
-    branch = checked(api.cuGraphConditionalHandleCreate(graph, context, _RUN_DEEP, _ASSIGN_DEFAULT))
+    handle = checked(api.cuGraphConditionalHandleCreate(graph, context, _RUN_DEEP, _ASSIGN_DEFAULT))
     # The driver copies the arguments when the node is added.
-    arguments = (ctypes.c_uint64 * 2)(int(branch), reuse)
+    arguments = (ctypes.c_uint64 * 2)(int(handle), branch.reuse)
     addresses = (ctypes.c_void_p * 2)(ctypes.addressof(arguments), ctypes.addressof(arguments) + 8)
     call = api.CUDA_KERNEL_NODE_PARAMS()
     call.func = choose
@@ -96,15 +127,15 @@ def _compose(graph: Any, choose: Any, probe: int, reuse: int, deep: int, estimat
     call.sharedMemBytes = 0
     call.kernelParams = ctypes.addressof(addresses)
     call.extra = 0
-    chosen = checked(api.cuGraphAddKernelNode(graph, [first], 1, call))
+    chosen = checked(api.cuGraphAddKernelNode(graph, after, len(after), call))
     either = api.CUgraphNodeParams()
     either.type = api.CUgraphNodeType.CU_GRAPH_NODE_TYPE_CONDITIONAL
-    either.conditional.handle = branch
+    either.conditional.handle = handle
     either.conditional.type = api.CUgraphConditionalNodeType.CU_GRAPH_COND_TYPE_IF
     either.conditional.size = 2
     either.conditional.ctx = context
-    checked(api.cuGraphAddNode(graph, [chosen], None, 1, either))
+    node = checked(api.cuGraphAddNode(graph, [chosen], None, 1, either))
     # Not before the node is added: cuda-bindings 13.5 reads a null pointer there.
-    bodies = either.conditional.phGraph_out
-    for body, part in zip(bodies, (deep, estimate), strict=True):
-        checked(api.cuGraphAddChildGraphNode(body, [], 0, api.CUgraph(init_value=part)))
+    for body, parts in zip(either.conditional.phGraph_out, (branch.deep, branch.reused), strict=True):
+        _compose(body, choose, parts)
+    return node

@@ -2,7 +2,8 @@
 
 from .dcta import DCTA
 from .feedback import FeedbackDCTA
+from .linear import Linear
 from .reuse import Reuse
 from .second_order import SecondOrderDCTA
 
-__all__ = ["DCTA", "FeedbackDCTA", "Reuse", "SecondOrderDCTA"]
+__all__ = ["DCTA", "FeedbackDCTA", "Linear", "Reuse", "SecondOrderDCTA"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import clipped_ratio, second_difference
-from ..policy import SlotSpec, State
+from ..rules import Seen, SlotSpec
 from .dcta import DCTA
 from .second_order import GAP_RATIO
 
@@ -44,38 +44,28 @@ class FeedbackDCTA(DCTA):
             raise ValueError(f"share: expected a number above 0 and up to 1, got {self.share!r}")
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        return (
-            *DCTA.slots(self),
-            SlotSpec("owed", per_stream=True, scalar=False),
-            SlotSpec("reused", per_stream=True, scalar=True),  # steps since R1
-            SlotSpec("reached", per_stream=True, scalar=True),  # sum of gamma - 1 over them
-            SlotSpec("known", per_stream=True, scalar=True),  # anchors, as of the last step
-        )
+        # "reached": the sum of gamma - 1 over the steps that were reused since R1.
+        return (*DCTA.slots(self), SlotSpec("owed"), SlotSpec("reached", "number"))
 
-    def follow(self, gamma: Tensor, reuse: Tensor, anchors: Tensor, state: State) -> dict[str, Tensor]:
-        reused, reached = state["reused"], state["reached"]
+    def follow(self, seen: Seen) -> dict[str, Tensor]:
+        reached = seen.state["reached"]
         # With one anchor gamma is NaN, and the estimate stays at it.
-        beyond = torch.where(anchors > 1, gamma - 1, torch.zeros_like(gamma))
-        return {
-            "reused": torch.where(reuse, reused + 1, reused),
-            "reached": torch.where(reuse, reached + beyond, reached),
-            "known": anchors.to(torch.float32),
-        }
+        beyond = torch.where(seen.anchors > 1, seen.aid - 1, torch.zeros_like(seen.aid))
+        return {"reached": torch.where(seen.reused, reached + beyond, reached)}
 
-    def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
-        given = self.share * (1 - self.share) ** (state["reused"] - 1)
-        return DCTA.estimate(self, x, gamma, anchors, state) + given * state["owed"].float()
+    def estimate(self, seen: Seen) -> Tensor:
+        given = self.share * (1 - self.share) ** seen.since.float()
+        return DCTA.estimate(self, seen) + given * seen.state["owed"].float()
 
-    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-        new = DCTA.anchor(self, x, h, y, state)
+    def anchor(self, seen: Seen) -> dict[str, Tensor]:
+        new, state, reused = DCTA.anchor(self, seen), seen.state, seen.since.float()
         newest, older, oldest = new["r"], state["r1"].float(), state["r2"].float()
-        reused, known = state["reused"], state["known"]
         ratio = clipped_ratio(state["anchor_gap"], new["anchor_gap"], *GAP_RATIO)
         bend = second_difference(newest, older, oldest, ratio)
         line = reused / 2 * (newest - older)
         curve = line - reused * (reused + 2) / (6 * (reused + 1)) * bend - state["reached"] * (older - oldest)
         left = (1 - self.share) ** reused * state["owed"].float()
-        # What does not exist yet may hold anything, and is masked: also the counts, which an earlier generation left.
-        owed = torch.where(known > 1, curve + left, torch.where(known > 0, line, torch.zeros_like(line)))
-        none = torch.zeros_like(reused)
-        return {**new, "owed": owed, "reused": none, "reached": none, "known": known}
+        # What does not exist yet may hold anything, and is masked.
+        none = torch.zeros_like(line)
+        owed = torch.where(seen.anchors > 1, curve + left, torch.where(seen.anchors > 0, line, none))
+        return {**new, "owed": owed, "reached": torch.zeros_like(reused)}

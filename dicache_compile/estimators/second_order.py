@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import clipped_ratio, relative_l1, second_difference
-from ..policy import SlotSpec, State
+from ..rules import Seen, SlotSpec
 from .dcta import DCTA
 
 # Of two neighbouring gaps, older over newer: one that is longer or shorter says nothing of a bend.
@@ -43,29 +43,29 @@ class SecondOrderDCTA(DCTA):
 
     def slots(self) -> tuple[SlotSpec, ...]:
         return (
-            SlotSpec("r", per_stream=True, scalar=False, history=3),
-            SlotSpec("p", per_stream=True, scalar=False, history=3, measured=True),
-            SlotSpec("anchor_gap", per_stream=True, scalar=True),
-            SlotSpec("gap_ratio", per_stream=True, scalar=True),
+            SlotSpec("r", history=3),
+            SlotSpec("p", history=3, measured=True),
+            SlotSpec("anchor_gap", "number"),
+            SlotSpec("gap_ratio", "number"),
         )
 
-    def estimate(self, x: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return x.float() + self._curve("r", gamma, anchors, state)
+    def estimate(self, seen: Seen) -> Tensor:
+        return seen.x.float() + self._curve("r", seen)
 
-    def check(self, x: Tensor, h: Tensor, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
-        return relative_l1(self._curve("p", gamma, anchors, state), self._place(x, h))
+    def check(self, seen: Seen) -> Tensor:
+        return relative_l1(self._curve("p", seen), self._place(seen))
 
-    def anchor(self, x: Tensor, h: Tensor, y: Tensor, state: State) -> dict[str, Tensor]:
-        new = DCTA.anchor(self, x, h, y, state)
-        return {**new, "gap_ratio": clipped_ratio(state["anchor_gap"], new["anchor_gap"], *GAP_RATIO)}
+    def anchor(self, seen: Seen) -> dict[str, Tensor]:
+        new = DCTA.anchor(self, seen)
+        return {**new, "gap_ratio": clipped_ratio(seen.state["anchor_gap"], new["anchor_gap"], *GAP_RATIO)}
 
-    def _curve(self, name: str, gamma: Tensor, anchors: Tensor, state: State) -> Tensor:
+    def _curve(self, name: str, seen: Seen) -> Tensor:
         """The anchors' residuals or probe residuals, where gamma is on their curve: float32."""
-        newest, older, oldest = (state[f"{name}{age}"].float() for age in (1, 2, 3))
-        ratio = state["gap_ratio"]
+        newest, older, oldest = (seen.state[f"{name}{age}"].float() for age in (1, 2, 3))
+        gamma, ratio = seen.aid, seen.state["gap_ratio"]
         bend = second_difference(newest, older, oldest, ratio)
         line = older + gamma * (newest - older)
         beyond = (gamma - 1).clamp(min=0) / (1 + ratio)
         curve = line + gamma * (gamma - 1) / (1 + (self.damping * beyond).square()) * bend
         # What does not exist yet may hold anything, and is masked.
-        return torch.where(anchors > 2, curve, torch.where(anchors > 1, line, newest))
+        return torch.where(seen.anchors > 2, curve, torch.where(seen.anchors > 1, line, newest))

@@ -8,11 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..policy import Setting, SlotSpec, State
+from ..rules import Decider, Seen, Setting
 
 
 @dataclass(frozen=True, slots=True)
-class EstimateError:
+class EstimateError(Decider):
     """Reuses while the estimator, asked for the probe's result instead, is off by less than a threshold.
 
     The probe's result is computed on every step, so the error is known. It is taken for that of the deep blocks. It is
@@ -26,22 +26,14 @@ class EstimateError:
     threshold: float
     comparison: Literal["<", "<="] = "<"
 
-    def slots(self) -> tuple[SlotSpec, ...]:
-        return ()
-
     def settings(self) -> tuple[Setting, ...]:
         return (Setting("threshold", self.threshold),)
 
-    def measure_estimate(self, check: Tensor) -> Tensor:
-        return check
+    def measure_estimate(self, seen: Seen) -> Tensor:
+        return seen.check
 
-    def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {}
-
-    def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        within = error < state["threshold"] if self.comparison == "<" else error <= state["threshold"]
+    def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        error, threshold = seen.error, seen.state["threshold"]
+        within = error < threshold if self.comparison == "<" else error <= threshold
         # An infinite error is as little a measure as NaN, whatever the threshold.
         return within & (error < math.inf), error
-
-    def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {}

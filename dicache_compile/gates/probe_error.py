@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..kernels import relative_l1
-from ..policy import Setting, SlotSpec, State
+from ..rules import Gate, Seen, Setting, SlotSpec
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeError:
+class ProbeError(Gate):
     """Adds up how much h changes from step to step (relative L1) and reuses while the sum is below a threshold.
 
     The sum starts again at 0 after each deep step. h is compared with the step before, whether that was reused or not.
@@ -25,29 +25,29 @@ class ProbeError:
     comparison: Literal["<", "<="] = "<"
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        tensors = [SlotSpec("h_prev", per_stream=True, scalar=False, measured=True)]
+        tensors = [SlotSpec("h_prev", measured=True)]
         if self.error == "probe_minus_input":
-            tensors.append(SlotSpec("x_prev", per_stream=True, scalar=False, measured=True))
-        return (*tensors, SlotSpec("accumulated", per_stream=False, scalar=True))
+            tensors.append(SlotSpec("x_prev", measured=True))
+        return (*tensors, SlotSpec("accumulated", "number", shared=True))
 
     def settings(self) -> tuple[Setting, ...]:
         return (Setting("threshold", self.threshold),)
 
-    def measure(self, x: Tensor, h: Tensor, state: State) -> Tensor:
-        moved = relative_l1(h, state["h_prev"])
+    def measure(self, seen: Seen) -> Tensor:
+        moved = relative_l1(seen.h, seen.state["h_prev"])
         if self.error == "probe":
             return moved
-        return (moved - relative_l1(x, state["x_prev"])).abs()
+        return (moved - relative_l1(seen.x, seen.state["x_prev"])).abs()
 
-    def follow(self, x: Tensor, h: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {"h_prev": h} if self.error == "probe" else {"h_prev": h, "x_prev": x}
+    def follow(self, seen: Seen) -> dict[str, Tensor]:
+        return {"h_prev": seen.h} if self.error == "probe" else {"h_prev": seen.h, "x_prev": seen.x}
 
-    def judge(self, error: Tensor, state: State) -> tuple[Tensor, Tensor]:
-        accumulated = state["accumulated"] + error
-        threshold = state["threshold"]
+    def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        accumulated = seen.state["accumulated"] + seen.error
+        threshold = seen.state["threshold"]
         within = accumulated < threshold if self.comparison == "<" else accumulated <= threshold
         # An infinite error is as little a measure as NaN, whatever the threshold.
         return within & (accumulated < math.inf), accumulated
 
-    def settle(self, compared: Tensor, reuse: Tensor, state: State) -> dict[str, Tensor]:
-        return {"accumulated": torch.where(reuse, compared, torch.zeros_like(compared))}
+    def settle(self, seen: Seen) -> dict[str, Tensor]:
+        return {"accumulated": torch.where(seen.reused, seen.error, torch.zeros_like(seen.error))}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -33,6 +35,22 @@ def second_difference(newest: Tensor, older: Tensor, oldest: Tensor, ratio: Tens
     `ratio`, of shape (), is the older gap over the newer one.
     """
     return ((newest - older) - (older - oldest) / ratio) / (1 + ratio)
+
+
+def combination(base: Tensor, residuals: Sequence[Tensor], weights: Sequence[float | Tensor]) -> Tensor:
+    """Base + sum_k weights[k] residuals[k]: float32, of base's shape.
+
+    A weight is a number, or float32 of shape () or (C,), one for each channel (the last dimension). What has a weight
+    of exactly 0 is masked, not multiplied: it may hold anything, NaN included.
+    """
+    total = base.float()
+    for weight, residual in zip(weights, residuals, strict=True):
+        if not isinstance(weight, (int, float)):
+            part = weight * residual.float()
+            total = total + torch.where(weight == 0, torch.zeros_like(part), part)
+        elif weight != 0:
+            total = total + (residual.float() if weight == 1 else weight * residual.float())
+    return total
 
 
 def extrapolate(base: Tensor, newest: Tensor, older: Tensor, gamma: Tensor, has_older: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,10 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from ..errors import UnsupportedGraphError
 from ..passes import values
 from ..passes.copying import copy_module
-from ..plan import Partition, Piece, Slot
+from ..plan import Partition
+from ..program import Kind, Piece, Slot, Value
 from .fake_values import record_fake_values
 
 Callee = Callable[..., Sequence[Any]]
+_COUNTS = {"index": torch.int64, "since": torch.int64}  # of what is known of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,7 @@ class Lowering:
     examples: Mapping[str, object]  # what the graph was traced with, by placeholder
     source: fx.GraphModule  # as it came from Dynamo
     settings: Mapping[str, Any] | None  # Inductor's; None: run eagerly
+    given: dict[Value, object] = field(default_factory=dict)  # what the pieces lowered so far give: fake values
 
     def __call__(self, piece: Piece) -> Callee:
         """Something that takes the piece's inputs in order and returns its outputs in order."""
@@ -40,8 +43,9 @@ class Lowering:
         # compile_fx takes the graph that it is given apart, and pieces are kept for people to read.
         graph_module = copy_module(piece.graph_module)
         graph_module._param_name_to_source = self._sources_of_constants(graph_module)  # type: ignore[assignment]
-        examples = [self._example(name) for name in piece.inputs]
+        examples = [self._example(value) for value in piece.reads]
         record_fake_values(graph_module, examples, self._fake_mode())
+        self._note_given(graph_module, piece)
         try:
             return lower_graph(graph_module, examples, self.settings)
         except Exception as error:  # whatever a piece does that AOTAutograd or Inductor cannot have
@@ -57,14 +61,25 @@ class Lowering:
         known = getattr(self.source, "_param_name_to_source", {})
         return {**{name: LocalSource(name) for name, _ in graph_module.named_buffers()}, **known}
 
-    def _example(self, name: str) -> object:
-        if name in self.examples:
-            return self.examples[name]
-        if name.startswith("state."):
-            return self._example_state(name.removeprefix("state."))
-        if name.startswith("gamma."):
-            return self._fake(lambda device: torch.empty((), dtype=torch.float32, device=device))
-        return values.value(next(node for node in self.partition.crossing if node.name == name))
+    def _note_given(self, graph_module: fx.GraphModule, piece: Piece) -> None:
+        """Remembers what a piece gives to others, where running it on fake tensors told."""
+        (returned,) = graph_module.graph.find_nodes(op="output")
+        for value, node in zip(piece.gives, returned.args[0], strict=True):
+            if isinstance(node, fx.Node) and values.value(node) is not None:
+                self.given[value] = values.value(node)
+
+    def _example(self, value: Value) -> object:
+        if value.kind is Kind.INPUT:
+            return self.examples[value.name]
+        if value.kind is Kind.STATE:
+            return self._example_state(value.name)
+        if value.kind is Kind.CROSSING:
+            nodes = self.partition.graph_module.graph.nodes
+            return values.value(next(node for node in nodes if node.name == value.name))
+        if value in self.given:
+            return self.given[value]
+        dtype = _COUNTS.get(value.name, torch.float32)
+        return self._fake(lambda device: torch.empty((), dtype=dtype, device=device))
 
     def _example_state(self, name: str) -> Tensor:
         slot = next(slot for slot in self.slots if slot.name == name)
@@ -106,5 +121,5 @@ def _in_one_line(error: Exception) -> str:
 def _carry_metadata(source: fx.GraphModule, piece: Piece) -> None:
     """Gives a piece what AOTAutograd reads of Dynamo's graphs; without it every weight counts as a changing input."""
     sources = {n.name: getattr(n, "_dynamo_source", None) for n in source.graph.find_nodes(op="placeholder")}
-    for placeholder, name in zip(piece.graph_module.graph.find_nodes(op="placeholder"), piece.inputs, strict=True):
-        placeholder._dynamo_source = sources.get(name)
+    for placeholder, value in zip(piece.graph_module.graph.find_nodes(op="placeholder"), piece.reads, strict=True):
+        placeholder._dynamo_source = sources.get(value.name) if value.kind is Kind.INPUT else None

@@ -23,7 +23,7 @@ def why_not_capturable(found: Cut, examples: Mapping[str, object]) -> str | None
 
     `examples` are what the graph was traced with, by placeholder.
     """
-    device = found.branch.slots[0].device
+    device = found.program.slots[0].device
     if device.type not in DEVICES:
         return f"the model is on {device}, and captures need CUDA"
     timestep = found.inputs.timestep

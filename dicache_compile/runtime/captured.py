@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import CaptureError, StepError
 from .engines import CallsEngine
-from .recording import Captures, Key, Program, Recording, shape_key
+from .recording import Captures, Key, Recorded, Recording, shape_key
 from .state import StreamState
 
 _log = logging.getLogger("dicache_compile")
@@ -29,7 +29,7 @@ class CapturedEngine:
 
     def __init__(
         self,
-        program: Program,
+        recorded: Recorded,
         calls: CallsEngine,
         first: str,
         forced: bool,
@@ -37,7 +37,7 @@ class CapturedEngine:
         names: Sequence[str],
     ) -> None:
         """`first`: the rung to begin on; `forced`: to stay on it or fail. `names` are those of the inputs."""
-        self._program, self._calls, self._captures, self._names = program, calls, captures, names
+        self._recorded, self._calls, self._captures, self._names = recorded, calls, captures, names
         self._first, self._forced = Rung(first, None), forced
         self._last = self._first  # the rung of the last step
         self._rungs: dict[Key, Rung] = {}
@@ -66,7 +66,7 @@ class CapturedEngine:
 
     def _record(self, inputs: Sequence[Any], state: StreamState) -> Recording | None:
         """A recording on the highest rung that these inputs can have; None: there is none, they are to be called."""
-        key = shape_key(self._program, inputs)
+        key = shape_key(self._recorded, inputs)
         before = self._rungs.get(key, self._first)
         self._last = before
         if before.name == "calls":
@@ -88,7 +88,7 @@ class CapturedEngine:
         """(a recording, the highest rung from this one on that has a launch for it), and why not a higher one."""
         try:
             captures = self._captures()
-            recording = _recorded(self._program, captures, inputs, state)
+            recording = _recorded(self._recorded, captures, inputs, state)
         except StepError:
             raise
         except Exception as error:  # whatever a piece does that a capture cannot have
@@ -96,12 +96,12 @@ class CapturedEngine:
             return None
         if rung == "conditional":
             try:
-                recording.launch = captures.branch_on_device(recording.captured)
+                recording.launch = captures.branch_on_device(recording.parts)
                 return recording, "conditional"
             except Exception as error:  # whatever the driver, its bindings or the captured nodes cannot do
                 reasons.append(self._reason(error))
         try:
-            recording.launch = captures.branch_on_host(recording.captured)
+            recording.launch = captures.branch_on_host(recording.parts)
             return recording, "graphs"
         except Exception as error:
             reasons.append(self._reason(error))
@@ -130,9 +130,9 @@ class CapturedEngine:
         return reason
 
 
-def _recorded(program: Program, captures: Captures, inputs: Sequence[Any], state: StreamState) -> Recording:
+def _recorded(recorded: Recorded, captures: Captures, inputs: Sequence[Any], state: StreamState) -> Recording:
     try:
-        return Recording(program, captures, inputs, state.values)
+        return Recording(recorded, captures, inputs, state.values)
     except BaseException:  # an interrupt leaves a capture as spoilt as an error does
         captures.abandon()
         raise

@@ -13,8 +13,8 @@ from ..passes import values
 from ..passes.input_names import input_name
 from .capturable import is_number, why_not_capturable
 from .captured import CapturedEngine
-from .engines import CallsEngine, Engine, cond_engine, lower_pieces
-from .recording import Program
+from .engines import CallsEngine, Engine, cond_engine, lower_program
+from .recording import Recorded
 
 _log = logging.getLogger("dicache_compile")
 
@@ -24,10 +24,9 @@ def choose_engine(found: Cut, config: DiCacheConfig, lower: Lowering) -> Engine:
 
     Raises ValueError where an engine is asked for by name that the graph cannot have.
     """
-    names = [node.name for node in found.placeholders]
     if config.engine == "cond":
-        return cond_engine(found.branch, names, lower)
-    device = found.branch.slots[0].device
+        return cond_engine(found.program, lower)
+    device = found.program.slots[0].device
     wanted = config.engine
     if wanted == "auto":
         wanted = "conditional" if device.type == "cuda" and config.lowering == "inductor" else "calls"
@@ -36,11 +35,11 @@ def choose_engine(found: Cut, config: DiCacheConfig, lower: Lowering) -> Engine:
         raise ValueError(f"engine={config.engine!r} cannot run this model: {reason}")
     if reason is not None:
         _log.warning("a step runs on the engine 'calls', not %r: %s", wanted, reason)
-    calls = CallsEngine(lower_pieces(found.branch, names, lower), reason)
+    calls = CallsEngine(lower_program(found.program, lower), reason)
     if wanted == "calls" or reason is not None:
         return calls
     return CapturedEngine(
-        _program(found, calls),
+        _inputs(found, calls),
         calls,
         first=wanted,
         forced=config.engine != "auto",
@@ -49,9 +48,9 @@ def choose_engine(found: Cut, config: DiCacheConfig, lower: Lowering) -> Engine:
     )
 
 
-def _program(found: Cut, calls: CallsEngine) -> Program:
+def _inputs(found: Cut, calls: CallsEngine) -> Recorded:
     kinds: dict[str, list[int]] = {"weight": [], "number": [], "changing": []}
     for place, node in enumerate(found.placeholders):
-        number = values.tensor(node) is None or is_number(node, found.branch.slots[0].device)
+        number = values.tensor(node) is None or is_number(node, found.program.slots[0].device)
         kinds["number" if number else "weight" if values.is_weight(node) else "changing"].append(place)
-    return Program(calls.pieces, tuple(kinds["changing"]), tuple(kinds["weight"]), tuple(kinds["number"]))
+    return Recorded(calls.program, tuple(kinds["changing"]), tuple(kinds["weight"]), tuple(kinds["number"]))

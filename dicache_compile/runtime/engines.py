@@ -1,18 +1,18 @@
-"""How the branch is taken at run time. An engine runs one step of one stream; a new one is one more class here."""
+"""How a program is run. An engine runs one step of one stream; a new one is one more class here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from ..lowering import Lowering
-from ..plan import Branch, Piece
+from ..program import Kind, Op, Program, Run, Value
+from ..write import single_graph
 from .state import StreamState
 
 Pick = Callable[[Sequence[Any]], Sequence[Any]]
-Run = Callable[[Sequence[Any]], Sequence[Any]]
 
 
 class Engine(Protocol):
@@ -34,19 +34,69 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Pieces:
-    """The lowered pieces. Each takes everything that is known when it runs, and picks its own from that."""
+class LoweredRun:
+    """A compiled piece. It takes what it reads from the registers, and puts what it gives there."""
 
-    probe: Run  # of the model's inputs and the state: the decision, then the crossing values
-    deep: Run  # of these and the crossing values: the model's outputs
-    estimate: Run  # likewise
+    run: Callable[..., Sequence[Any]]
+    reads: Pick
+    gives: tuple[int, ...]
+
+    def __call__(self, registers: list[Any]) -> None:
+        for place, result in zip(self.gives, self.run(*self.reads(registers)), strict=True):
+            registers[place] = result
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredChoice:
+    """A choice between compiled pieces. On CUDA the look at the decision waits for the device."""
+
+    by: int  # the register of the decision
+    deep: tuple[LoweredOp, ...]
+    reused: tuple[LoweredOp, ...]
+
+    def __call__(self, registers: list[Any]) -> None:
+        for op in self.reused if bool(registers[self.by]) else self.deep:
+            op(registers)
+
+
+LoweredOp: TypeAlias = "LoweredRun | LoweredChoice"
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredProgram:
+    """A program with its pieces compiled."""
+
+    ops: tuple[LoweredOp, ...]
+    given: int  # how many registers there are besides those of the inputs and the state
+    outputs: Pick
+
+    def registers(self, inputs: Sequence[Any], state: Sequence[Any]) -> list[Any]:
+        """A register for each value of a step, of which the inputs and the state are known."""
+        return [*inputs, *state, *(None,) * self.given]
+
+
+def lower_program(program: Program, lower: Lowering) -> LoweredProgram:
+    """Compiles the pieces of a program, in the order in which they stand."""
+    places = program.registers
+
+    def lowered(ops: Sequence[Op]) -> tuple[LoweredOp, ...]:
+        return tuple(map(one, ops))
+
+    def one(op: Op) -> LoweredOp:
+        if isinstance(op, Run):
+            return LoweredRun(lower(op.piece), _pick(op.piece.reads, places), tuple(places[v] for v in op.piece.gives))
+        deep = lowered(op.deep)
+        return LoweredChoice(places[op.by], deep, lowered(op.reused))
+
+    known = len(program.inputs) + len(program.slots)
+    return LoweredProgram(lowered(program.ops), len(places) - known, _pick(program.outputs, places))
 
 
 @dataclass(frozen=True, slots=True)
 class CallsEngine:
-    """P, then a look at its decision, then D or R. On CUDA the look waits for the device."""
+    """Calls one piece after the other, with a look at the decision where there is a choice."""
 
-    pieces: Pieces
+    program: LoweredProgram
     reason: str | None = None
 
     @property
@@ -54,17 +104,18 @@ class CallsEngine:
         return "calls"
 
     def step(self, inputs: Sequence[Any], state: StreamState) -> Sequence[Any]:
-        known = (*inputs, *state.values)
-        reuse, *crossing = self.pieces.probe(known)
-        known = (*known, *crossing)
-        return self.pieces.estimate(known) if bool(reuse) else self.pieces.deep(known)
+        registers = self.program.registers(inputs, state.values)
+        for op in self.program.ops:
+            op(registers)
+        return self.program.outputs(registers)
 
 
 @dataclass(frozen=True, slots=True)
 class CondEngine:
     """The single graph with its `cond`; the new state is copied over the old."""
 
-    single: Run
+    single: Callable[..., Sequence[Any]]
+    reads: Pick
     outputs: int  # how many of the single graph's outputs are the model's
     written: tuple[int, ...]  # which slots the rest are
     reason: None = None
@@ -74,42 +125,26 @@ class CondEngine:
         return "cond"
 
     def step(self, inputs: Sequence[Any], state: StreamState) -> Sequence[Any]:
-        results = self.single((*inputs, *state.values))
+        results = self.single(*self.reads((*inputs, *state.values)))
         for slot, new in zip(self.written, results[self.outputs :], strict=True):
             state.values[slot].copy_(new)
         return results[: self.outputs]
 
 
-def lower_pieces(branch: Branch, placeholders: Sequence[str], lower: Lowering) -> Pieces:
-    """Lowers P, D and R. `placeholders` are the names of the model's inputs, in order."""
-    names = [*placeholders, *(f"state.{slot.name}" for slot in branch.slots)]
-    crossing = [*names, *branch.probe.outputs[1:]]
-    return Pieces(
-        probe=_picking(branch.probe, names, lower),
-        deep=_picking(branch.deep, crossing, lower),
-        estimate=_picking(branch.estimate, crossing, lower),
-    )
-
-
-def cond_engine(branch: Branch, placeholders: Sequence[str], lower: Lowering) -> CondEngine:
-    """Lowers the single graph."""
-    slots = [f"state.{slot.name}" for slot in branch.slots]
-    written = [name for name in branch.single.outputs if name.startswith("state.")]
+def cond_engine(program: Program, lower: Lowering) -> CondEngine:
+    """Lowers the single graph of a program."""
+    single, places = single_graph(program), program.registers
+    written = [value for value in single.gives if value.kind is Kind.STATE]
     return CondEngine(
-        single=_picking(branch.single, [*placeholders, *slots], lower),
-        outputs=len(branch.single.outputs) - len(written),
-        written=tuple(slots.index(name) for name in written),
+        single=lower(single),
+        reads=_pick(single.reads, places),
+        outputs=len(program.outputs),
+        written=tuple(places[value] - len(program.inputs) for value in written),
     )
 
 
-def _picking(piece: Piece, names: Sequence[str], lower: Lowering) -> Run:
-    """A lowered piece that takes the values of all these names."""
-    pick, run = _picker(piece, names), lower(piece)
-    return lambda known: run(*pick(known))
-
-
-def _picker(piece: Piece, names: Sequence[str]) -> Pick:
-    places = {name: place for place, name in enumerate(names)}
-    chosen = [places[name] for name in piece.inputs]
+def _pick(values: Sequence[Value], places: Mapping[Value, int]) -> Pick:
+    """Takes the values of these names from the registers."""
+    chosen = [places[value] for value in values]
     # itemgetter gives a bare item for one place
     return itemgetter(*chosen) if len(chosen) > 1 else lambda known: tuple(known[place] for place in chosen)

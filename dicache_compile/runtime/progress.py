@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..errors import StepError
-from ..passes.control import ANNOUNCED, UNANNOUNCED
+from ..write.control import ANNOUNCED, UNANNOUNCED
 from .runs import Position, Run
 from .state import StreamState
 

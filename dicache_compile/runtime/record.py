@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..config import DiCacheConfig
-from ..passes.control import LOG_COLUMNS, LOG_ROWS
+from ..write.control import LOG_COLUMNS, LOG_ROWS
 
 Row = Mapping[str, float]  # by `LOG_COLUMNS`
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..cuda.captures import Captured, Launch
+from ..cuda.captures import Choice, Launch, Part
 from ..errors import CaptureError
-from .engines import Pieces
+from .engines import LoweredChoice, LoweredOp, LoweredProgram
 from .static_inputs import static_inputs
 from .weights import Addresses
 
@@ -25,17 +26,17 @@ class Captures(Protocol):
     def turn(self) -> AbstractContextManager[int]: ...
     def warm_up(self, run: Callable[[], T]) -> T: ...
     def capture(self, run: Callable[[], T]) -> tuple[Any, T]: ...
-    def branch_on_device(self, captured: Captured) -> Launch: ...
-    def branch_on_host(self, captured: Captured) -> Launch: ...
+    def branch_on_device(self, parts: Sequence[Part]) -> Launch: ...
+    def branch_on_host(self, parts: Sequence[Part]) -> Launch: ...
     def settle(self) -> None: ...
     def abandon(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
+class Recorded:
     """What a recording is made of."""
 
-    pieces: Pieces
+    program: LoweredProgram
     changing: tuple[int, ...]  # which inputs are tensors that are new on each call
     weights: tuple[int, ...]  # which are tensors that stay where they are
     numbers: tuple[int, ...]  # which are numbers, or tensors on the host that hold one
@@ -44,36 +45,39 @@ class Program:
 Key = tuple[Any, ...]
 
 
-def shape_key(program: Program, inputs: Sequence[Any]) -> Key:
+def shape_key(recorded: Recorded, inputs: Sequence[Any]) -> Key:
     """What a capture is made for: equal keys, equal numbers and shapes."""
-    shapes = ((inputs[place].shape, inputs[place].stride()) for place in program.changing)
-    numbers = (inputs[place] for place in program.numbers)
+    shapes = ((inputs[place].shape, inputs[place].stride()) for place in recorded.changing)
+    numbers = (inputs[place] for place in recorded.numbers)
     return (*shapes, *(number.item() if isinstance(number, Tensor) else number for number in numbers))
 
 
 class Recording:
     """A captured step of one stream, for one shape and for weights at one place."""
 
-    def __init__(self, program: Program, captures: Captures, inputs: Sequence[Any], state: Sequence[Tensor]) -> None:
+    def __init__(self, recorded: Recorded, captures: Captures, inputs: Sequence[Any], state: Sequence[Tensor]) -> None:
         """Warms up and captures the pieces; neither changes `state`. Raises whatever a piece or a capture raises."""
-        self._program, self._captures = program, captures
-        self.key = shape_key(program, inputs)
-        self.addresses = Addresses(inputs, program.weights)
+        self._recorded, self._captures = recorded, captures
+        self.key = shape_key(recorded, inputs)
+        self.addresses = Addresses(inputs, recorded.weights)
         self.runs = 0
-        self._inputs = static_inputs(inputs, program.changing)
+        self._inputs = static_inputs(inputs, recorded.changing)
         self._streams: set[int] = set()  # CUDA streams that it has run on
         with captures.turn():
             self._inputs.fill(inputs)
             fixed = [self._inputs.tensors.get(place, value) for place, value in enumerate(inputs)]
-            self._outputs = _warm_up(program.pieces, captures, fixed, state)
-            self.captured = _capture(program.pieces, captures, [*fixed, *state], self._outputs)
+            merged = _warm_up(recorded.program, captures, fixed, state)
+            registers = recorded.program.registers(fixed, state)
+            self.parts = _capture(recorded.program.ops, captures, registers, merged)
+            self._outputs = recorded.program.outputs(registers)
+            self._merged = merged  # what is captured writes to
         self._state = tuple(state)
         self.launch: Launch | None = None
         self.rung: Any = None  # how the launch takes the branch, for the engine to tell
 
     def fits(self, inputs: Sequence[Any]) -> bool:
         """Whether it was made for these numbers, shapes and places of weights."""
-        return shape_key(self._program, inputs) == self.key and self.addresses.hold(inputs)
+        return shape_key(self._recorded, inputs) == self.key and self.addresses.hold(inputs)
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """A step. The outputs are the caller's to keep."""
@@ -106,32 +110,87 @@ class Recording:
             self._captures.settle()
 
 
-def _warm_up(pieces: Pieces, captures: Captures, inputs: Sequence[Any], state: Sequence[Tensor]) -> list[Any]:
-    """Runs every piece once, on a copy of the state: tensors for what the step gives, and numbers as they are."""
-    copied = [tensor.clone() for tensor in state]
+def _warm_up(
+    program: LoweredProgram, captures: Captures, inputs: Sequence[Any], state: Sequence[Tensor]
+) -> dict[int, Any]:
+    """Runs every piece once, on a copy of the state.
 
-    def once_each() -> Sequence[Any]:
-        _, *crossing = pieces.probe([*inputs, *copied])
-        known = [*inputs, *copied, *crossing]
-        pieces.estimate(known)
-        return pieces.deep(known)
+    Gives what the registers hold, after the choices, that both ways of one give: tensors outside of the memory that
+    captures share, and numbers as they are.
+    """
+    merged: dict[int, Any] = {}
 
-    return [_fixed(output) for output in captures.warm_up(once_each)]
+    def run(ops: Sequence[LoweredOp], registers: list[Any]) -> None:
+        for op in ops:
+            if not isinstance(op, LoweredChoice):
+                op(registers)
+                continue
+            other = list(registers)
+            run(op.reused, other)
+            run(op.deep, registers)
+            merged.update({place: _fixed(registers[place]) for place in _both_give(op)})
+
+    captures.warm_up(lambda: run(program.ops, program.registers(inputs, [tensor.clone() for tensor in state])))
+    return merged
 
 
-def _capture(pieces: Pieces, captures: Captures, known: Sequence[Any], outputs: Sequence[Any]) -> Captured:
-    probe, (reuse, *crossing) = captures.capture(lambda: tuple(pieces.probe(known)))
+def _capture(
+    ops: Sequence[LoweredOp],
+    captures: Captures,
+    registers: list[Any],
+    merged: Mapping[int, Any],
+    write: Callable[[], None] | None = None,
+) -> tuple[Part, ...]:
+    """Captures operations, the last one with `write` after it; the registers then hold what they give."""
+    found: list[Part] = []
+    for op in ops:
+        if isinstance(op, LoweredChoice):
+            found.append(_capture_choice(op, captures, registers, merged))
+        else:
+            end, write = (write, None) if op is ops[-1] else (None, write)
+            found.append(captures.capture(partial(_run, op, registers, end))[0])
+    if write is not None:
+        found.append(captures.capture(write)[0])
+    return tuple(found)
+
+
+def _run(op: LoweredOp, registers: list[Any], write: Callable[[], None] | None) -> None:
+    op(registers)
+    if write is not None:
+        write()
+
+
+def _capture_choice(
+    choice: LoweredChoice, captures: Captures, registers: list[Any], merged: Mapping[int, Any]
+) -> Choice:
+    reuse = registers[choice.by]
     assert (reuse.dtype, reuse.shape) == (torch.bool, ())  # a kernel is about to read it by its address
-    known = [*known, *crossing]
-    # What crosses is kept until both are captured, so that neither takes its memory; they may take each other's.
-    deep, _ = captures.capture(lambda: _write(pieces.deep(known), outputs))
-    estimate, _ = captures.capture(lambda: _write(pieces.estimate(known), outputs))
-    return Captured(probe, reuse, deep, estimate)
+    ways = []
+    for ops in (choice.deep, choice.reused):
+        # What was captured before is kept until both are captured, so that neither takes its memory; they may take each
+        # other's.
+        own = list(registers)
+        results = {place: merged[place] for place in _both_give(choice)}
+        ways.append(_capture(ops, captures, own, merged, partial(_write, own, results)))
+    registers[:] = [merged.get(place, value) for place, value in enumerate(registers)]
+    return Choice(reuse, *ways)
 
 
-def _write(results: Sequence[Any], outputs: Sequence[Any]) -> None:
-    """Copies a piece's results to where the step's outputs are."""
-    for result, output in zip(results, outputs, strict=True):
+def _both_give(choice: LoweredChoice) -> set[int]:
+    return _given(choice.deep) & _given(choice.reused)
+
+
+def _given(ops: Sequence[LoweredOp]) -> set[int]:
+    given: set[int] = set()
+    for op in ops:
+        given |= _both_give(op) if isinstance(op, LoweredChoice) else set(op.gives)
+    return given
+
+
+def _write(registers: Sequence[Any], fixed: Mapping[int, Any]) -> None:
+    """Copies a way's results to where they are wanted whichever way ran."""
+    for place, output in fixed.items():
+        result = registers[place]
         if isinstance(output, Tensor):
             if result.shape != output.shape or result.dtype != output.dtype:
                 raise CaptureError(

@@ -9,8 +9,8 @@ import torch
 
 from ..config import DiCacheConfig
 from ..errors import StepError
-from ..passes.control import DEEP_STEPS, NO_LIMIT, SCHEDULE
-from ..policy import ESTIMATOR, GATE, Setting, setting_slot, settings_of
+from ..rules import Setting
+from ..write.control import DEEP_STEPS, NO_LIMIT, SCHEDULE
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,7 @@ class Told:
 
     def __init__(self, config: DiCacheConfig) -> None:
         self.config = config
-        self._policy = {
-            setting_slot(role, setting.name): _floats(setting)
-            for role, policy in ((GATE, config.make_gate()), (ESTIMATOR, config.make_estimator()))
-            for setting in settings_of(policy)
-        }
+        self._of_rule = {slot: _floats(setting) for slot, setting in config.rule().settings().items()}
         self._known: dict[tuple[int | None, int], Settings] = {}
 
     def settings(self, num_steps: int | None, warmup: int = 0) -> Settings:
@@ -52,7 +48,7 @@ class Told:
         first, last = config.forced_steps(steps)
         limit = config.max_consecutive_skips
         schedule = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
-        return Settings({SCHEDULE: schedule, DEEP_STEPS: _listed(config, steps), **self._policy})
+        return Settings({SCHEDULE: schedule, DEEP_STEPS: _listed(config, steps), **self._of_rule})
 
 
 def _listed(config: DiCacheConfig, steps: int | None) -> tuple[int, ...]:

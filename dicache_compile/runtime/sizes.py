@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..passes import values
-from ..plan import Slot
+from ..program import Slot
 
 
 @dataclass(frozen=True, slots=True)

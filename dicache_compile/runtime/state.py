@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..passes.control import DEEP_STEPS, RUN, TIMES
-from ..plan import Slot
+from ..program import Slot
+from ..write.control import DEEP_STEPS, RUN, TIMES
 from .settings import Settings
 
 KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import DiCacheConfig
 from ..passes.fragment import Function
-from ..plan import Slot
+from ..program import Slot
 from .clock import Clock
 from .engines import Engine
 from .fragments import note_run

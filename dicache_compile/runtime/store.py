@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..passes.control import JOINT, LEADER_TIME, LED
+from ..write.control import JOINT, LEADER_TIME, LED
 from .record import History
 from .state import KEPT, Key, Layout, StreamState
 from .streams import request_of

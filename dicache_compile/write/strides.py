@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from . import values
+from ..passes import values
 
 
 def order_of(y: Tensor, x: Tensor) -> tuple[int, ...] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from dicache_compile.estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from dicache_compile.gates import ProbeError
-from dicache_compile.kernels import clipped_ratio, extrapolate, mean_abs_difference, relative_l1
-from dicache_compile.policy import settings_of
+from dicache_compile.kernels import clipped_ratio, combination, extrapolate, mean_abs_difference, relative_l1
+from dicache_compile.rules import Decider, Estimator, Seen
 
 SHAPE = (2, 5, 7)
 
@@ -23,9 +25,15 @@ def tensors(seed: int, count: int, dtype: torch.dtype = torch.float32) -> list[T
     return [torch.randn(SHAPE, generator=generator).to(dtype) for _ in range(count)]
 
 
-def told(policy: object) -> dict[str, Tensor]:
+def told(policy: Decider | Estimator) -> dict[str, Tensor]:
     """What the host tells a gate or an estimator, as these find it in their state."""
-    return {setting.name: torch.tensor(setting.value, dtype=torch.float32) for setting in settings_of(policy)}
+    return {setting.name: torch.tensor(setting.value, dtype=torch.float32) for setting in policy.settings()}
+
+
+def seen(x: Tensor, state: dict[str, Tensor], h: Tensor | None = None, *, anchors: int = 2, **more: Any) -> Seen:
+    """What a method sees of a carried value."""
+    counts = {"index": torch.tensor(5), "time": torch.tensor(0.5), "since": torch.tensor(0), **more}
+    return Seen(x=x, h=x if h is None else h, state=state, anchors=torch.tensor(anchors), **counts)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -78,16 +86,15 @@ def dcta_state(seed: int = 0) -> dict[str, Tensor]:
     return {"r1": r1, "r2": r2, "p1": p1, "p2": p2, "anchor_gap": mean_abs_difference(p1, p2)}
 
 
-def weigh(p: Tensor, state: dict[str, Tensor], low: float = 0.0, high: float = 10.0, anchors: int = 2) -> float:
-    x = torch.zeros(SHAPE)
+def gamma_at(p: Tensor, state: dict[str, Tensor], low: float = 0.0, high: float = 10.0, anchors: int = 2) -> float:
     estimator = DCTA((low, high))
-    return estimator.weigh(x, p, torch.tensor(anchors), state | told(estimator)).item()
+    return estimator.aid(seen(torch.zeros(SHAPE), state | told(estimator), p, anchors=anchors)).item()
 
 
 def test_dcta_gamma_is_one_at_the_newest_anchor_and_low_at_the_older() -> None:
     state = dcta_state()
-    assert weigh(state["p1"], state) == pytest.approx(1)
-    assert weigh(state["p2"], state, low=0.25) == 0.25
+    assert gamma_at(state["p1"], state) == pytest.approx(1)
+    assert gamma_at(state["p2"], state, low=0.25) == 0.25
 
 
 @given(share=st.floats(0, 4), seed=st.integers(0, 100))
@@ -96,9 +103,10 @@ def test_dcta_is_exact_where_probe_and_residual_move_along_one_line(share: float
     state["r1"], state["r2"] = 2 * state["p1"] + 1, 2 * state["p2"] + 1
     p = state["p2"] + share * (state["p1"] - state["p2"])
     state |= told(DCTA((0.0, 10.0)))
-    gamma = DCTA((0.0, 10.0)).weigh(torch.zeros(SHAPE), p, torch.tensor(2), state)
+    shown = seen(torch.zeros(SHAPE), state, p)
+    gamma = DCTA((0.0, 10.0)).aid(shown)
     assert gamma.item() == pytest.approx(share, rel=1e-4, abs=1e-4)
-    estimate = DCTA((0.0, 10.0)).estimate(torch.zeros(SHAPE), gamma, torch.tensor(2), state)
+    estimate = DCTA((0.0, 10.0)).estimate(replace(shown, aid=gamma))
     torch.testing.assert_close(estimate, 2 * p + 1, rtol=1e-4, atol=1e-3)
 
 
@@ -106,22 +114,22 @@ def test_dcta_gamma_does_not_see_the_direction() -> None:
     """Pinned: the norm ratio of the paper gives 0.6 for a step of -0.6 (methods, test 32h)."""
     state = dcta_state()
     backwards = state["p2"] - 0.6 * (state["p1"] - state["p2"])
-    assert weigh(backwards, state) == pytest.approx(0.6, rel=1e-5)
+    assert gamma_at(backwards, state) == pytest.approx(0.6, rel=1e-5)
 
 
 def test_dcta_with_one_anchor_has_no_gamma_and_reuses_it() -> None:
     state = dcta_state()
     state |= told(DCTA((1.0, 1.5)))
-    gamma = DCTA((1.0, 1.5)).weigh(torch.zeros(SHAPE), state["p1"], torch.tensor(1), state)
+    gamma = DCTA((1.0, 1.5)).aid(seen(torch.zeros(SHAPE), state, state["p1"], anchors=1))
     assert gamma.isnan()
-    estimate = DCTA((1.0, 1.5)).estimate(torch.ones(SHAPE), gamma, torch.tensor(1), state)
+    estimate = DCTA((1.0, 1.5)).estimate(seen(torch.ones(SHAPE), state, anchors=1, aid=gamma))
     assert torch.equal(estimate, 1 + state["r1"])
 
 
 def test_dcta_anchors_hold_both_residuals_and_the_gap_to_the_one_before() -> None:
     state = dcta_state()
     x, h, y = tensors(9, 3)
-    new = DCTA((1.0, 1.5)).anchor(x, h, y, state)
+    new = DCTA((1.0, 1.5)).anchor(seen(x, state, h, y=y))
     assert torch.equal(new["r"], y - x)
     assert torch.equal(new["p"], h - x)
     torch.testing.assert_close(new["anchor_gap"], ((h - x) - state["p1"]).abs().mean())
@@ -143,23 +151,23 @@ def test_second_order_without_damping_is_exact_where_the_residual_is_a_parabola_
     state |= {f"r{age}": residual(at) for age, at in ((1, 1.0), (2, 0.0), (3, -back))}
     state |= {"anchor_gap": way.abs().mean().float(), "gap_ratio": torch.tensor(back)}
     exact = SecondOrderDCTA((0.0, 10.0), damping=0.0)
-    x, anchors = torch.zeros(SHAPE), torch.tensor(3)
-    gamma = exact.weigh(x, probe(share), anchors, state | told(exact))
+    shown = seen(torch.zeros(SHAPE), state | told(exact), probe(share), anchors=3)
+    shown = replace(shown, aid=exact.aid(shown))
     # Coefficients of the three float32 residuals are at most 4 * 7 / 0.3.
-    torch.testing.assert_close(exact.estimate(x, gamma, anchors, state).double(), residual(share), rtol=1e-4, atol=2e-3)
-    line = DCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
-    damped = SecondOrderDCTA((0.0, 10.0)).estimate(x, gamma, anchors, state)
+    torch.testing.assert_close(exact.estimate(shown).double(), residual(share), rtol=1e-4, atol=2e-3)
+    line = DCTA((0.0, 10.0)).estimate(shown)
+    damped = SecondOrderDCTA((0.0, 10.0)).estimate(shown)
     kept = 1 / (1 + (2 * max(share - 1, 0) / (1 + back)) ** 2)
-    bend = exact.estimate(x, gamma, anchors, state) - line
+    bend = exact.estimate(shown) - line
     torch.testing.assert_close(damped, line + kept * bend, rtol=1e-4, atol=2e-3)
 
 
 def test_a_great_damping_leaves_the_line_and_one_below_zero_or_infinite_is_an_error() -> None:
     state = dcta_state() | {f"{name}3": tensor for name, tensor in zip("rp", tensors(5, 2), strict=True)}
     state["gap_ratio"] = torch.tensor(1.5)
-    x, gamma, anchors = torch.zeros(SHAPE), torch.tensor(1.4), torch.tensor(3)
-    line = DCTA((1.0, 2.0)).estimate(x, gamma, anchors, state)
-    torch.testing.assert_close(SecondOrderDCTA((1.0, 2.0), damping=1e9).estimate(x, gamma, anchors, state), line)
+    shown = seen(torch.zeros(SHAPE), state, anchors=3, aid=torch.tensor(1.4))
+    line = DCTA((1.0, 2.0)).estimate(shown)
+    torch.testing.assert_close(SecondOrderDCTA((1.0, 2.0), damping=1e9).estimate(shown), line)
     for damping in (-0.5, math.inf, math.nan):
         with pytest.raises(ValueError, match="damping: expected a finite number from 0 on"):
             SecondOrderDCTA((1.0, 2.0), damping=damping)
@@ -169,22 +177,22 @@ def test_a_great_damping_leaves_the_line_and_one_below_zero_or_infinite_is_an_er
 def test_second_order_with_fewer_anchors_is_first_order_and_masks_what_does_not_exist(anchors: int) -> None:
     state = dcta_state() | {f"{name}3": torch.full(SHAPE, float("nan")) for name in "rp"}
     state["gap_ratio"] = torch.tensor(float("nan"))
-    x, p, count = torch.zeros(SHAPE), tensors(7, 1)[0], torch.tensor(anchors)
     first, second = DCTA((1.0, 2.0)), SecondOrderDCTA((1.0, 2.0))
     state |= told(second)
-    gamma = second.weigh(x, p, count, state)
-    torch.testing.assert_close(gamma, first.weigh(x, p, count, state), equal_nan=True)
-    torch.testing.assert_close(second.estimate(x, gamma, count, state), first.estimate(x, gamma, count, state))
-    torch.testing.assert_close(second.check(x, p, gamma, count, state), first.check(x, p, gamma, count, state))
+    shown = seen(torch.zeros(SHAPE), state, tensors(7, 1)[0], anchors=anchors)
+    torch.testing.assert_close(second.aid(shown), first.aid(shown), equal_nan=True)
+    shown = replace(shown, aid=second.aid(shown))
+    torch.testing.assert_close(second.estimate(shown), first.estimate(shown))
+    torch.testing.assert_close(second.check(shown), first.check(shown))
 
 
 def test_second_order_anchors_hold_the_gap_before_over_the_new_one() -> None:
     state = dcta_state()
     x, h, y = tensors(9, 3)
-    new = SecondOrderDCTA((1.0, 1.5)).anchor(x, h, y, state)
+    new = SecondOrderDCTA((1.0, 1.5)).anchor(seen(x, state, h, y=y))
     gap = ((h - x) - state["p1"]).abs().mean()
     torch.testing.assert_close(new["gap_ratio"], state["anchor_gap"] / gap)
-    still = SecondOrderDCTA((1.0, 1.5)).anchor(torch.zeros(SHAPE), state["p1"], y, state)
+    still = SecondOrderDCTA((1.0, 1.5)).anchor(seen(torch.zeros(SHAPE), state, state["p1"], y=y))
     assert still["gap_ratio"] == 1  # where the probe has not moved there is no ratio
 
 
@@ -200,9 +208,10 @@ def test_a_higher_threshold_never_runs_more_steps_deep_on_a_fixed_trajectory(
     def deep_steps(threshold: float) -> int:
         gate, state, skipped, deep = ProbeError(threshold), {"accumulated": torch.zeros(())}, 0, 0
         for error in errors:
-            within, compared = gate.judge(torch.tensor(error), state | told(gate))
+            shown = seen(torch.zeros(SHAPE), state | told(gate), error=torch.tensor(error))
+            within, compared = gate.judge(shown)
             reuse = within & torch.tensor(skipped < limit)
-            state = gate.settle(compared, reuse, state)
+            state = gate.settle(replace(shown, error=compared, reused=reuse))
             skipped = skipped + 1 if reuse else 0
             deep += not reuse
         return deep
@@ -213,14 +222,15 @@ def test_a_higher_threshold_never_runs_more_steps_deep_on_a_fixed_trajectory(
 @pytest.mark.parametrize(("comparison", "at_threshold"), [("<", False), ("<=", True)])
 def test_the_comparison_decides_at_the_threshold_itself(comparison: str, at_threshold: bool) -> None:
     gate = ProbeError(0.5, comparison=comparison)  # type: ignore[arg-type]
-    assert gate.judge(torch.tensor(0.5), {"accumulated": torch.zeros(()), **told(gate)})[0].item() is at_threshold
+    state = {"accumulated": torch.zeros(()), **told(gate)}
+    assert gate.judge(seen(torch.zeros(SHAPE), state, error=torch.tensor(0.5)))[0].item() is at_threshold
 
 
 def test_nan_and_infinity_are_never_within() -> None:
     gate = ProbeError(math.inf, comparison="<=")
     state = {"accumulated": torch.zeros(()), **told(gate)}
-    assert not gate.judge(torch.tensor(math.nan), state)[0]
-    assert not gate.judge(torch.tensor(math.inf), state)[0]
+    for error in (math.nan, math.inf):
+        assert not gate.judge(seen(torch.zeros(SHAPE), state, error=torch.tensor(error)))[0]
 
 
 @given(reused=st.integers(1, 6), back=st.floats(0.3, 3.9), lead=st.floats(0.5, 3), seed=st.integers(0, 100))
@@ -238,35 +248,34 @@ def test_feedback_owes_what_a_run_of_estimates_lacked(reused: int, back: float, 
     older = -lead * back
     state = {"r1": residual(0), "r2": residual(older), "p1": x_at(0), "p2": x_at(older), "owed": torch.zeros(SHAPE)}
     state |= {"anchor_gap": mean_abs_difference(x_at(0), x_at(older))}
-    state |= dict.fromkeys(("reused", "reached", "known"), torch.tensor(0.0))
-    estimator, anchors = FeedbackDCTA((0.0, 1e3), "input"), torch.tensor(2)
-    state |= told(estimator)
+    estimator = FeedbackDCTA((0.0, 1e3), "input")
+    state |= {"reached": torch.tensor(0.0), **told(estimator)}
     lacked = torch.zeros(SHAPE).double()
     for step in range(1, reused + 1):
         x = x_at(lead * step / (reused + 1))
-        gamma = estimator.weigh(x, x, anchors, state)
-        state |= estimator.follow(gamma, torch.tensor(True), anchors, state)
-        stand_in = estimator.estimate(x, gamma, anchors, state)
+        shown = seen(x, state, since=torch.tensor(step - 1))
+        shown = replace(shown, aid=estimator.aid(shown))
+        state |= estimator.follow(replace(shown, reused=torch.tensor(True)))
+        stand_in = estimator.estimate(replace(shown, state=state))
         lacked += residual(lead * step / (reused + 1)).double() - (stand_in - x)
-    state |= estimator.follow(estimator.weigh(x, x, anchors, state), torch.tensor(False), anchors, state)
     x = x_at(lead)
-    new = estimator.anchor(x, x, x + residual(lead), state)
+    new = estimator.anchor(seen(x, state, since=torch.tensor(reused), y=x + residual(lead)))
     # Sums of up to six residuals of up to 4 (1 + 12 + 144), and one difference over a gap ratio of 0.3.
     torch.testing.assert_close(new["owed"].double(), lacked, rtol=1e-3, atol=0.02)
-    assert new["reused"] == new["reached"] == 0
+    assert new["reached"] == 0
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_feedback_gives_back_all_that_is_owed_and_keeps_the_rest(share: float) -> None:
-    state = {**dcta_state(), "owed": tensors(4, 1)[0], "reached": torch.tensor(0.0), "reused": torch.tensor(0.0)}
-    estimator, line, anchors = FeedbackDCTA((1.0, 2.0), share=share), DCTA((1.0, 2.0)), torch.tensor(2)
-    x, gamma, given = torch.zeros(SHAPE), torch.tensor(1.0), torch.zeros(SHAPE)
-    for _ in range(3):
-        state |= estimator.follow(gamma, torch.tensor(True), anchors, state)
-        given += estimator.estimate(x, gamma, anchors, state) - line.estimate(x, gamma, anchors, state)
+    state = {**dcta_state(), "owed": tensors(4, 1)[0], "reached": torch.tensor(0.0)}
+    estimator, line = FeedbackDCTA((1.0, 2.0), share=share), DCTA((1.0, 2.0))
+    x, given = torch.zeros(SHAPE), torch.zeros(SHAPE)
+    for step in range(3):
+        shown = seen(x, state, since=torch.tensor(step), aid=torch.tensor(1.0))
+        given += estimator.estimate(shown) - line.estimate(shown)
     # All residuals alike, so that the run lacked nothing.
     same = state["r1"]
-    new = estimator.anchor(x, x, same, {**state, "r2": same, "reached": torch.tensor(0.0)})
+    new = estimator.anchor(seen(x, {**state, "r2": same}, since=torch.tensor(3), y=same))
     torch.testing.assert_close(new["owed"], (1 - share) ** 3 * state["owed"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(given + new["owed"], state["owed"], atol=1e-5, rtol=1e-5)
 
@@ -274,13 +283,12 @@ def test_feedback_gives_back_all_that_is_owed_and_keeps_the_rest(share: float) -
 @pytest.mark.parametrize("known", [0, 1])
 def test_feedback_masks_what_an_earlier_generation_left(known: int) -> None:
     stale = torch.full(SHAPE, float("nan"))
-    state = {**dcta_state(), "r2": stale, "owed": stale} | dict.fromkeys(("reused", "reached"), torch.tensor(2.0))
+    state = {**dcta_state(), "r2": stale, "owed": stale, "reached": torch.tensor(0.0)}
     if known == 0:
         state["r1"] = stale
     x, h, y = tensors(9, 3)
-    estimator, anchors = FeedbackDCTA((1.0, 2.0)), torch.tensor(known)
-    state |= estimator.follow(torch.tensor(float("nan")), torch.tensor(False), anchors, state)
-    owed = estimator.anchor(x, h, y, state)["owed"]
+    shown = seen(x, state, h, anchors=known, since=torch.tensor(2 if known else 0), y=y)
+    owed = FeedbackDCTA((1.0, 2.0)).anchor(shown)["owed"]
     # With one anchor two steps stood still at it, and should have been a third and two thirds of the way.
     expected = torch.zeros(SHAPE) if known == 0 else (1 / 3 + 2 / 3) * (y - x - state["r1"])
     torch.testing.assert_close(owed, expected)
@@ -290,3 +298,14 @@ def test_feedback_shares_are_above_0_and_up_to_1() -> None:
     for share in (0.0, 1.5, math.nan):
         with pytest.raises(ValueError, match="share: expected a number above 0 and up to 1"):
             FeedbackDCTA((1.0, 2.0), share=share)
+
+
+def test_a_combination_masks_what_has_a_weight_of_0_and_takes_a_weight_a_channel() -> None:
+    base, one, two = tensors(3, 3)
+    missing = torch.full(SHAPE, float("nan"))
+    assert torch.equal(combination(base, [one, missing], [torch.tensor(1.0), torch.tensor(0.0)]), base + one)
+    assert torch.equal(combination(base, [one, missing], [1.0, 0.0]), base + one)
+    weights = torch.linspace(0, 1, SHAPE[-1])
+    torch.testing.assert_close(
+        combination(base, [one, two], [weights, 1 - weights]), base + weights * one + (1 - weights) * two
+    )

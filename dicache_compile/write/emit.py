@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import fx
 
-from . import effects, symbols, values
+from ..passes import effects, symbols, values
+from ..program import Kind, Piece, Value
 from .constants import ConstantTracer, PlacesOnDevice
 from .trial import method_name
 
 
 class Emitter:
-    """A graph that is being written. Whatever it reads and does not hold becomes a placeholder."""
+    """A piece that is being written. Whatever it reads and does not hold becomes a placeholder."""
 
     def __init__(
         self,
+        name: str,
         source: fx.GraphModule,
         autocast: Mapping[fx.Node, tuple[fx.Node, ...]],
-        inputs: Sequence[str] | None = None,
-        shaped_like: Mapping[str, fx.Node] | None = None,
-        device: torch.device | None = None,
+        shaped_like: Mapping[Value, fx.Node],
+        device: torch.device,
     ) -> None:
-        """`inputs`: the placeholders, if they are to be just these and in this order, read or not.
-
-        `shaped_like`: nodes of the model with the shapes of inputs that are none. `device`: where traced functions make
-        tensors.
+        """`shaped_like`: nodes of the model with the shapes of values that are none. `device`: where traced functions
+        make tensors.
         """
-        self._shaped_like = shaped_like or {}
+        self.name = name
         self.graph = fx.Graph()
         self._source = source
+        self._shaped_like = shaped_like
         self._autocast = autocast
-        self._tracer = ConstantTracer(self.graph, device)
+        self._tracer = ConstantTracer(self.graph, device, prefix=f"_dicache_{name}_")
         self._device = device
         self._copies: dict[fx.Node, fx.Node] = {}
-        self._named: dict[str, fx.Node] = {}
+        self._inputs: dict[Value, fx.Node] = {}
         self._last_input: fx.Node | None = None
-        self.inputs: list[str] = []
+        self._offered: dict[Value, Any] = {}
         self._traced: list[fx.Node] = []
-        self._keep_inputs = inputs is not None
-        for name in inputs or ():
-            self.input(name)
 
     def copy(self, nodes: Iterable[fx.Node]) -> None:
         """Copies nodes, in graph order, inside the autocast scopes that they had."""
@@ -59,6 +56,7 @@ class Emitter:
                 if scope not in entered:
                     entered[scope] = self.graph.node_copy(scope, self.read)
             self._copies[node] = self.graph.node_copy(node, self.read)
+            self.offer(Value(Kind.CROSSING, node.name), self._copies[node])
         for scope in reversed(list(entered)):
             self._leave(entered[scope])
 
@@ -66,8 +64,16 @@ class Emitter:
         self.graph.call_function(torch.amp.autocast_mode._exit_autocast, (scope,))
 
     def replace(self, node: fx.Node, stand_in: fx.Node) -> None:
-        """From here on, who reads `node` reads `stand_in`."""
+        """From here on, who reads `node` reads `stand_in`, in later pieces too."""
         self._copies[node] = stand_in
+        self.offer(Value(Kind.CROSSING, node.name), stand_in)
+
+    def offer(self, value: Value, node: object) -> None:
+        """Gives a value to the pieces that read it, if any do: a node, or what it is if it is no tensor."""
+        self._offered[value] = node
+
+    def offers(self, value: Value) -> bool:
+        return value in self._offered
 
     def read(self, node: fx.Node) -> fx.Node:
         """The copy of a node of the model. If there is none yet: an attribute or a Python number is copied here, and
@@ -80,32 +86,39 @@ class Emitter:
             elif values.is_recomputed(node):
                 self._copies[node] = self.graph.node_copy(node, self.read)
             else:
-                self._copies[node] = self.input(node.name)
+                kind = Kind.INPUT if node.op == "placeholder" else Kind.CROSSING
+                self._copies[node] = self.input(Value(kind, node.name))
                 self._copies[node].meta = dict(node.meta)
                 self._copies[node].type = node.type
         return self._copies[node]
 
-    def input(self, name: str) -> fx.Node:
-        """The placeholder for a name of the step's environment."""
-        if name not in self._named:
+    def input(self, value: Value) -> fx.Node:
+        """The placeholder for a value."""
+        if value not in self._inputs:
             with self._at_top():
-                placeholder = self.graph.placeholder(name.replace(".", "_"))
-            self._named[name] = self._last_input = placeholder
-            self.inputs.append(name)
-        return self._named[name]
+                self._inputs[value] = self._last_input = self.graph.placeholder(str(value).replace(".", "_"))
+        return self._inputs[value]
+
+    def state(self, slot: str) -> fx.Node:
+        """The placeholder for a slot of the stream's state."""
+        return self.input(Value(Kind.STATE, slot))
 
     def _drop_unread(self) -> None:
         for node in sorted(self._traced, reverse=True):
             if not node.users:
                 self.graph.erase_node(node)
-        for name in [] if self._keep_inputs else [name for name in self.inputs if not self._named[name].users]:
-            self.graph.erase_node(self._named.pop(name))
-            self.inputs.remove(name)
+        for value, node in list(self._inputs.items()):
+            if not node.users:
+                self.graph.erase_node(node)
+                del self._inputs[value]
 
     def _define_sizes(self) -> None:
         """Adds the symbols that the shapes of the inputs need, as inputs."""
         nodes = {node.name: node for node in self._source.graph.nodes}
-        shaped = [nodes.get(name, self._shaped_like.get(name)) for name in self.inputs]
+        of_model = (Kind.INPUT, Kind.CROSSING)
+        shaped = [
+            nodes[value.name] if value.kind in of_model else self._shaped_like.get(value) for value in self._inputs
+        ]
         known = symbols.definers(self._source.graph.nodes)
         for symbol in symbols.missing(values.value(node) for node in shaped if node is not None):
             if symbol in known:
@@ -120,7 +133,7 @@ class Emitter:
         before = len(self.graph.nodes)
         wrapped = [_map(argument, self._wrap) for argument in arguments]
         try:
-            with self._device or contextlib.nullcontext(), PlacesOnDevice(self._tracer):
+            with self._device, PlacesOnDevice(self._tracer):
                 result = function(*wrapped)
         except Exception as error:
             if not inspect.ismethod(function):
@@ -144,21 +157,19 @@ class Emitter:
             return self.graph.inserting_after(self._last_input)
         return self.graph.inserting_before(next(iter(self.graph.nodes), None))
 
-    def module(
-        self, outputs: Sequence[object], attributes: Mapping[str, torch.nn.Module] | None = None
-    ) -> fx.GraphModule:
-        """Ends the graph with these outputs; `attributes` are modules that it reads besides the source's own."""
-        self.graph.output(tuple(outputs))  # type: ignore[arg-type]
+    def piece(self, wanted: Iterable[Value]) -> Piece:
+        """Ends the piece. It gives those of the wanted values that it offers, in this order."""
+        gives = tuple(value for value in dict.fromkeys(wanted) if value in self._offered)
+        self.graph.output(tuple(self._offered[value] for value in gives))
         self._drop_unread()
-        if not self._keep_inputs:
-            self._define_sizes()
+        self._define_sizes()
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         own: dict[str, Any] = {name: it for name, it in self._tracer.constants.items() if name in read}
-        own |= attributes or {}
-        read -= set(own)
-        module = fx.GraphModule({**{name: attrgetter(name)(self._source) for name in read}, **own}, self.graph)
+        module = fx.GraphModule(
+            {**{name: attrgetter(name)(self._source) for name in read - set(own)}, **own}, self.graph
+        )
         module.meta = dict(self._source.meta)
-        return module
+        return Piece(self.name, module, tuple(self._inputs), gives)
 
 
 _SAME_MEMORY = {
@@ -179,6 +190,9 @@ def _map(value: Any, change: Callable[[Any], Any]) -> Any:
         return {key: _map(item, change) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
         return type(value)(_map(item, change) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: _map(getattr(value, field.name), change) for field in dataclasses.fields(value)}
+        return type(value)(**parts)
     return change(value)
 
 
@@ -189,7 +203,7 @@ def write_back(emitter: Emitter, updates: Mapping[str, fx.Node]) -> None:
     the placeholders (seen in torch 2.13), and Inductor may run them after the other slot was written (2.11). That is
     why a history is a ring in which every place keeps itself or takes what is new.
     """
-    targets = {name: emitter.input(f"state.{name}") for name in updates}
+    targets = {name: emitter.state(name) for name in updates}
     for name, value in updates.items():
         source = memory_of(value)
         if source in targets.values() and source is not targets[name]:

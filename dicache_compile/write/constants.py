@@ -13,8 +13,10 @@ from torch.overrides import TorchFunctionMode
 class ConstantTracer(fx.proxy.GraphAppendingTracer):
     """Records operations; a tensor among their arguments becomes an attribute of the graph, on the model's device."""
 
-    def __init__(self, graph: fx.Graph, device: torch.device | None) -> None:
+    def __init__(self, graph: fx.Graph, device: torch.device, prefix: str) -> None:
+        """`prefix`: begins the names of the attributes."""
         super().__init__(graph)
+        self._prefix = prefix
         self._device = device
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # with the tensor, so that its id stays its own
         self.constants: dict[str, Tensor] = {}  # by attribute
@@ -25,7 +27,7 @@ class ConstantTracer(fx.proxy.GraphAppendingTracer):
     def constant(self, tensor: Tensor) -> fx.Node:
         """The node that reads a tensor."""
         if id(tensor) not in self._made:
-            name = f"_dicache_constant{len(self.constants)}"
+            name = f"{self._prefix}{len(self.constants)}"
             with torch.inference_mode(False), torch.no_grad():
                 self.constants[name] = tensor.detach().to(self._device, copy=True)
             # No module has the graph yet that could be asked for the attribute.

@@ -8,30 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from ..kernels.float8 import FLOAT8, scaled, value
-from ..plan import Slot
-from ..policy import SlotSpec
-from . import values
+from ..passes import values
+from ..program import Slot
+from ..rules import SlotSpec
 from .emit import Emitter
 from .trial import Shown, method_name
 
 UNKNOWN = 3  # a size that is not known
 
-Updates = dict[str, fx.Node]  # the new value of each slot that is written
+# By slot: what it holds, or will. These are nodes, which stand for tensors while methods are traced.
+Updates = dict[str, Any]
 _Put = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class StreamSlots:
-    """The slots of one stream (or those of all, for what is not per stream)."""
+class CarriedSlots:
+    """The slots of one carried value (or those of all, for what is shared)."""
 
-    place: int  # of the stream
+    place: int  # of the carried value
     like: fx.Node  # has the shape of the tensors
-    own: torch.dtype  # of the stream
+    own: torch.dtype  # of the carried value
     dtype: torch.dtype  # in which its tensors are kept, but for those that float8 is too coarse for
     device: torch.device
 
@@ -40,7 +42,7 @@ class StreamSlots:
         found = []
         for spec in specs:
             for name in self.names(spec):
-                if spec.scalar:
+                if spec.like == "number":
                     found.append(Slot(name, None, (), torch.float32, self.device, 0))
                     continue
                 found.append(Slot(name, self.like, (), self._dtype(spec), self.device, 0))
@@ -49,7 +51,7 @@ class StreamSlots:
         return found
 
     def shown(self, nodes: tuple[fx.Node, fx.Node, fx.Node], specs: Sequence[SlotSpec]) -> Shown:
-        """The stream as methods with these slots see it; `nodes` are its x, h and y."""
+        """The carried value as methods with these slots see it; `nodes` are its x, h and y."""
         x, h, y = (recorded for node in nodes if (recorded := values.tensor(node)) is not None)
         kept = {spec.name: torch.float32 if self._is_scaled(spec) else self._dtype(spec) for spec in specs}
         # Any size does where only running tells it, but for 1, which another is broadcast to.
@@ -58,17 +60,17 @@ class StreamSlots:
 
     def names(self, spec: SlotSpec) -> tuple[str, ...]:
         """The slots that hold `spec`, by place of its ring: "r.0.0" and "r.0.1"."""
-        name = f"{spec.name}.{self.place}" if spec.per_stream else spec.name
+        name = spec.name if spec.shared else f"{spec.name}.{self.place}"
         return tuple(f"{name}.{turn}" for turn in range(spec.history)) if spec.history > 1 else (name,)
 
     def stored(self, emitter: Emitter, spec: SlotSpec) -> tuple[list[fx.Node], list[fx.Node]]:
         """(what is stored in each place of a spec's ring, the scales of it where there are any)."""
         names = self.names(spec)
-        scales = [emitter.input(f"state.{_scale(name)}") for name in names] if self._is_scaled(spec) else []
-        return [emitter.input(f"state.{name}") for name in names], scales
+        scales = [emitter.state(_scale(name)) for name in names] if self._is_scaled(spec) else []
+        return [emitter.state(name) for name in names], scales
 
     def read(self, emitter: Emitter, specs: Sequence[SlotSpec], anchors: fx.Node) -> Updates:
-        """The values of specs as a policy reads them ("r1", "r2"), after that many anchors."""
+        """The values of specs as a gate or an estimator reads them ("r1", "r2"), after that many anchors."""
         found: Updates = {}
         for spec in specs:
             ring, scales = self.stored(emitter, spec)
@@ -78,7 +80,7 @@ class StreamSlots:
                 found[name] = emitter.trace(_pick, anchors, age, ring)
         return found
 
-    def write(self, emitter: Emitter, spec: SlotSpec, new: fx.Node, anchors: fx.Node) -> Updates:
+    def write(self, emitter: Emitter, spec: SlotSpec, new: fx.Node, anchors: Any) -> Updates:
         """What a spec's slots become with a new value, after that many anchors before it."""
         names = self.names(spec)
         stored, scales = self.stored(emitter, spec)
@@ -100,7 +102,7 @@ class StreamSlots:
         return self.own if spec.measured and self.dtype in FLOAT8 else self.dtype
 
     def _is_scaled(self, spec: SlotSpec) -> bool:
-        return not spec.scalar and self._dtype(spec) in FLOAT8
+        return spec.like == "carried" and self._dtype(spec) in FLOAT8
 
 
 def check_names(

@@ -204,9 +204,9 @@ def columns(
     first: Tensor,
     error: Tensor,
     compared: Tensor,
-    gamma: Tensor,
+    gamma: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """The values of LOG_COLUMNS; NaN where a step has none."""
+    """The values of LOG_COLUMNS; NaN where a step has none. `gamma`: the estimator's aid, if it is one number."""
     nothing = torch.full_like(error, float("nan"))
     return (
         now["index"],
@@ -215,7 +215,7 @@ def columns(
         forced,
         torch.where(first, nothing, error),
         torch.where(first, nothing, compared),
-        torch.where(reuse, gamma, nothing),
+        nothing if gamma is None else torch.where(reuse, gamma, nothing),
     )
 
 

@@ -1,0 +1,138 @@
+"""What every piece of a step is written from: the cut graph, the rule, and how both see a carried value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, fx
+
+from ..passes import values
+from ..plan import Inputs, Partition
+from ..program import Kind, Slot, Value
+from ..rules import ESTIMATOR, GATE, Aid, Decider, Estimator, Rule, Seen, setting_slot
+from . import control
+from .emit import Emitter
+from .slots import CarriedSlots, Updates
+from .trial import try_rule
+
+_COUNTS = {"index": "index", "time": "time", "anchors": "anchors", "since": "skipped"}  # what `Seen` has: the slots
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A cut graph and a rule. Raises TypeError or ValueError where the rule's methods give what they may not."""
+
+    partition: Partition
+    inputs: Inputs
+    rule: Rule
+    slots: tuple[Slot, ...] = field(init=False)  # the tensors of a stream's state
+    aids: tuple[Aid, ...] = field(init=False)  # what the estimator's aids look like, by carried value
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "slots", self._all_slots())  # first, because it refuses slots that clash
+        gate, estimator = self.rule.when, self.rule.estimator
+        shown = [
+            self.slots_of(place).shown((stream.x, stream.h, stream.y), (*gate.slots(), *estimator.slots()))
+            for place, stream in enumerate(self.partition.streams)
+        ]
+        object.__setattr__(self, "aids", tuple(try_rule(gate, estimator, shown, self.device)))
+
+    def emitter(self, name: str) -> Emitter:
+        shaped_like = {slot.value: slot.like for slot in self.slots if slot.like is not None}
+        return Emitter(name, self.partition.graph_module, self.partition.autocast, shaped_like, self.device)
+
+    def seen(self, emitter: Emitter, place: int, now: Updates, in_force: Mapping[str, fx.Node]) -> tuple[Seen, Seen]:
+        """A carried value before the decision: as the gate sees it, and the estimator."""
+        stream, anchors = self.partition.streams[place], now["anchors"]
+        of_gate = [spec for spec in self.rule.when.slots() if not spec.shared]
+        slots = self.slots_of(place)
+        seen = _in_nodes(
+            emitter.read(stream.x),
+            emitter.read(stream.h),
+            {**slots.read(emitter, of_gate, anchors), **self.told(GATE, in_force)},
+            {name: now[slot] for name, slot in _COUNTS.items()},
+        )
+        known = slots.read(emitter, self.rule.estimator.slots(), anchors)
+        return seen, replace(seen, state={**known, **self.told(ESTIMATOR, in_force)})
+
+    def later(self, emitter: Emitter, place: int) -> Seen:
+        """A carried value after the decision, as the estimator sees it; what is told is what P left behind."""
+        stream, anchors = self.partition.streams[place], emitter.state("anchors")
+        counts = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time", "since")}
+        state = self.slots_of(place).read(emitter, self.rule.estimator.slots(), anchors)
+        told = {name: emitter.state(f"{name}{control.NOW}") for name in self.rule.settings()}
+        seen = _in_nodes(
+            emitter.read(stream.x),
+            emitter.read(stream.h),
+            {**state, **self.told(ESTIMATOR, told)},
+            {**counts, "anchors": anchors},
+        )
+        return replace(seen, aid=self._aid(emitter, place))
+
+    def _aid(self, emitter: Emitter, place: int) -> object:
+        """The estimator's aid in a later piece."""
+        aid = self.aids[place]
+        nodes = tuple(emitter.input(value) for value in aid_values(place, aid))
+        return nodes if isinstance(aid, tuple) else nodes[0] if nodes else None
+
+    def told(self, role: str, told: Mapping[str, fx.Node]) -> Updates:
+        """The settings of a gate or an estimator, by the names that it knows, of the values of all."""
+        of: Decider | Estimator = self.rule.when if role == GATE else self.rule.estimator
+        return {setting.name: told[setting_slot(role, setting.name)] for setting in of.settings()}
+
+    def control_slots(self) -> tuple[control.ControlSlot, ...]:
+        return control.control_slots(len(self.inputs.conditions), self.rule.joint)
+
+    def slots_of(self, place: int) -> CarriedSlots:
+        x = self.partition.streams[place].x
+        carried = tensor(x)
+        return CarriedSlots(place, x, carried.dtype, self.rule.state_dtype or carried.dtype, carried.device)
+
+    @property
+    def device(self) -> torch.device:
+        return tensor(self.partition.streams[0].x).device
+
+    def _all_slots(self) -> tuple[Slot, ...]:
+        found = [
+            Slot(slot.name, None, slot.shape, slot.dtype, self.device, slot.initial) for slot in self.control_slots()
+        ]
+        timestep = self.inputs.timestep
+        shaped = timestep if timestep is not None and values.tensor(timestep) is not None else None
+        found.append(Slot(control.TIMES, shaped, (), torch.float32, self.device, math.nan))
+        for name, setting in self.rule.settings().items():
+            both = (name, name + control.NOW)
+            found += [Slot(slot, None, setting.shape, torch.float32, self.device, 0) for slot in both]
+        if any(spec.history for spec in self.rule.when.slots()):
+            raise ValueError("a gate's slot cannot have a history: `follow` writes it on every step")
+        if any(spec.shared for spec in self.rule.estimator.slots()):
+            raise ValueError("an estimator's slot cannot be shared: each carried value has its own")
+        for spec in (*self.rule.when.slots(), *self.rule.estimator.slots()):
+            for place in range(1 if spec.shared else len(self.partition.streams)):
+                found += self.slots_of(place).slots([spec])
+        names = [slot.name for slot in found]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two slots are named {name!r}: the gate and the estimator need names of their own")
+        return tuple(found)
+
+
+def _in_nodes(x: fx.Node, h: fx.Node, state: Mapping[str, fx.Node], counts: Mapping[str, fx.Node]) -> Seen:
+    """What is seen, in nodes that stand for the tensors while methods are traced."""
+    return Seen(x=x, h=h, state=state, **counts)  # type: ignore[arg-type]
+
+
+def aid_values(place: int, aid: object) -> tuple[Value, ...]:
+    """The values of a carried value's aid: one for each tensor."""
+    if isinstance(aid, tuple):
+        return tuple(Value(Kind.AID, f"{place}.{part}") for part in range(len(aid)))
+    return () if aid is None else (Value(Kind.AID, str(place)),)
+
+
+def tensor(node: fx.Node) -> Tensor:
+    """The fake tensor of a node that is one."""
+    recorded = values.tensor(node)
+    assert recorded is not None
+    return recorded
