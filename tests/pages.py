@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, GUIDE, ROOT / "CHANGELOG.md", *DOCS, *sorted((ROOT / "bench").glob("*/README.md"))]
+READMES = [*sorted((ROOT / "bench").glob("*/README.md")), ROOT / "versus" / "README.md"]
+PAGES = [README, GUIDE, ROOT / "CHANGELOG.md", *DOCS, *READMES]
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

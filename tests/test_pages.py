@@ -90,7 +90,7 @@ def test_the_settings_to_choose_from_are_those_that_the_demo_shows(page: Path) -
 )
 def test_the_figures_of_the_settings_are_those_of_the_benchmark(page: Path, workloads: list[str]) -> None:
     systems = pytest.importorskip("bench.systems", reason="the demo's model is diffusers'")
-    rows = [json.loads(line) for line in (ROOT / "bench" / "results" / "full.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (ROOT / "versus" / "results" / "full.jsonl").read_text().splitlines()]
     (table,) = [table for table in tables(page.read_text()) if table[1][0].startswith(("safe", "`safe`"))]
     for line, name in zip(table[1:], SETTINGS, strict=True):
         expected = []

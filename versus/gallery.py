@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..quality import psnr
+from bench.quality import psnr
+
 from . import plots, tuned
 from .generation import generate
 from .ours import Ours

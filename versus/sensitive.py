@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..quality import psnr
+from bench.quality import psnr
+
 from .generation import generate
 from .system import Call, Installed
 from .uncached import Uncached

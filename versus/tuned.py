@@ -58,7 +58,7 @@ def best(workload: Workload, family: str, role: str) -> Tuned | None:
     if role not in roles:
         raise ValueError(
             f"{FILE.name} has no setting of {family} for the {workload.name} and {role}: find it with "
-            f'`python -m bench.versus --tune --workload {workload.key} --family "{family}"`'
+            f'`python -m versus --tune --workload {workload.key} --family "{family}"`'
         )
     if (found := roles[role]) is None:
         return None

@@ -19,25 +19,25 @@ from torch import Tensor, nn
 
 from bench.clips import model as clips
 from bench.shapes import model as shapes
-from bench.versus import __main__ as runner
-from bench.versus import gallery, guards, plots, roster, sweep, tuned
-from bench.versus.bars import DEEP_STEPS, GUARDS_ONCE
-from bench.versus.compare import Entrant
-from bench.versus.dbcache import DBCache
-from bench.versus.families import FAMILIES, FEW, _growing, moved
-from bench.versus.first_block import FirstBlock
-from bench.versus.generation import Generation, generate
-from bench.versus.mag import Mag
-from bench.versus.ours import STATIC, UNPROBED, Ours
-from bench.versus.published import PublishedDiCache
-from bench.versus.pyramid import PyramidAttentionBroadcast
-from bench.versus.roster import equal, quality
-from bench.versus.sea import Sea
-from bench.versus.system import Installed, Schedule, System, eager, setting
-from bench.versus.taylorseer import TaylorSeer
-from bench.versus.uncached import FewerSteps, Uncached
-from bench.versus.workload import FLUX, STEPS, WAN, Workload
 from dicache_compile import DiCacheConfig
+from versus import __main__ as runner
+from versus import gallery, guards, plots, roster, sweep, tuned
+from versus.bars import DEEP_STEPS, GUARDS_ONCE
+from versus.compare import Entrant
+from versus.dbcache import DBCache
+from versus.families import FAMILIES, FEW, _growing, moved
+from versus.first_block import FirstBlock
+from versus.generation import Generation, generate
+from versus.mag import Mag
+from versus.ours import STATIC, UNPROBED, Ours
+from versus.published import PublishedDiCache
+from versus.pyramid import PyramidAttentionBroadcast
+from versus.roster import equal, quality
+from versus.sea import Sea
+from versus.system import Installed, Schedule, System, eager, setting
+from versus.taylorseer import TaylorSeer
+from versus.uncached import FewerSteps, Uncached
+from versus.workload import FLUX, STEPS, WAN, Workload
 
 SMALL = {"num_attention_heads": 2}
 SIDE = 8  # pixels, instead of 32
@@ -290,7 +290,7 @@ def test_the_quick_comparison_is_of_own_settings_on_one_model(
     monkeypatch: pytest.MonkeyPatch, arguments: str, keys: str, parts: Sequence[str]
 ) -> None:
     asked: list[tuple[Any, Any]] = []
-    monkeypatch.setattr("sys.argv", ["bench.versus", *arguments.split()])
+    monkeypatch.setattr("sys.argv", ["versus", *arguments.split()])
     monkeypatch.setattr(runner, "quiet", lambda: None)
     monkeypatch.setattr(runner, "measure", lambda results, parts, workloads, *rest: asked.append((parts, workloads)))
     monkeypatch.setattr(runner.page, "write", lambda rows, page: None)

@@ -12,7 +12,7 @@ from bench.clips import clips
 from bench.clips.clips import FRAMES, MOTIONS
 from bench.shapes import pictures
 from bench.shapes.pictures import COLOURS, SHAPES
-from bench.versus.content import clip_shows, look_at, picture_shows
+from versus.content import clip_shows, look_at, picture_shows
 
 PROMPTS = list(itertools.product(SHAPES, COLOURS))
 Picture = tuple[Tensor, tuple[str, str]]

@@ -17,8 +17,8 @@ from typing import Any
 from .system import System, setting
 from .workload import Workload
 
-RESULTS = Path(__file__).parents[1] / "results"
-WRITTEN = ("bench/results", "docs/benchmarks.md", "docs/benchmarks")
+RESULTS = Path(__file__).with_name("results")
+WRITTEN = ("versus/results", "docs/benchmarks.md", "docs/benchmarks")
 LIBRARIES = ("torch", "diffusers", "cache-dit")
 BASELINE = "uncached, torch.compile"
 

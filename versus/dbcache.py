@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..inductor_settings import what_it_sets
+from bench.inductor_settings import what_it_sets
+
 from .system import Installed, Schedule, others
 from .workload import STEPS, Workload
 

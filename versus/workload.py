@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..clips import model as clips
-from ..clips.clips import MOTIONS
-from ..shapes import model as shapes
-from ..shapes.pictures import COLOURS, SHAPES
+from bench.clips import model as clips
+from bench.clips.clips import MOTIONS
+from bench.shapes import model as shapes
+from bench.shapes.pictures import COLOURS, SHAPES
+
 from .content import clip_shows, picture_shows
 
 STEPS = 30

@@ -1,4 +1,4 @@
-"""What moved between two result files beyond noise: `python -m bench.versus.regress OLD NEW`; exits 1 if any got worse.
+"""What moved between two result files beyond noise: `python -m versus.regress OLD NEW`; exits 1 if any got worse.
 
 Judged are the speed-ups, by their samples, and the figures that should not vary at all. Not judged: seconds, which
 change with the machine's mood and are in the speed-up as a ratio, compile seconds and peak memory, measured once each,
@@ -165,7 +165,7 @@ def report(old: Sequence[Row], new: Sequence[Row]) -> tuple[list[str], bool]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.versus.regress", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m versus.regress", description=__doc__)
     parser.add_argument("old", type=Path)
     parser.add_argument("new", type=Path)
     arguments = parser.parse_args()

@@ -13,10 +13,10 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from bench.versus import page, plots, regress, sweep, tables
-from bench.versus.bars import GUARDS_ONCE, Bar, bars, most_over_the_best_peer
-from bench.versus.rows import Row, commit, read
-from bench.versus.rows import replace as store
+from versus import page, plots, regress, sweep, tables
+from versus.bars import GUARDS_ONCE, Bar, bars, most_over_the_best_peer
+from versus.rows import Row, commit, read
+from versus.rows import replace as store
 
 OURS, PEER = "dicache_compile", "FirstBlockCache"
 FLUX, WAN = "shapes FLUX", "clips Wan"
@@ -222,16 +222,14 @@ def test_a_row_says_whether_the_code_was_committed_whatever_was_measured_before(
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         return subprocess.run(("git", *who, *words), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
 
-    code, *written = (
-        tmp_path / path for path in ("bench/versus/rows.py", "bench/results/a.jsonl", "docs/benchmarks.md")
-    )
+    code, *written = (tmp_path / path for path in ("versus/rows.py", "versus/results/a.jsonl", "docs/benchmarks.md"))
     for file in (code, *written):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("")
     git("init", "-q")
     git("add", ".")
     git("commit", "-qm", "all")
-    monkeypatch.setattr("bench.versus.rows.__file__", str(code))
+    monkeypatch.setattr("versus.rows.__file__", str(code))
     for file in written:
         file.write_text("more")
     clean = commit.__wrapped__()

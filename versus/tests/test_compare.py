@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.versus.compare import Entrant, compare
-from bench.versus.system import Installed
-from bench.versus.uncached import Uncached
-from bench.versus.workload import FLUX, HELD_OUT, Workload
+from versus.compare import Entrant, compare
+from versus.system import Installed
+from versus.uncached import Uncached
+from versus.workload import FLUX, HELD_OUT, Workload
 
 LOG: list[tuple[int, str]] = []  # (seed, system) in the order in which they ran
 
@@ -84,7 +84,7 @@ def test_guards_once_is_put_around_what_is_asked_for_after_it_has_compiled(monke
         assert [name for _, name in LOG].count("a") == 4  # of both entrants, each as often as all are warmed up
         return Installed(lambda name, step, inputs: run("a, once", inputs["seed"]))
 
-    monkeypatch.setattr("bench.versus.guards.once", once)
+    monkeypatch.setattr("versus.guards.once", once)
     both = [Entrant(Fake("a"), "schedule"), Entrant(Fake("a"), "once", guards_once=True)]  # type: ignore[arg-type]
     rows = compare("sweep", WORKLOAD, both, 1, quality=False)
     assert all(row.figures for row in rows)
@@ -94,7 +94,7 @@ def test_guards_once_is_put_around_what_is_asked_for_after_it_has_compiled(monke
 
 def test_a_system_that_does_another_thing_with_guards_once_is_not_measured_so(monkeypatch: pytest.MonkeyPatch) -> None:
     other = Installed(lambda name, step, inputs: torch.full((1, 3, 16, 16), 0.2))
-    monkeypatch.setattr("bench.versus.guards.once", lambda installed: other)
+    monkeypatch.setattr("versus.guards.once", lambda installed: other)
     both = [Entrant(Fake("a"), "schedule"), Entrant(Fake("a"), "once", guards_once=True)]  # type: ignore[arg-type]
     _, checked, once = compare("sweep", WORKLOAD, both, 1, quality=False)
     assert checked.figures

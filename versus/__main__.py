@@ -1,4 +1,4 @@
-"""Runs the comparison and writes its page: `python -m bench.versus --help`; `make bench` and `make bench-full`."""
+"""Runs the comparison and writes its page: `python -m versus --help`; `make bench` and `make bench-full`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .tune import tune
 from .uncached import FewerSteps, Uncached
 from .workload import WORKLOADS, Workload
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PARTS = ("schedule", "own", "equal", "quality", "pictures", "sweep", "costs")
 SEEDS = {"schedule": 12, "own": 64, "equal": 64, "quality": 64}  # held-out seeds, and so generations of each setting
 QUICK_SEEDS = {"schedule": 4, "own": 4}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.versus", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m versus", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="own settings on one model, few seeds; no page")
     parser.add_argument("--tune", action="store_true", help="only find the settings of the parts equal and quality")
     parser.add_argument(
@@ -48,7 +48,7 @@ def main() -> None:
         "--system", action="append", help="only this, such as TaylorSeerCache, and the baseline; may be given again"
     )
     parser.add_argument("--size", type=_size, action="append", help="of the sweep only this, such as 64x128; likewise")
-    parser.add_argument("--results", type=Path, help="the file to add to; by default one of bench/results")
+    parser.add_argument("--results", type=Path, help="the file to add to; by default one of versus/results")
     arguments = parser.parse_args()
     quiet()
     keys = arguments.workload or [workload.key for workload in (WORKLOADS[:1] if arguments.quick else WORKLOADS)]

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
-from ..clips.clips import MOTIONS
-from ..shapes.pictures import COLOURS, SHAPES, Scenes, draw
+from bench.clips.clips import MOTIONS
+from bench.shapes.pictures import COLOURS, SHAPES, Scenes, draw
 
 # Overlap of mask and rendering, from 0 to 1, that counts as the shape.
 AGREEMENT = 0.85

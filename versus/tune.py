@@ -6,7 +6,7 @@ it on all of these seeds, or up to half a step less, the best wins; if none has,
 highest sum of mean and worst PSNR, which the bars ask for both; the mean, and the deep steps, are of ordinary seeds,
 and the worst is of these and of sensitive ones. If the best says itself which steps are deep, one of them is moved by
 one for as long as that helps. For the same quality, the number of deep steps is searched for too.
-`python -m bench.versus --tune` writes what is found to `tuned.json`, which the comparisons read.
+`python -m versus --tune` writes what is found to `tuned.json`, which the comparisons read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from ..quality import psnr
+from bench.quality import psnr
+
 from . import tuned
 from .bars import DEEP_STEPS, SAME_QUALITY
 from .compare import EQUAL

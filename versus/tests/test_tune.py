@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.versus import tune, tuned
-from bench.versus.bars import DEEP_STEPS, SAME_QUALITY
-from bench.versus.sensitive import SEARCHED, sensitive
-from bench.versus.system import Installed
-from bench.versus.tune import (
+from versus import tune, tuned
+from versus.bars import DEEP_STEPS, SAME_QUALITY
+from versus.sensitive import SEARCHED, sensitive
+from versus.system import Installed
+from versus.tune import (
     FEWEST,
     FINAL_SEEDS,
     FINAL_SENSITIVE,
@@ -28,9 +28,9 @@ from bench.versus.tune import (
     Tuner,
     fewest,
 )
-from bench.versus.tuned import Tuned
-from bench.versus.uncached import Uncached
-from bench.versus.workload import FLUX, HELD_OUT, STEPS, WORKLOADS, Workload
+from versus.tuned import Tuned
+from versus.uncached import Uncached
+from versus.workload import FLUX, HELD_OUT, STEPS, WORKLOADS, Workload
 
 
 def sample(model: Any, prompts: Any, seed: int, steps: int) -> Tensor:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..quality import psnr, ssim
+from bench.quality import psnr, ssim
+
 from . import guards
 from .generation import Generation, generate
 from .rows import Row, row
