@@ -1,19 +1,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
-CODE := dicache_compile tests bench
+CODE := dicache_compile tests bench versus
 
 # Compiled code stays in the checkout, where a second run finds it.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 # Threads that spin while they wait slow each other down tenfold as soon as a core is shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: bench bench-full demo models test test-all lint venv
+.PHONY: bench bench-full demo models test test-all test-versus lint venv
 
-bench: venv
-	$(BIN)/python -m bench.versus --quick
+bench: .venv/versus
+	$(BIN)/python -m versus --quick
 
-bench-full: venv
-	$(BIN)/python -m bench.versus
+bench-full: .venv/versus
+	$(BIN)/python -m versus
 
 demo: venv
 	$(BIN)/python -m bench.demo
@@ -27,6 +27,9 @@ test: venv
 test-all: venv
 	$(BIN)/python -m pytest -n auto --dist worksteal -m ""
 
+test-versus: .venv/versus
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "" versus/tests
+
 lint: venv
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -38,4 +41,9 @@ venv: .venv/installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" # the first that knows --group
 	$(BIN)/python -m pip install -c constraints.txt -e . --group test --group lint --group bench
+	touch $@
+
+# What only the comparison needs.
+.venv/versus: .venv/installed
+	$(BIN)/python -m pip install -c constraints.txt --group versus
 	touch $@

@@ -8,8 +8,7 @@ import torch
 
 import dicache_compile.runtime.capturable
 import dicache_compile.runtime.choice
-
-from .recording_device import RecordingDevice
+from tests.fakes.recording_device import RecordingDevice
 
 # The models are tiny: threads would wait for each other longer than they compute.
 torch.set_num_threads(1)

@@ -40,7 +40,7 @@ _TINY_FLUX = {
     "pooled_projection_dim": 32,
     "axes_dims_rope": (4, 6, 6),
 }
-_SMALL_FLUX = {  # blocks, width and tokens of the smallest of the sweep in bench/versus
+_SMALL_FLUX = {  # blocks, width and tokens of the smallest of the sweep in versus
     **_FLUX,
     "num_layers": 2,
     "num_single_layers": 6,

@@ -1,0 +1,1 @@
+"""Who runs the pieces: Inductor's code, captures, and the graph with the branch inside."""

@@ -1,0 +1,1 @@
+"""What tests of several folders do with models, graphs and pages."""

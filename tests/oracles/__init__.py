@@ -1,0 +1,1 @@
+"""DiCache written again, without the package."""

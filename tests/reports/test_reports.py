@@ -1,0 +1,109 @@
+"""What `explain` and `summary` tell."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+
+from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
+from dicache_compile.summary import MAX_GENERATIONS
+from dicache_compile.write.control import LOG_ROWS, MASKED_STEPS
+from tests import models
+from tests.contract.test_contract import STEPS, compiled, generate
+
+
+def test_explain_tells_of_a_model_that_was_never_compiled() -> None:
+    model = models.make(models.Mixed)
+    told = explain(model, *models.inputs(model, 0, STEPS))
+    assert told.cached
+    assert told.reason is None
+    assert told.graphs == 1
+    assert told.trunk == ("double_blocks", "single_blocks")
+    assert told.blocks == ("double_blocks.0", "double_blocks.1", "single_blocks.0", "single_blocks.1")
+    assert told.probe == ("double_blocks.0",)
+    assert told.deep == told.blocks[1:]
+    assert [(s.shape, s.dtype) for s in told.streams] == [((2, 6, 16), torch.float32)]
+    assert told.timestep == "timestep"
+    assert 0.6 < told.skippable < 0.8  # three of four blocks
+    five_tensors = 5 * 2 * 6 * 16 * 4
+    assert five_tensors < told.state_bytes < five_tensors + LOG_ROWS * 7 * 4 + 2 * MASKED_STEPS + 300
+    assert str(told).splitlines()[:4] == [
+        "cached, in one full graph",
+        "  trunk      double_blocks (2 blocks), single_blocks (2 blocks)",
+        "  probe      double_blocks.0",
+        "  deep       double_blocks.1 ... single_blocks.1 (3)",
+    ]
+
+
+def test_explain_neither_compiles_nor_disturbs_what_is_compiled() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, probe_depth=2)
+    with torch.no_grad():
+        for step in range(5):
+            call(*models.inputs(model, step, STEPS))
+    with torch._dynamo.config.patch(recompile_limit=1, fail_on_recompile_limit_hit=True):
+        for _ in range(3):
+            told = explain(model, *models.inputs(model, 0, STEPS))
+    assert told.probe == ("blocks.0", "blocks.1")  # the compiled model's config
+    # Without arguments: what was cut, and what it runs on.
+    assert explain(call) == dataclasses.replace(told, engine="calls")
+    with torch._dynamo.config.patch(error_on_recompile=True), torch.no_grad():
+        call(*models.inputs(model, 5, STEPS))
+    assert len(summary(model).generations[-1].streams["0"]) == 6
+
+
+def test_explain_asks_for_arguments_where_it_knows_nothing() -> None:
+    with pytest.raises(ValueError, match="call it once, or give explain the arguments of a call"):
+        explain(models.make(models.SingleStream))
+
+
+@pytest.mark.parametrize("report", [summary, explain])
+def test_reports_ask_for_a_module(report: object) -> None:
+    with pytest.raises(TypeError, match=r"expected a torch.nn.Module, compiled or not, or a pipeline, got str"):
+        report("model")  # type: ignore[operator]
+
+
+def test_summary_tells_every_step() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=10.0)
+    generate(call, model)
+    steps = summary(call).generations[-1].streams["0"]
+    assert [step.index for step in steps] == list(range(STEPS))
+    assert [step.timestep for step in steps] == pytest.approx([1 - i / STEPS for i in range(STEPS)])
+    assert [step.forced for step in steps] == [True] * 3 + [False] * 7
+    assert [step.error is None for step in steps] == [True] + [False] * 9
+    assert [step.gamma is None for step in steps] == [step.deep for step in steps]
+    for before, step in itertools.pairwise(steps):
+        carried = before.accumulated or 0.0 if not before.deep else 0.0
+        assert step.accumulated == pytest.approx(carried + (step.error or 0.0))
+    assert str(summary(model)).splitlines() == [
+        "generation  stream        steps  deep  share  decisions (D deep, d deep and forced, . reused)",
+        "         0  0                10     4    40%  ddd...D...",
+        "         0  config  threshold=10.0, lowering='eager', strict=True",
+    ]
+
+
+def test_summary_is_the_same_for_a_model_compiled_in_place() -> None:
+    model = models.make(models.SingleStream)
+    model.compile(backend=dicache_backend, options=DiCacheConfig(lowering="eager").options())
+    generate(model, model)
+    assert len(summary(model).generations[-1].streams["0"]) == STEPS
+
+
+def test_old_generations_and_old_steps_are_dropped() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model)
+    for _ in range(MAX_GENERATIONS + 3):
+        generate(call, model, steps=2)
+    assert len(summary(model).generations) == MAX_GENERATIONS
+    generate(call, model, steps=LOG_ROWS + 10)
+    (only,) = summary(model).generations
+    steps = only.streams["0"]
+    assert [step.index for step in steps] == list(range(10, LOG_ROWS + 10))
+
+
+def test_the_name_of_the_backend_is_registered() -> None:
+    assert "dicache" in torch._dynamo.list_backends()

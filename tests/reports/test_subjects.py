@@ -1,0 +1,110 @@
+"""Whom reports are about: models that are refused, pipelines, models that were not called yet."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dicache_compile import DiCacheConfig, configure, dicache_backend, explain, reset, summary
+from dicache_compile.errors import UncachedWarning
+from tests import models
+from tests.contract.test_contract import STEPS, compiled, generate
+from tests.models import Mixed, SingleStream
+
+
+class Pipe:
+    """What a diffusers pipeline shows of its parts."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.components = {"scheduler": object(), "vae": nn.Linear(2, 2), **parts}
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def refused(seed: int = 0) -> Any:
+    """A model that has nothing to skip, compiled."""
+    model = models.make(SingleStream, seed=seed, depth=1)
+    return torch.compile(model, backend=dicache_backend, options={"lowering": "eager"})
+
+
+def test_the_reports_tell_why_a_called_model_is_not_cached() -> None:
+    call = refused()
+    with pytest.warns(UncachedWarning, match="only one transformer block"):
+        generate(call, call._orig_mod, steps=2)
+    for given in (call, call._orig_mod, Pipe(transformer=call)):
+        told = explain(given)
+        assert not told.cached
+        assert "only one transformer block" in (told.reason or "")
+        done = summary(given)
+        assert not done.generations
+        assert str(done).startswith("no generation recorded: this model runs uncached: ")
+        assert "only one transformer block" in str(done)
+
+
+def test_each_model_that_is_refused_is_told_so_once() -> None:
+    """Also one that shares another's graph, for which nothing is compiled."""
+    told = []
+    for seed in (0, 1):
+        call = refused(seed)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("default")
+            generate(call, call._orig_mod, steps=3)
+            generate(call, call._orig_mod, steps=3, tokens=7)  # compiled again, for the same reason
+        told += [[str(one.message) for one in caught if one.category is UncachedWarning]]
+        assert not explain(call).cached
+    assert [len(texts) for texts in told] == [1, 1]
+    assert told[0] == told[1]
+
+
+def test_a_model_that_was_not_called_yet_is_explained_under_its_own_options() -> None:
+    model = models.make(Mixed)
+    call = compiled(model, probe_depth=2, threshold=0.3)
+    told = explain(call, *models.inputs(model, 0, STEPS))
+    assert told.probe == ("double_blocks.0", "double_blocks.1")
+    assert told.config is not None
+    assert told.config.threshold == 0.3
+    with pytest.raises(ValueError, match="call it once, or give explain the arguments of a call"):
+        explain(call)
+    assert str(summary(call)) == "no generation recorded: this model has not been called since it was compiled"
+    model.compile(backend=dicache_backend, options={"probe_depth": 3, "lowering": "eager"})
+    assert len(explain(model, *models.inputs(model, 0, STEPS)).probe) == 3
+
+
+def test_a_pipeline_stands_for_its_compiled_model() -> None:
+    model = models.make(SingleStream)
+    call = compiled(model, threshold=0.3)
+    pipe = Pipe(transformer=call, text_encoder=models.make(SingleStream, seed=1))
+    configure(pipe, threshold=0.2)
+    generate(call, model)
+    assert explain(pipe) == explain(call)
+    assert summary(pipe) == summary(call)
+    assert summary(pipe).config == DiCacheConfig(threshold=0.2, lowering="eager", strict=True)
+    reset(pipe)
+    with pytest.raises(TypeError, match=r"explain traces one call of the model itself: give it pipe\.transformer"):
+        explain(pipe, prompt="a cat")
+
+
+def test_a_pipeline_with_several_compiled_models_or_none_says_what_to_give() -> None:
+    pair = [models.make(SingleStream, seed=seed) for seed in (0, 1)]
+    calls = [compiled(model, threshold=0.0) for model in pair]
+    pipe = Pipe(transformer=calls[0], transformer_2=calls[1])
+    for report in (explain, summary):
+        with pytest.raises(TypeError, match=r"several compiled models: give one of pipe\.transformer, pipe\.transfo"):
+            report(pipe)  # type: ignore[arg-type]
+    configure(pipe, threshold=0.5)
+    assert [configure(call).threshold for call in calls] == [0.5, 0.5]
+    with pytest.raises(TypeError, match=r"no model of this Pipe is compiled .* pipe\.transformer\.compile\(backend="):
+        summary(Pipe(transformer=pair[0]))  # type: ignore[arg-type]
+
+
+def test_a_config_is_taken_for_its_options() -> None:
+    model = models.make(SingleStream)
+    config = DiCacheConfig(threshold=0.4, lowering="eager")
+    call = torch.compile(model, backend=dicache_backend, options=config)  # type: ignore[call-overload]
+    generate(call, model)
+    assert summary(call).config == config
+    assert summary(call).generations

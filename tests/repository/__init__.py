@@ -1,0 +1,1 @@
+"""What holds of the repository itself: its pages, and what its modules import."""

@@ -1,0 +1,1 @@
+"""Gates, estimators and the config: what decides, and by which numbers."""

@@ -1,0 +1,1 @@
+"""Models and pipelines as people have them: diffusers', and the zoo's."""
