@@ -11,9 +11,20 @@ from .integrations import listen as _listen
 from .reset import reset
 from .runtime.generation import generation
 from .runtime.streams import stream
+from .schedules import Schedule
 from .summary import summary
 
-__all__ = ["DiCacheConfig", "configure", "dicache_backend", "explain", "generation", "reset", "stream", "summary"]
+__all__ = [
+    "DiCacheConfig",
+    "Schedule",
+    "configure",
+    "dicache_backend",
+    "explain",
+    "generation",
+    "reset",
+    "stream",
+    "summary",
+]
 
 # Here, not in the backend: the first call of a pipeline's first generation already has a name.
 _listen()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import torch
 
 from .estimators import DCTA
+from .fields import REPLACES
 from .kernels.float8 import FLOAT8
 from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, Gate
+from .schedules import Schedule
 from .write.control import MASKED_STEPS, NO_LIMIT
 
 if TYPE_CHECKING:
@@ -83,6 +86,8 @@ def _check_types(config: DiCacheConfig) -> None:
     dtypes = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8)
     if config.state_dtype not in dtypes:
         raise TypeError(f"state_dtype: expected one of {', '.join(map(str, dtypes))}, got {config.state_dtype!r}")
+    if config.schedule is not None and not isinstance(config.schedule, Schedule):
+        raise TypeError(f"schedule: expected a Schedule, such as Schedule.every(4), got {config.schedule!r}")
     for name, kinds in (("gate", (Gate, EstimateGate)), ("estimator", (Estimator,))):
         value = getattr(config, name)
         if value is not None and (isinstance(value, type) or not isinstance(value, kinds)):
@@ -91,6 +96,7 @@ def _check_types(config: DiCacheConfig) -> None:
 
 
 def _check_together(config: DiCacheConfig) -> None:
+    _check_replaced(config)
     if config.warmup_inclusive and config.warmup_ratio is None:
         raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
     gate, estimator = config.make_gate(), config.make_estimator()
@@ -104,7 +110,7 @@ def _check_together(config: DiCacheConfig) -> None:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
     if config.feedback and config.order == 2 and config.estimator is None:
         raise ValueError("feedback goes with the line through two anchors: order=2 needs feedback=0")
-    if config.num_steps is not None:
+    if config.num_steps is not None and config.schedule is None:
         for name in ("warmup_steps", "final_steps"):
             if getattr(config, name) > config.num_steps:
                 raise ValueError(f"{name}={getattr(config, name)} is more than num_steps={config.num_steps}")
@@ -113,6 +119,20 @@ def _check_together(config: DiCacheConfig) -> None:
                 f"deep_steps: the last of num_steps={config.num_steps} is step {config.num_steps - 1}, "
                 f"got {config.deep_steps[-1]}"
             )
+
+
+def _check_replaced(config: DiCacheConfig) -> None:
+    """Raises ValueError for a field that has another value than by default, and that nothing would read."""
+    defaults = {field.name: field.default for field in fields(config)}
+    for by, replaced in REPLACES.items():
+        owner = getattr(config, by)
+        if owner is None:
+            continue
+        for name in replaced:
+            if getattr(config, name) != defaults[name]:
+                raise ValueError(
+                    f"{name}: nothing reads it, because the config has {by}={owner!r}. Leave one of them out"
+                )
 
 
 def _real(name: str, value: object, low: float, high: float) -> None:

@@ -10,22 +10,11 @@ import torch
 
 from . import checks
 from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
+from .fields import REPLACES, RUN_TIME
 from .gates import EstimateError, ProbeError
 from .presets import PRESETS
 from .rules import Decider, EstimateGate, Estimator, Gate, Rule
-
-# The fields that no compiled graph depends on; `configure` changes them.
-RUN_TIME = (
-    "threshold",
-    "gamma_range",
-    "warmup_steps",
-    "warmup_ratio",
-    "warmup_inclusive",
-    "final_steps",
-    "deep_steps",
-    "max_consecutive_skips",
-    "num_steps",
-)
+from .schedules import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +76,11 @@ class DiCacheConfig:
     final_steps: int = 0
     """This many last steps always run deep. Needs the number of steps. 1 in the FLUX script."""
 
+    schedule: Schedule | None = None
+    """Which steps run deep, by their number alone: `Schedule.every(4)`, `Schedule.steps(0, 1, 4, 8)`. It stands in for
+    the threshold and for the forced steps. Nothing is measured and nothing kept for it. With an estimator that does not
+    look at the probe, such as `Reuse()`, no block runs on a reused step."""
+
     deep_steps: tuple[int, ...] | tuple[float, ...] = ()
     """These steps, counted from 0, always run deep too. Or shares of a generation: 0.5 is step 15 of 30. With
     `threshold=inf` and `max_consecutive_skips=None` they and the other forced steps are a whole schedule (cache-dit's
@@ -142,11 +136,11 @@ class DiCacheConfig:
     a graph break run uncached without a word in either case."""
 
     gate: Gate | EstimateGate | None = None
-    """Decides in place of the default rule. `threshold`, `error` and `comparison` are then not used."""
+    """Decides in place of the default rule, and of `threshold`, `error` and `comparison`."""
 
     estimator: Estimator | None = None
-    """Estimates in place of the default rule. `gamma_range`, `order` and `feedback` are then not used, and without a
-    probe the estimator itself must say what it follows (`DCTA`: `along="input"`)."""
+    """Estimates in place of the default rule, and of `gamma_range`, `order` and `feedback`. Without a probe the
+    estimator itself must say what it follows (`DCTA`: `along="input"`)."""
 
     def __post_init__(self) -> None:
         for name in ("trunk", "gamma_range", "deep_steps"):
@@ -163,7 +157,8 @@ class DiCacheConfig:
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(map(repr, PRESETS))}")
-        return cls(**{**PRESETS[name], **overrides})
+        replaced = REPLACES["estimator"] if overrides.get("estimator") is not None else ()
+        return cls(**{field: value for field, value in PRESETS[name].items() if field not in replaced} | overrides)
 
     def options(self) -> dict[str, Any]:
         """This config as the `options` of torch.compile."""
@@ -180,14 +175,17 @@ class DiCacheConfig:
                 known = name in {field.name for field in dataclasses.fields(self)}
                 why = "is part of the compiled graph: compile the model again" if known else "is no field of the config"
                 raise TypeError(f"{name}: {why}. At run time these can change: {', '.join(RUN_TIME)}")
-        for name, owner in (("threshold", self.gate), ("gamma_range", self.estimator)):
-            if name in fields and owner is not None:
-                raise ValueError(f"{name}: nothing reads it, because the config has {owner!r} of its own")
+        for by, replaced in REPLACES.items():
+            owner = getattr(self, by)
+            if owner is not None and (unread := [name for name in replaced if name in fields]):
+                raise ValueError(f"{unread[0]}: nothing reads it, because the config has {by}={owner!r}")
+        if "schedule" in fields and (self.schedule is None or fields["schedule"] is None):
+            raise ValueError("schedule: at run time one takes another's place. To have one, or none, compile again")
         return dataclasses.replace(self, **fields) if fields else self
 
     def alike(self, other: DiCacheConfig) -> bool:
         """Whether both are compiled to the same graph: they differ in run-time fields at most."""
-        return all(
+        return (self.schedule is None) == (other.schedule is None) and all(
             getattr(self, field.name) == getattr(other, field.name)
             for field in dataclasses.fields(self)
             if field.name not in RUN_TIME
@@ -200,6 +198,8 @@ class DiCacheConfig:
         return ", ".join(changed) or "the default"
 
     def needs_num_steps(self) -> bool:
+        if self.schedule is not None:
+            return self.schedule.needs_num_steps()
         return self.warmup_ratio is not None or self.final_steps > 0 or self.deep_shares()
 
     def deep_shares(self) -> bool:
@@ -220,8 +220,9 @@ class DiCacheConfig:
                 last = max(num_steps - self.final_steps, 0)
         return warmup, last
 
-    def make_gate(self) -> Decider:
-        if self.gate is not None:
+    def make_gate(self) -> Decider | None:
+        """What decides; None: the schedule does."""
+        if self.gate is not None or self.schedule is not None:
             return self.gate
         if self.error == "estimate":
             return EstimateError(self.threshold, self.comparison)
@@ -238,6 +239,10 @@ class DiCacheConfig:
     def rule(self) -> Rule:
         """What a step decides and estimates with."""
         return Rule(self.make_gate(), self.make_estimator(), self.state_dtype, self.joint)
+
+    def blocks_on_every_step(self) -> int:
+        """How many blocks run on every step: none where nothing looks at them."""
+        return self.probe_depth if self.make_gate() is not None or self.make_estimator().probes else 0
 
     def trunk_owners(self) -> tuple[str, ...]:
         if self.trunk is None:

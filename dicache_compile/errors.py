@@ -1,15 +1,107 @@
-"""What can go wrong: a graph that cannot be cut, a step that cannot be captured, a call that cannot be answered."""
+"""What can go wrong: a graph that cannot be cut, a step that cannot be captured, a call that cannot be answered.
+
+A refusal is a class for each kind of reason. It is made of what was found and of the node where it was; the operation,
+its line in the user's code and what to do about it are added here.
+"""
 
 from __future__ import annotations
 
+import copy
+from typing import ClassVar
+
+from torch import fx
+
+
+def place(node: fx.Node) -> str:
+    """An operation and where it is in the user's code: '`rand` (model.py:12: x = torch.rand(3))'."""
+    target = getattr(node.target, "overloadpacket", node.target)
+    return f"`{target if isinstance(target, str) else getattr(target, '__name__', target)}` ({source_line(node)})"
+
+
+def source_line(node: fx.Node) -> str:
+    """Where in the user's code a node comes from: 'model.py:12: x = torch.rand(3)'."""
+    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip(" ^~\n")]
+    if len(lines) < 2 or not lines[-2].startswith("File "):
+        return "unknown line"
+    path, _, rest = lines[-2].removeprefix('File "').partition('"')
+    number = rest.removeprefix(", line ").partition(",")[0]
+    return f"{path.rpartition('/')[2]}:{number}: {lines[-1]}"
+
 
 class UnsupportedGraphError(RuntimeError):
-    """A graph that a pass refuses; its text is one sentence that says what was found and what was expected."""
+    """A graph that is not cached. Its `reason` is one sentence: what was found, where, and what can be done."""
 
-    def __init__(self, pass_name: str, reason: str) -> None:
-        super().__init__(f"{pass_name}: {reason}")
-        self.pass_name = pass_name
-        self.reason = reason
+    advice: ClassVar[str] = ""
+    asks_for_use: ClassVar[bool] = True  # whether the true reason may be how the model was compiled: see `mistakes`
+
+    def __init__(self, found: str, node: fx.Node | None = None) -> None:
+        self.stage = ""  # the pass that refused, once it is known
+        where = f"{found}: {place(node)}" if node is not None else found
+        self.reason = f"{where}; {self.advice}" if self.advice else where
+        super().__init__(self.reason)
+
+    def __str__(self) -> str:
+        return f"{self.stage}: {self.reason}" if self.stage else self.reason
+
+    def extended(self, more: str | None) -> UnsupportedGraphError:
+        """The same refusal with more of its reason."""
+        other = copy.copy(self)
+        other.reason = f"{self.reason}; {more}" if more else self.reason
+        return other
+
+
+class TrainingError(UnsupportedGraphError):
+    """A graph that gradients are taken through."""
+
+    advice = "run the model under torch.no_grad()"
+    asks_for_use = False
+
+
+class NoTrunkError(UnsupportedGraphError):
+    """No chain of blocks was found, or none of that name."""
+
+
+class NothingToSkipError(UnsupportedGraphError):
+    """A trunk with too few blocks to leave any out."""
+
+
+class NotCarriedError(UnsupportedGraphError):
+    """What leaves the deep blocks cannot be estimated: it is no tensor of numbers, or of no known size."""
+
+
+class NoCounterpartError(NotCarriedError):
+    """Of what leaves the deep blocks it is not known where it enters the trunk or leaves the probe."""
+
+
+class TokenOrderError(UnsupportedGraphError):
+    """The deep blocks' tokens stand in an order that cannot be followed back."""
+
+
+class EffectError(UnsupportedGraphError):
+    """The deep blocks do more than compute: they draw random numbers, or write to what others read."""
+
+
+class CrossingError(UnsupportedGraphError):
+    """A value would have to cross the cut that cannot."""
+
+
+class CollectiveError(UnsupportedGraphError):
+    """Ranks would decide apart whether to run a collective."""
+
+    advice = "set ranks_agree=True if all ranks see the same error (a schedule, or a gate of your own that reduces it)"
+    asks_for_use = False
+
+
+class TimestepError(UnsupportedGraphError):
+    """It is not known which input is the timestep."""
+
+    asks_for_use = False
+
+
+class LoweringError(UnsupportedGraphError):
+    """Inductor cannot compile a part of the cut graph."""
+
+    asks_for_use = False
 
 
 class StepError(RuntimeError):

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import itertools
-import logging
-import types
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +17,16 @@ from .cut import Cut, cut, told_timestep
 from .errors import UnsupportedGraphError
 from .mistakes import told
 from .passes import values
-from .passes.calling import note_call
 from .passes.fragment import Function, about_break, broken_function, resumed_function
 from .passes.input_names import input_name
+from .passes.pipeline import Passed
+from .passes.printing import did, plan_text
 from .passes.work import trunk_work
 from .program import Slot
 from .subject import subject, why_nothing_ran
+from .tracing import Traced, trace
 
 _LITTLE = 0.2  # of the operations
-_Traced = tuple[fx.GraphModule, Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +35,16 @@ class StreamShape:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What a pass did to the graph."""
+
+    name: str
+    seconds: float
+    did: str  # in a line
+    graph: str  # the text of the graph after it
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +66,12 @@ class Explanation:
     uncut: tuple[Uncut, ...] = ()  # lists of blocks beside the trunk that are as heavy, and run on every step
     engine: str | None = None  # how the last step took its branch; None where nothing is compiled
     engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
+    passes: tuple[PassReport, ...] = ()  # what each pass did, with `passes=True`
 
     def __str__(self) -> str:
+        passes = self._passes()
         if not self.cached:
-            return f"not cached: {self.reason}"
+            return "\n".join((f"not cached: {self.reason}", *passes))
         owners = Counter(block.rpartition(".")[0] for block in self.blocks)
         lists = ", ".join(f"{owner} ({blocks} blocks)" for owner, blocks in owners.items())
         streams = ", ".join(f"{list(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in self.streams)
@@ -79,18 +88,26 @@ class Explanation:
             f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
             f"  config     {self.config.brief() if self.config is not None else 'unknown'}",
         )
-        if self.engine is None:
-            return "\n".join(lines)
-        reason = f" ({self.engine_reason})" if self.engine_reason is not None else ""
-        return "\n".join((*lines, f"  engine     {self.engine}{reason}"))
+        if self.engine is not None:
+            reason = f" ({self.engine_reason})" if self.engine_reason is not None else ""
+            lines = (*lines, f"  engine     {self.engine}{reason}")
+        return "\n".join((*lines, *passes))
+
+    def _passes(self) -> tuple[str, ...]:
+        width = max((len(one.name) for one in self.passes), default=0)
+        told = (f"    {one.name:<{width}} {one.seconds:8.3f} s  {one.did}" for one in self.passes)
+        return ("  passes", *told) if self.passes else ()
 
 
-def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
+def explain(model: nn.Module, *args: Any, passes: bool = False, **kwargs: Any) -> Explanation:
     """What is cut of a model, or would be, without compiling it.
 
     With the arguments of one call of the model, traces that call and runs it once, uncompiled. Without, tells of the
     last graph that was compiled. The config is the compiled model's own; of a model that is not compiled, that of its
     last compiled call, else the default one. `model` may be a pipeline with one compiled model, without arguments.
+
+    With `passes`, which needs arguments, it tells what each pass did to the graph, and has the graph's text after each.
+
     Raises TypeError if `model` is neither, ValueError if there are neither arguments nor a compiled graph.
     """
     one = subject(model)
@@ -98,7 +115,9 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
         if one.name:
             raise TypeError(f"explain traces one call of the model itself: give it pipe.{one.name} and its arguments")
         config = one.config or DiCacheConfig()
-        return dataclasses.replace(_of_graphs(_trace(one.model, args, kwargs), config), config=config)
+        return dataclasses.replace(_of_graphs(trace(one.model, args, kwargs), config, passes), config=config)
+    if passes:
+        raise ValueError("passes=True runs the passes on one call of the model: give its arguments, too")
     if one.sessions:
         session = one.sessions[-1]
         return dataclasses.replace(
@@ -114,73 +133,36 @@ def explain(model: nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
 
 
-def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[_Traced]:
-    """The graphs of one call: one full graph if Dynamo can make it, else what it makes of the call."""
-    noisy = logging.getLogger("torch._subclasses.fake_tensor")  # logs the traceback of what a full graph fails at
-    disabled, noisy.disabled = noisy.disabled, True
-    try:
-        return _graphs(model, args, kwargs, fullgraph=True)
-    except torch._dynamo.exc.TorchDynamoException:
-        return _graphs(model, args, kwargs, fullgraph=False)
-    finally:
-        noisy.disabled = disabled
-
-
-def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fullgraph: bool) -> list[_Traced]:
-    found: list[_Traced] = []
-
-    def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
-        note_call(gm)
-        found.append((gm, examples))
-        return gm.forward
-
-    args, kwargs = _by_name(model, args, kwargs)
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return model(*args, **kwargs)
-
-    # A code object of its own, so that Dynamo's cache of the model's stays as it is.
-    fresh = types.FunctionType(
-        call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__
-    )
-    with torch.no_grad():
-        torch.compile(fresh, backend=capture, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
-    return found
-
-
-def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a call by the names that `forward` gives them, which is how inputs are told apart."""
-    parameters = inspect.signature(model.forward).parameters
-    by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = list(itertools.takewhile(lambda name: parameters[name].kind is by_name, parameters))
-    if len(args) > len(names) or isinstance(model, fx.GraphModule):  # an exported module wants them as they were
-        return args, kwargs
-    return (), {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def _of_graphs(traced: list[_Traced], config: DiCacheConfig) -> Explanation:
-    cuts: list[Cut] = []
-    refused: list[tuple[fx.GraphModule, UnsupportedGraphError]] = []
+def _of_graphs(traced: list[Traced], config: DiCacheConfig, passes: bool) -> Explanation:
+    cuts: list[tuple[Cut, list[PassReport]]] = []
+    refused: list[tuple[fx.GraphModule, UnsupportedGraphError, list[PassReport]]] = []
     telling: set[Function | None] = set()
     with torch.no_grad():
         for gm, examples in traced:
+            reports: list[PassReport] = []
+            watch = partial(_report, reports) if passes else None
             try:
-                cuts.append(cut(gm, examples, config, told=resumed_function(gm) in telling))
+                cuts.append((cut(gm, examples, config, resumed_function(gm) in telling, watch), reports))
             except UnsupportedGraphError as error:
-                refused.append((gm, error))
+                refused.append((gm, error, reports))
             if told_timestep(gm, config) is not None:
                 telling.add(broken_function(gm))
         if cuts:
             # As among fragments at run time: the heaviest, and of equal ones the last.
-            return _of_cut(max(reversed(cuts), key=lambda found: trunk_work(found.partition.trunk)), graphs=len(traced))
+            found, reports = max(reversed(cuts), key=lambda one: trunk_work(one[0].partition.trunk))
+            return dataclasses.replace(_of_cut(found, graphs=len(traced)), passes=tuple(reports))
     if not refused:
         return _not_cached("Dynamo made no graph of this call", graphs=0)
     # Of several graphs the largest is the one that was worth cutting.
-    largest, refusal = max(refused, key=lambda pair: len(pair[0].graph.nodes))
+    largest, refusal, reports = max(refused, key=lambda one: len(one[0].graph.nodes))
     reason = told(largest, refusal).reason
     breaks = [about for gm, _ in traced if (about := about_break(gm)) is not None]
     more = breaks[:1] if reason == refusal.reason else []
-    return _not_cached("; ".join((reason, *more)), len(traced))
+    return dataclasses.replace(_not_cached("; ".join((reason, *more)), len(traced)), passes=tuple(reports))
+
+
+def _report(reports: list[PassReport], passed: Passed) -> None:
+    reports.append(PassReport(passed.name, passed.seconds, did(passed), plan_text(passed.after)))
 
 
 def _not_cached(reason: str, graphs: int) -> Explanation:
@@ -189,7 +171,7 @@ def _not_cached(reason: str, graphs: int) -> Explanation:
 
 def _of_cut(found: Cut, graphs: int) -> Explanation:
     trunk, depth = found.partition.trunk, found.partition.probe_depth
-    carried = [recorded for s in found.partition.streams if (recorded := values.tensor(s.x)) is not None]
+    carried = [recorded for s in found.partition.carried if (recorded := values.tensor(s.x)) is not None]
     paths = tuple(block.path for block in trunk.blocks)
     work = work_of(found.partition, found.inputs)
     return Explanation(

@@ -19,13 +19,10 @@ _OF_ONE_BLOCK = 8  # products of tokens: attention on itself, on the prompt and 
 _IN_PLACE = "compile the whole denoiser, in place: model.compile(backend=...)"
 
 
-_OTHER_REASONS = ("backend", "inputs", "collectives", "lowering")  # which have nothing to do with how it was compiled
-
-
 def told(gm: fx.GraphModule, refusal: UnsupportedGraphError) -> UnsupportedGraphError:
     """The refusal of a graph with what is known beyond it: how the model was compiled, or why its graph broke."""
-    use = about_use(gm) if refusal.pass_name not in _OTHER_REASONS else None
-    return UnsupportedGraphError(refusal.pass_name, "; ".join(filter(None, (refusal.reason, use or about_break(gm)))))
+    use = about_use(gm) if refusal.asks_for_use else None
+    return refusal.extended(use or about_break(gm))
 
 
 def about_use(gm: fx.GraphModule) -> str | None:

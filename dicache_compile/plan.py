@@ -53,7 +53,7 @@ class Region(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class Carried:
     """One value that the trunk carries through; all three have the same shape, [B, T, C] in most models."""
 
     x: fx.Node  # where it enters the trunk
@@ -63,19 +63,31 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A graph with each node's region and the streams that a reused step must stand in for."""
+    """A graph with each node's region and the the values that a reused step must stand in for."""
 
     graph_module: fx.GraphModule
     trunk: Trunk
     probe_depth: int  # blocks
     regions: Mapping[fx.Node, Region]  # every node but placeholders and the output
-    streams: tuple[Stream, ...]  # the denoised one first
+    carried: tuple[Carried, ...]  # the denoised one first
     crossing: tuple[fx.Node, ...]  # computed in prologue or probe, read in deep or epilogue; in graph order
     autocast: Mapping[fx.Node, tuple[fx.Node, ...]]  # the `_enter_autocast` nodes around a node, outermost first
 
     def nodes(self, *regions: Region) -> tuple[fx.Node, ...]:
         """The nodes of these regions, in graph order."""
         return tuple(n for n in self.graph_module.graph.nodes if self.regions.get(n) in regions)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a user says of a graph."""
+
+    trunk: tuple[str, ...] = ()  # the containers of its blocks; none: they are to be found
+    probe_depth: int = 1  # blocks
+    timestep_input: str | None = None  # the name of the timestep; None: it is to be found
+    ranks_agree: bool = False  # whether all ranks of a process group decide alike
+    knows_time: bool = False  # whether there is a timestep besides the graph's inputs: an earlier graph's, or a count
+    told: bool = False  # whether an earlier graph of the same call tells the timestep
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +98,23 @@ class Inputs:
     conditions: tuple[fx.Node, ...]  # what else the caller passes and the probe's part reads, but for the latents
     weights: tuple[fx.Node, ...]  # parameters, buffers and other tensors of modules
     latents: fx.Node | None = None  # what is denoised, and so changes on every step; None: it cannot be told
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph and what the passes have found in it so far."""
+
+    graph_module: fx.GraphModule
+    asked: Asked = Asked()
+    found: Partition | None = None  # where it is cut
+    told: Inputs | None = None  # what its placeholders are
+
+    @property
+    def partition(self) -> Partition:
+        assert self.found is not None
+        return self.found
+
+    @property
+    def inputs(self) -> Inputs:
+        assert self.told is not None
+        return self.told

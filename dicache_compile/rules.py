@@ -166,6 +166,11 @@ class EstimateGate(Decider, Protocol):
 class Estimator(_Keeping, Protocol):
     """Says what stands in for a site's result. None of its slots is shared."""
 
+    @property
+    def probes(self) -> bool:
+        """Whether it looks at h. On a schedule no block is run for one that does not, and h is x."""
+        return True
+
     def aid(self, seen: Seen) -> Aid:
         """What the estimate needs besides tensors at hand, computed before the decision: recorded as gamma if it is one
         number. NaN where there is none yet.
@@ -205,12 +210,26 @@ class FollowingEstimator(Estimator, Protocol):
 class Rule:
     """What a step decides and estimates with."""
 
-    when: Decider
+    gate: Decider | None  # None: a schedule decides, which the host tells
     estimator: Estimator
     state_dtype: torch.dtype | None = None  # None: each carried value's own
     joint: bool = False  # whether the streams of a request decide together
 
+    def by(self, role: str) -> Decider | Estimator:
+        """The gate, where there is one, or the estimator."""
+        found = self.gate if role == GATE else self.estimator
+        assert found is not None
+        return found
+
     def settings(self) -> dict[str, Setting]:
         """The settings of gate and estimator, by slot."""
-        both = ((GATE, self.when), (ESTIMATOR, self.estimator))
-        return {setting_slot(role, setting.name): setting for role, of in both for setting in of.settings()}
+        return {
+            setting_slot(role, setting.name): setting for role in self._roles() for setting in self.by(role).settings()
+        }
+
+    def slots(self) -> tuple[SlotSpec, ...]:
+        """What is kept for the gate, then for the estimator."""
+        return tuple(spec for role in self._roles() for spec in self.by(role).slots())
+
+    def _roles(self) -> tuple[str, ...]:
+        return (ESTIMATOR,) if self.gate is None else (GATE, ESTIMATOR)

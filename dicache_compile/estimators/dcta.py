@@ -29,6 +29,10 @@ class DCTA(Estimator):
         if self.along not in ("probe", "input"):
             raise ValueError(f"along: expected 'probe' or 'input', got {self.along!r}")
 
+    @property
+    def probes(self) -> bool:
+        return self.along == "probe"
+
     def slots(self) -> tuple[SlotSpec, ...]:
         tensors = SlotSpec("r", history=2), SlotSpec("p", history=2, measured=True)
         # mean|P1 - P2| changes on deep steps only, so it is kept and not computed on every step.

@@ -19,6 +19,10 @@ class Linear(Estimator):
     base: ClassVar[Literal["x", "h"]] = "x"
     count: ClassVar[int] = 1  # of the anchors, up to `MOST`
 
+    @property
+    def probes(self) -> bool:
+        return self.base == "h"
+
     def weights(self, seen: Seen) -> Sequence[float | Tensor]:
         """The weights of R_1, the newest, and so on: numbers, or float32 of shape () or, one a channel, (C,).
 

@@ -13,7 +13,7 @@ from torch._dynamo.source import LocalSource
 from torch._inductor.exc import InductorError
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ..errors import UnsupportedGraphError
+from ..errors import LoweringError
 from ..passes import values
 from ..passes.copying import copy_module
 from ..plan import Partition
@@ -51,10 +51,7 @@ class Lowering:
         except Exception as error:  # whatever a piece does that AOTAutograd or Inductor cannot have
             if isinstance(error, TorchDynamoException) and not isinstance(error, InductorError):
                 raise  # not an error: has Dynamo trace the frame anew
-            raise UnsupportedGraphError(
-                "lowering",
-                f"Inductor cannot compile a part of the cut graph: {_in_one_line(error)}",
-            ) from error
+            raise LoweringError(f"Inductor cannot compile a part of the cut graph: {_in_one_line(error)}") from error
 
     def _sources_of_constants(self, graph_module: fx.GraphModule) -> dict[str, Any]:
         """Where the tensors come from that a piece holds: as Dynamo says, or for a plug-in's own by their names."""
@@ -95,7 +92,7 @@ class Lowering:
             return make(self.slots[0].device)
 
     def _fake_mode(self) -> FakeTensorMode:
-        carried = values.tensor(self.partition.streams[0].x)
+        carried = values.tensor(self.partition.carried[0].x)
         assert isinstance(carried, FakeTensor)
         return carried.fake_mode
 

@@ -1,4 +1,4 @@
-"""Takes of the chains of blocks that may be the trunk the one that can be cut and skips the most.
+"""Pass: choose. Takes of the chains of blocks that may be the trunk the one that can be cut and skips the most.
 
 The blocks of a ControlNet are as large as those that they control; but who cuts the controlled ones skips both. A chain
 that is refused gives way to another one only if that is about as large: a cut that skips next to nothing would hide the
@@ -7,22 +7,32 @@ reason.
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import fx
 
-from ..plan import Partition, Region, Trunk
+from ..errors import NoCounterpartError
+from ..plan import Partition, Plan, Region, Trunk
 from .complete import completed
+from .copying import copy_module
 from .dataflow import Dataflow
 from .partition import partition, regions_of, why_not_splittable
-from .streams import NoCounterpartError
 from .trunk import find_trunks
 from .work import trunk_work, work
 
 
-def find_partition(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...], probe_depth: int) -> Partition:
-    """Cuts `gm` after the first `probe_depth` blocks of its trunk; `owners` names the containers of the blocks.
+def cut_trunk(plan: Plan) -> Plan:
+    """Cuts the graph after the first blocks of its trunk. What that adds to the graph it adds to a copy.
 
     Raises UnsupportedGraphError, with the likeliest trunk's reason, where none can be cut.
     """
+    gm, asked = copy_module(plan.graph_module), plan.asked
+    found = find_partition(gm, Dataflow(gm.graph), asked.trunk, asked.probe_depth)
+    return dataclasses.replace(plan, graph_module=gm, found=found)
+
+
+def find_partition(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...], probe_depth: int) -> Partition:
+    """The partition of a graph, to which it may add nodes. Raises what `cut_trunk` does."""
     trunks = list(find_trunks(gm, flow, owners))
     sizes = {trunk: trunk_work(trunk) for trunk in trunks}
     alike = [trunk for trunk in trunks if sizes[trunk] * 2 >= max(sizes.values())]

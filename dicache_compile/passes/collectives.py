@@ -1,4 +1,4 @@
-"""Which nodes have the ranks of a process group work together.
+"""Pass: collectives. Which nodes have the ranks of a process group work together.
 
 Each rank decides for itself. Where one runs the deep blocks and another does not, a collective in them waits for ever,
 or meets another one.
@@ -12,12 +12,20 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from ..plan import Partition, Region
+from ..errors import CollectiveError
+from ..plan import Partition, Plan, Region
 from . import values
 from .observed import called, subgraphs
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "symm_mem", "_dtensor")
 _WAITING = "wait_tensor"  # for one that has begun
+
+
+def check_collectives(plan: Plan) -> Plan:
+    """The same graph. Raises CollectiveError if ranks would have to decide together, and nothing says that they do."""
+    if not plan.asked.ranks_agree and (reason := why_not_alone(plan.partition)):
+        raise CollectiveError(reason)
+    return plan
 
 
 def why_not_alone(partition: Partition) -> str | None:
@@ -27,9 +35,7 @@ def why_not_alone(partition: Partition) -> str | None:
         if name := collective(node):
             where = f" ({owners[node]})" if node in owners else ""
             return (
-                f"the blocks run the collective `{name}`{where}, but each rank decides for itself whether to run them: "
-                "set ranks_agree=True if all ranks see the same error (a schedule, or a gate of your own that reduces "
-                "it)"
+                f"the blocks run the collective `{name}`{where}, but each rank decides for itself whether to run them"
             )
     return None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import fx
 
-from ..plan import Region, Stream
+from ..plan import Carried, Region
 from . import symbols, values
 
 ABOVE = (Region.PROLOGUE, Region.PROBE)  # the cut
@@ -15,7 +15,7 @@ _BELOW = (Region.DEEP, Region.EPILOGUE)
 
 
 def find_crossing(
-    gm: fx.GraphModule, regions: Mapping[fx.Node, Region], streams: Sequence[Stream]
+    gm: fx.GraphModule, regions: Mapping[fx.Node, Region], streams: Sequence[Carried]
 ) -> tuple[fx.Node, ...]:
     """The values computed in prologue or probe that are read below, in graph order."""
     read_below = {node for stream in streams for node in (stream.x, stream.h)} | {

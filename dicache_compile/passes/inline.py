@@ -9,11 +9,13 @@ metadata. Not handled: the inside of a condition, a loop or a custom function, w
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 
 import torch
 from torch import fx
 
+from ..plan import Plan
 from . import effects
 from .copying import copy_module
 
@@ -21,17 +23,17 @@ from .copying import copy_module
 _CALLING = {"tag_activation_checkpoint": 0, "wrap_activation_checkpoint": 0, "invoke_subgraph": 1}
 
 
-def inline_calls(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy of `gm` with these graphs in it; `gm` itself if it has none."""
-    if not any(map(_is_call, gm.graph.nodes)):
-        return gm
-    copy = copy_module(gm)
+def inline(plan: Plan) -> Plan:
+    """A graph with these graphs in it; the same one if it has none."""
+    if not any(map(_is_call, plan.graph_module.graph.nodes)):
+        return plan
+    copy = copy_module(plan.graph_module)
     while calls := [node for node in copy.graph.nodes if _is_call(node)]:  # one may be inside of another
         for node in calls:
             _inline(copy, node)
     copy.graph.eliminate_dead_code(lambda node: node.op != "get_attr")
     copy.recompile()
-    return copy
+    return dataclasses.replace(plan, graph_module=copy)
 
 
 def has_checkpoints(gm: fx.GraphModule) -> bool:

@@ -6,20 +6,32 @@ may have none: the timestep was read before it.
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import fx
 
-from ..plan import Inputs, Partition, Region
+from ..errors import TimestepError
+from ..plan import Inputs, Partition, Plan, Region
 from . import values
 from .dataflow import Dataflow
 from .input_names import named, passed
-from .timestep import find_timestep
+from .timestep import find_timestep, why_no_timestep
+
+
+def tell_inputs(plan: Plan) -> Plan:
+    """The same graph with what its placeholders are. Raises TimestepError where there is no timestep to go by."""
+    asked, flow = plan.asked, Dataflow(plan.graph_module.graph)
+    inputs = find_inputs(flow, plan.partition, asked.timestep_input, asked.told)
+    if inputs.timestep is None and not asked.knows_time:
+        raise TimestepError(why_no_timestep(plan.graph_module, flow))
+    return dataclasses.replace(plan, told=inputs)
 
 
 def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None, told: bool = False) -> Inputs:
     """Sorts the placeholders of a graph. `told`: whether an earlier graph of the same call tells the timestep.
 
-    Raises UnsupportedGraphError if there is a `timestep_input` and no input or several of that name; where it is told,
+    Raises TimestepError if there is a `timestep_input` and no input or several of that name; where it is told,
     there may be none.
     """
     weights = tuple(n for n in flow.order if n.op == "placeholder" and values.is_weight(n))
@@ -35,7 +47,7 @@ def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None
 
 def _latents(flow: Dataflow, partition: Partition, others: list[fx.Node]) -> fx.Node | None:
     """The input that is denoised, which changes on every step: what the stream is made from."""
-    sources = [node for node in others if node in flow.upstream([partition.streams[0].x])]
+    sources = [node for node in others if node in flow.upstream([partition.carried[0].x])]
     if len(sources) == 1:
         return sources[0]
     results = {values.size_text(node) for node in flow.needs(flow.order[-1])}
@@ -51,7 +63,7 @@ def _is_like_a_timestep(node: fx.Node, timestep: fx.Node | None, partition: Part
     recorded, size = values.tensor(node), values.size_text(node)
     if recorded is None or not recorded.is_floating_point():
         return False
-    rows = (values.size_text(partition.streams[0].x) or ())[:1]
+    rows = (values.size_text(partition.carried[0].x) or ())[:1]
     return size in ((), ("1",), rows, (*rows, "1")) or (timestep is not None and size == values.size_text(timestep))
 
 

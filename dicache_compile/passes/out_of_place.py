@@ -10,20 +10,22 @@ below. They stay, and the partition refuses them where it must.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 
 import torch
 from torch import fx
 
+from ..plan import Plan
 from . import effects, values
 from .copying import copy_module
 
 _METHODS = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div", "clamp_": "clamp", "addcmul_": "addcmul"}
 
 
-def out_of_place(gm: fx.GraphModule) -> fx.GraphModule:
-    """A copy of `gm` in which every write that can be rewritten is."""
-    copy = copy_module(gm)
+def out_of_place(plan: Plan) -> Plan:
+    """A graph in which every write that can be rewritten is."""
+    copy = copy_module(plan.graph_module)
     order = {node: position for position, node in enumerate(copy.graph.nodes)}
     sharers: dict[int, list[fx.Node]] = defaultdict(list)
     for node in order:
@@ -33,7 +35,7 @@ def out_of_place(gm: fx.GraphModule) -> fx.GraphModule:
         if _is_rewritable(node) and _why_not(node, order, sharers) is None:
             _rewrite(node, order)
     copy.recompile()
-    return copy
+    return dataclasses.replace(plan, graph_module=copy)
 
 
 def _is_rewritable(node: fx.Node) -> bool:

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 
 from torch import fx
 
-from ..errors import UnsupportedGraphError
-from ..plan import Partition, Region, Stream, Trunk
+from ..errors import CrossingError, EffectError, NotCarriedError, NothingToSkipError, UnsupportedGraphError
+from ..plan import Carried, Partition, Region, Trunk
 from . import effects, randomness, values
+from .carried import find_carried
 from .crossing import ABOVE, find_crossing, why_not_passable
 from .dataflow import Dataflow
 from .links import links
 from .residual_path import SLICES, residual_path
-from .streams import find_streams
 
 
 def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:
@@ -32,23 +32,20 @@ def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:
 def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int) -> Partition:
     """Cuts `gm` after the first `probe_depth` blocks of its trunk. Raises UnsupportedGraphError where it must not."""
     if reason := why_not_splittable(trunk, probe_depth):
-        raise UnsupportedGraphError("partition", reason)
+        raise NothingToSkipError(reason)
     regions = regions_of(flow, trunk, probe_depth)
     pulled = _with_slices_pulled(regions, flow)
     try:
-        streams = find_streams(flow, trunk, probe_depth, pulled)
+        streams = find_carried(flow, trunk, probe_depth, pulled)
         regions = pulled
     except UnsupportedGraphError:  # the slice is of a stream that is never apart from its neighbour: keep it whole
-        streams = find_streams(flow, trunk, probe_depth, regions)
-    if reason := _why_not_skippable(flow, regions):
-        raise UnsupportedGraphError("partition", reason)
-    if reason := _why_not_kept(flow, regions, streams):
-        raise UnsupportedGraphError("partition", reason)
+        streams = find_carried(flow, trunk, probe_depth, regions)
+    _check_effects(flow, regions, streams)
     if reason := _why_not_sized(streams):
-        raise UnsupportedGraphError("partition", reason)
+        raise NotCarriedError(reason)
     crossing = find_crossing(gm, regions, streams)
     if reason := why_not_passable(crossing):
-        raise UnsupportedGraphError("partition", reason)
+        raise CrossingError(reason)
     return Partition(gm, trunk, probe_depth, regions, streams, crossing, effects.autocast_scopes(gm.graph))
 
 
@@ -150,49 +147,41 @@ def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[
     return regions
 
 
-def _why_not_skippable(flow: Dataflow, regions: dict[fx.Node, Region]) -> str | None:
+def _check_effects(flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple[Carried, ...]) -> None:
+    """Raises EffectError where the deep region does more than compute, or a region reads one below it.
+
+    The probe must leave x as it is and the deep blocks h: the anchors are differences of the three.
+    """
     outside = _memories(node for node in flow.order if node.op == "placeholder")
     earlier = _memories(n for n, region in regions.items() if region in ABOVE)
     for node in flow.order:
         if regions.get(node) is not Region.DEEP:
             continue
-        where = f"`{effects.name(node)}` ({values.source_line(node)})"
         if randomness.is_random(node):
-            return f"the deep region draws random numbers: {where}"
+            raise EffectError("the deep region draws random numbers", node)
         for target in effects.written(node):
             if values.storages(target) & outside:
-                return f"the deep region writes to an input or a buffer of the model: {where}"
+                raise EffectError("the deep region writes to an input or a buffer of the model", node)
             if values.storages(target) & earlier:
-                return f"the deep region writes in place to a value from before it: {where}"
+                raise EffectError("the deep region writes in place to a value from before it", node)
     for node in flow.order:
         for needed in flow.needs(node):
             if node in regions and needed in regions and regions[needed].value > regions[node].value:
-                where = f"`{effects.name(node)}` ({values.source_line(node)})"
-                return f"{where} needs `{needed.name}`, which runs in a later region"
-    return None
+                raise EffectError(f"`{needed.name}`, which runs in a later region, is needed before", node)
+    for node in flow.order:
+        for target in effects.written(node):
+            memory = values.storages(target)
+            for stream in streams:
+                for kept, writers in ((stream.x, (Region.PROBE, Region.DEEP)), (stream.h, (Region.DEEP,))):
+                    if regions.get(node) in writers and values.storages(kept) & memory:
+                        raise EffectError("the blocks write in place to what the trunk carries", node)
 
 
 def _memories(nodes: Iterable[fx.Node]) -> set[int]:
     return {memory for node in nodes for memory in values.storages(node)}
 
 
-def _why_not_kept(flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple[Stream, ...]) -> str | None:
-    """The probe must leave x as it is and the deep blocks h: the anchors are differences of the three."""
-    for node in flow.order:
-        for target in effects.written(node):
-            memory = values.storages(target)
-            for stream in streams:
-                for kept, writers in ((stream.x, (Region.PROBE, Region.DEEP)), (stream.h, (Region.DEEP,))):
-                    if regions.get(node) not in writers or not values.storages(kept) & memory:
-                        continue
-                    return (
-                        f"`{effects.name(node)}` writes in place to the stream that the trunk carries "
-                        f"({values.source_line(node)})"
-                    )
-    return None
-
-
-def _why_not_sized(streams: tuple[Stream, ...]) -> str | None:
+def _why_not_sized(streams: tuple[Carried, ...]) -> str | None:
     for stream in streams:
         size = values.size_text(stream.x) or ()
         if any(map(values.is_data_dependent, size)):

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..errors import place
 from ..plan import Region
 from . import effects, values
 from .crossing import ABOVE
@@ -61,7 +62,7 @@ def why_not_replayable(
     pairs, _ = _moving(path, window)
     joins = [node for node, _ in pairs if effects.name(node) in CONCATENATIONS]
     for node, operand in pairs:
-        where = f"`{effects.name(node)}` ({values.source_line(node)})"
+        where = place(node)
         if node in joins:
             if any(not isinstance(size, int) for part in _parts(node) for size in _shape(part)):
                 return f"what {where} joins has a size that is no number"
@@ -75,7 +76,7 @@ def why_not_replayable(
             return f"{where} puts tokens into an order that the blocks themselves compute"
     # Of what was joined with the value nothing may be left: it is not known where the value stands.
     if joins and points_back(path, window) is None:
-        return f"what `{effects.name(joins[0])}` ({values.source_line(joins[0])}) joins is not taken apart again"
+        return f"what {place(joins[0])} joins is not taken apart again"
     return None
 
 

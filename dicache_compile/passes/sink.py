@@ -17,14 +17,18 @@ import dataclasses
 
 from torch import fx
 
-from ..plan import Partition, Region
+from ..plan import Partition, Plan, Region
 from . import effects, randomness
 from .crossing import ABOVE, find_crossing, why_not_passable
 from .dataflow import Dataflow
 
 
-def sink(flow: Dataflow, partition: Partition) -> Partition:
-    """The partition with those nodes in the deep region; the same one if there are none."""
+def sink(plan: Plan) -> Plan:
+    """The same graph, cut with those nodes in the deep region."""
+    return dataclasses.replace(plan, found=_sunk(Dataflow(plan.graph_module.graph), plan.partition))
+
+
+def _sunk(flow: Dataflow, partition: Partition) -> Partition:
     regions = partition.regions
     above = {node for node in flow.order if regions.get(node) in ABOVE}
     if any(map(effects.is_opaque, above)):
@@ -38,7 +42,7 @@ def sink(flow: Dataflow, partition: Partition) -> Partition:
     if not moved:
         return partition
     sunk = {**regions, **dict.fromkeys(moved, Region.DEEP)}
-    crossing = find_crossing(partition.graph_module, sunk, partition.streams)
+    crossing = find_crossing(partition.graph_module, sunk, partition.carried)
     if why_not_passable(crossing):
         return partition
     return dataclasses.replace(partition, regions=sunk, crossing=crossing)
@@ -48,7 +52,7 @@ def _kept(flow: Dataflow, partition: Partition) -> set[fx.Node]:
     """What a step needs before the branch or on either side of it, and what has an effect."""
     regions = partition.regions
     kept: set[fx.Node] = set()
-    for stream in partition.streams:
+    for stream in partition.carried:
         for node in (stream.x, stream.h):
             kept.update((node, *node.all_input_nodes))  # of a slice that the partition added, the flow knows nothing
     for node in flow.order:

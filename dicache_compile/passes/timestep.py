@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..errors import UnsupportedGraphError
+from ..errors import TimestepError
 from . import effects, values
 from .calling import numbers_of
 from .dataflow import Dataflow
@@ -42,7 +42,7 @@ class _Fate:
 def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
     """The timestep among a graph's inputs, if it is there; `wanted` is its name, or the end of its path.
 
-    Raises UnsupportedGraphError if there is no input of that name, or several.
+    Raises TimestepError if there is no input of that name, or several.
     """
     inputs = passed(flow)
     if wanted is not None:
@@ -51,12 +51,8 @@ def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
             return found[0]
         if found:
             meant = ", ".join(map(input_name, found))
-            raise UnsupportedGraphError(
-                "inputs", f"timestep_input={wanted!r} may be any of {meant}: give the whole path"
-            )
-        raise UnsupportedGraphError(
-            "inputs", f"no tensor input named {wanted!r}; the tensor inputs are: {tensor_inputs(flow)}"
-        )
+            raise TimestepError(f"timestep_input={wanted!r} may be any of {meant}: give the whole path")
+        raise TimestepError(f"no tensor input named {wanted!r}; the tensor inputs are: {tensor_inputs(flow)}")
     fates = {node: _fate(flow, node, inputs) for node in inputs if _may_be_followed(node)}
     alike = [node for node in fates if is_time(input_name(node)) and _may_be_named(flow, node, fates[node])]
     if alike:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from ..errors import UnsupportedGraphError
+from ..errors import NothingToSkipError, NoTrunkError
 from ..plan import Trunk
 from .chains import Chain, chains
 from .dataflow import Dataflow
@@ -33,7 +33,7 @@ def find_trunks(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ()
 
     A trunk is made from the latents and leads to the output; of several that do the one with the most work is it.
     `owners` names the containers to take instead ("transformer_blocks", ...).
-    Raises UnsupportedGraphError if there is none, or if `owners` names one that is not there.
+    Raises NoTrunkError if there is none, or if `owners` names one that is not there.
     """
     stacks = named_stacks(flow)
     if owners:
@@ -54,11 +54,11 @@ def find_trunks(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ()
         # No names, one for all, or names of the lesser part. Of a loop around a model each step looks alike.
         found += _trunks(unnamed_stacks(flow), flow)
     if not found:
-        raise UnsupportedGraphError("trunk", "no repeated transformer block found")
+        raise NoTrunkError("no repeated transformer block found")
     found.sort(key=lambda trunk: (_is_denoised(trunk, denoised), trunk_work(trunk)), reverse=True)
     if len(found[0].blocks) < 2:
         only = found[0].blocks[0].path
-        raise UnsupportedGraphError("trunk", f"only one transformer block found ({only}): nothing to skip")
+        raise NothingToSkipError(f"only one transformer block found ({only}): nothing to skip")
     first = _is_denoised(found[0], denoised)
     yield from (trunk for trunk in found if len(trunk.blocks) > 1 and _is_denoised(trunk, denoised) is first)
 
@@ -106,14 +106,12 @@ def _named(stacks: list[Stack], owners: tuple[str, ...], flow: Dataflow) -> Trun
             options = ", ".join(
                 f"{s.owner!r} ({len(s.blocks)} blocks)" for s in sorted(stacks, key=lambda s: -s.weight)[:8]
             )
-            raise UnsupportedGraphError("trunk", f"no blocks in {owner!r}; found: {options or 'none'}")
+            raise NoTrunkError(f"no blocks in {owner!r}; found: {options or 'none'}")
     blocks = _trunk(tuple(with_turns([known[owner] for owner in owners], flow))).blocks
     if len(blocks) < 2:
-        raise UnsupportedGraphError("trunk", f"only one block in {', '.join(owners)}: nothing to skip")
+        raise NothingToSkipError(f"only one block in {', '.join(owners)}: nothing to skip")
     reached = reached_blocks(flow, list(blocks))
     for position, (before, block) in enumerate(itertools.pairwise(blocks)):
         if not any(reached[node] >> position & 1 for node in block.nodes):
-            raise UnsupportedGraphError(
-                "trunk", f"{block.path} reads nothing of {before.path}: are the lists in order?"
-            )
+            raise NoTrunkError(f"{block.path} reads nothing of {before.path}: are the lists in order?")
     return Trunk(blocks)

@@ -109,13 +109,3 @@ def _is_strided(recorded: torch.Tensor) -> bool:
     except (NotImplementedError, RuntimeError):  # wrapper subclasses and sparse tensors have no storage of their own
         return False
     return True
-
-
-def source_line(node: fx.Node) -> str:
-    """Where in the user's code a node comes from, for messages: 'model.py:12: x = torch.rand(3)'."""
-    lines = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip(" ^~\n")]
-    if len(lines) < 2 or not lines[-2].startswith("File "):
-        return "unknown line"
-    path, _, rest = lines[-2].removeprefix('File "').partition('"')
-    number = rest.removeprefix(", line ").partition(",")[0]
-    return f"{path.rpartition('/')[2]}:{number}: {lines[-1]}"

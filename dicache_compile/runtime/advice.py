@@ -99,14 +99,14 @@ class Advice:
             self.say(
                 "much",
                 f"{reused} of {len(steps)} steps of stream {name!r} were reused in one generation, which is more than "
-                "an image can bear: lower threshold, or bound max_consecutive_skips",
+                "an image can bear: lower threshold, bound max_consecutive_skips, or have more steps in the schedule",
             )
 
     def _nothing(self, name: str, generations: Sequence[Sequence[Row]], configs: Sequence[DiCacheConfig]) -> None:
         steps = [step for generation in generations for step in generation]
         if any(len(generation) < _SHORT for generation in generations) or not all(step["deep"] for step in steps):
             return
-        if any(config.threshold == 0 and config.gate is None for config in configs):
+        if any(config.schedule is not None or (config.threshold == 0 and config.gate is None) for config in configs):
             return  # as it was asked for
         config = configs[-1]
         lengths = " and ".join(str(len(generation)) for generation in generations)

@@ -10,6 +10,7 @@ from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..cut import Cut
+from ..errors import source_line
 from ..passes import effects, randomness, values
 from ..passes.input_names import input_name
 
@@ -67,19 +68,19 @@ def is_number(node: fx.Node, device: torch.device) -> bool:
 
 def _of_node(node: fx.Node, device: torch.device) -> str | None:
     if randomness.is_random(node):
-        return f"it draws random numbers ({values.source_line(node)})"
+        return f"it draws random numbers ({source_line(node)})"
     on_host = [needed for needed in node.all_input_nodes if is_number(needed, device)]
     recorded = values.tensor(node)
     if effects.name(node) in _READS and not on_host:
-        return f"it reads a value on the host ({values.source_line(node)})"
+        return f"it reads a value on the host ({source_line(node)})"
     if recorded is None or node.op == "get_attr" or is_number(node, device):
         return None
     if recorded.device != device:
-        return f"it computes on {recorded.device} and not on {device} ({values.source_line(node)})"
+        return f"it computes on {recorded.device} and not on {device} ({source_line(node)})"
     if effects.name(node) in _COPIES and on_host:
-        return f"it copies from the host ({values.source_line(node)})"
+        return f"it copies from the host ({source_line(node)})"
     if any(values.is_data_dependent(str(size)) for size in recorded.shape):
-        return f"the size of a result depends on data ({values.source_line(node)})"
+        return f"the size of a result depends on data ({source_line(node)})"
     return None
 
 
@@ -87,4 +88,4 @@ def _of_write(node: fx.Node, target: fx.Node, inputs: Sequence[fx.Node]) -> str 
     """A write to what a caller passed would land in a copy of it, and one to a buffer would be done in warm-up too."""
     memories = values.storages(target)
     written = next((passed for passed in inputs if values.storages(passed) & memories), None)
-    return f"it writes to its input {input_name(written)} ({values.source_line(node)})" if written is not None else None
+    return f"it writes to its input {input_name(written)} ({source_line(node)})" if written is not None else None

@@ -6,8 +6,9 @@ from types import TracebackType
 from typing import Any
 
 from ..checks import whole
-from ..config import RUN_TIME, DiCacheConfig
+from ..config import DiCacheConfig
 from ..errors import StepError
+from ..fields import RUN_TIME
 from .runs import Run, begin_run, current_run
 from .streams import checked, current_request, enter, leave
 

@@ -10,7 +10,7 @@ import torch
 from ..config import DiCacheConfig
 from ..errors import StepError
 from ..rules import Setting
-from ..write.control import DEEP_STEPS, NO_LIMIT, SCHEDULE
+from ..write.control import DEEP_STEPS, LIMITS, NO_LIMIT
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +41,23 @@ class Told:
     def _settings(self, steps: int | None, warmup: int) -> Settings:
         config = self.config
         if steps is None and config.needs_num_steps():
-            what = f"warmup_ratio={config.warmup_ratio} and final_steps={config.final_steps} need the number of steps"
-            if config.deep_shares():
-                what = f"deep_steps={config.deep_steps} are shares of the number of steps"
-            raise StepError(f"{what} of a generation, which only a diffusers pipeline tells by itself: set num_steps")
+            told = "which only a diffusers pipeline tells by itself: set num_steps"
+            raise StepError(f"{_which_need_it(config)} of a generation, {told}")
+        if config.schedule is not None:
+            deep = config.schedule.deep_steps(steps)
+            return Settings({LIMITS: (warmup, NO_LIMIT, NO_LIMIT), DEEP_STEPS: deep, **self._of_rule})
         first, last = config.forced_steps(steps)
         limit = config.max_consecutive_skips
-        schedule = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
-        return Settings({SCHEDULE: schedule, DEEP_STEPS: _listed(config, steps), **self._of_rule})
+        limits = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
+        return Settings({LIMITS: limits, DEEP_STEPS: _listed(config, steps), **self._of_rule})
+
+
+def _which_need_it(config: DiCacheConfig) -> str:
+    if config.schedule is not None:
+        return f"{config.schedule} needs the number of steps"
+    if config.deep_shares():
+        return f"deep_steps={config.deep_steps} are shares of the number of steps"
+    return f"warmup_ratio={config.warmup_ratio} and final_steps={config.final_steps} need the number of steps"
 
 
 def _listed(config: DiCacheConfig, steps: int | None) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,11 +183,14 @@ class StreamState:
 
 
 def _mark(mask: Tensor, steps: Sequence[float]) -> None:
-    """Sets the places of these steps, each run of neighbours at once, and no other."""
+    """Sets the places of these steps, in order, and no other: all that are as far apart as two neighbours at once."""
     mask.fill_(False)
-    for _, run in itertools.groupby(enumerate(steps), key=lambda numbered: numbered[1] - numbered[0]):
-        neighbours = [int(step) for _, step in run]
-        mask[neighbours[0] : neighbours[-1] + 1].fill_(True)
+    places = [int(step) for step in steps]
+    while places:
+        gap = places[1] - places[0] if len(places) > 1 else 1
+        count = next((n for n, place in enumerate(places) if place != places[0] + n * gap), len(places))
+        mask[places[0] : places[count - 1] + 1 : gap].fill_(True)
+        places = places[count:]
 
 
 def allocate(slot: Slot, shape: tuple[int, ...]) -> Tensor:

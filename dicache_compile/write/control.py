@@ -20,7 +20,7 @@ NOW = ".now"  # ends the name of a slot that holds what the running generation g
 # Slots of streams that decide together: what those of a request share, and what each keeps for itself.
 LEADER_TIME, LEADER_REUSES = JOINT = ("leader_time", "leader_reuses")
 LED = "led"
-SCHEDULE, DEEP_STEPS = "schedule", "deep_steps"  # what the host tells of each generation
+LIMITS, DEEP_STEPS = "limits", "deep_steps"  # what the host tells of each generation
 # The slot in which the host says what starts generations, and the index of a generation's first step.
 RUN = "run"
 UNANNOUNCED, ANNOUNCED = 0, -1  # by the timesteps; by the host alone. A number of steps: when so many are done
@@ -43,7 +43,7 @@ class ControlSlot:
 # What the host tells of each generation, besides the settings of gate and estimator.
 TOLD = (
     # Steps of warm-up; the index from which all steps are forced; the most that are reused in a row.
-    ControlSlot(SCHEDULE, (3,), torch.int64),
+    ControlSlot(LIMITS, (3,), torch.int64),
     # Which other steps are forced; the last place is that of all later ones, and never set.
     ControlSlot(DEEP_STEPS, (MASKED_STEPS + 1,), torch.bool),
 )
@@ -160,16 +160,16 @@ def in_force(fresh: Tensor, told: Tensor, now: Tensor) -> Tensor:
     return torch.where(fresh, told, now)
 
 
-def forced(now: Mapping[str, Tensor], schedule: Tensor, deep_steps: Tensor) -> Tensor:
+def forced(now: Mapping[str, Tensor], limits: Tensor, deep_steps: Tensor) -> Tensor:
     """Whether this step runs deep whatever the gate says: bool, shape ()."""
     index = now["index"]
     listed = deep_steps.index_select(0, index.clamp(max=MASKED_STEPS).reshape(1)).reshape(())
-    return (index < schedule[0]) | (index >= schedule[1]) | (now["anchors"] == 0) | listed
+    return (index < limits[0]) | (index >= limits[1]) | (now["anchors"] == 0) | listed
 
 
-def may_reuse(forced: Tensor, skipped: Tensor, schedule: Tensor) -> Tensor:
+def may_reuse(forced: Tensor, skipped: Tensor, limits: Tensor) -> Tensor:
     """Whether the step may reuse if its error is small enough."""
-    return ~forced & (skipped < schedule[2])
+    return ~forced & (skipped < limits[2])
 
 
 def decide_together(
@@ -202,19 +202,19 @@ def columns(
     reuse: Tensor,
     forced: Tensor,
     first: Tensor,
-    error: Tensor,
-    compared: Tensor,
+    error: Tensor | None,
+    compared: Tensor | None,
     gamma: Tensor | None,
 ) -> tuple[Tensor, ...]:
     """The values of LOG_COLUMNS; NaN where a step has none. `gamma`: the estimator's aid, if it is one number."""
-    nothing = torch.full_like(error, float("nan"))
+    nothing = torch.full_like(now["time"], float("nan"))
     return (
         now["index"],
         now["time"],
         ~reuse,
         forced,
-        torch.where(first, nothing, error),
-        torch.where(first, nothing, compared),
+        nothing if error is None else torch.where(first, nothing, error),
+        nothing if compared is None else torch.where(first, nothing, compared),
         nothing if gamma is None else torch.where(reuse, gamma, nothing),
     )
 

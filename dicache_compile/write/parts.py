@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from ..passes import values
 from ..plan import Inputs, Partition
 from ..program import Kind, Slot, Value
-from ..rules import ESTIMATOR, GATE, Aid, Decider, Estimator, Rule, Seen, setting_slot
+from ..rules import ESTIMATOR, Aid, Rule, Seen, setting_slot
 from . import control
 from .emit import Emitter
 from .slots import CarriedSlots, Updates
@@ -33,40 +33,36 @@ class Parts:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slots", self._all_slots())  # first, because it refuses slots that clash
-        gate, estimator = self.rule.when, self.rule.estimator
         shown = [
-            self.slots_of(place).shown((stream.x, stream.h, stream.y), (*gate.slots(), *estimator.slots()))
-            for place, stream in enumerate(self.partition.streams)
+            self.slots_of(place).shown((carried.x, carried.h, carried.y), self.rule.slots())
+            for place, carried in enumerate(self.partition.carried)
         ]
-        object.__setattr__(self, "aids", tuple(try_rule(gate, estimator, shown, self.device)))
+        object.__setattr__(self, "aids", tuple(try_rule(self.rule.gate, self.rule.estimator, shown, self.device)))
 
     def emitter(self, name: str) -> Emitter:
         shaped_like = {slot.value: slot.like for slot in self.slots if slot.like is not None}
         return Emitter(name, self.partition.graph_module, self.partition.autocast, shaped_like, self.device)
 
-    def seen(self, emitter: Emitter, place: int, now: Updates, in_force: Mapping[str, fx.Node]) -> tuple[Seen, Seen]:
-        """A carried value before the decision: as the gate sees it, and the estimator."""
-        stream, anchors = self.partition.streams[place], now["anchors"]
-        of_gate = [spec for spec in self.rule.when.slots() if not spec.shared]
-        slots = self.slots_of(place)
-        seen = _in_nodes(
-            emitter.read(stream.x),
-            emitter.read(stream.h),
-            {**slots.read(emitter, of_gate, anchors), **self.told(GATE, in_force)},
+    def seen(self, emitter: Emitter, place: int, role: str, now: Updates, told: Updates) -> Seen:
+        """A carried value before the decision, as the gate or the estimator sees it."""
+        carried, of = self.partition.carried[place], self.rule.by(role)
+        specs = [spec for spec in of.slots() if not spec.shared]
+        return _in_nodes(
+            emitter.read(carried.x),
+            emitter.read(carried.h),
+            {**self.slots_of(place).read(emitter, specs, now["anchors"]), **self.told(role, told)},
             {name: now[slot] for name, slot in _COUNTS.items()},
         )
-        known = slots.read(emitter, self.rule.estimator.slots(), anchors)
-        return seen, replace(seen, state={**known, **self.told(ESTIMATOR, in_force)})
 
     def later(self, emitter: Emitter, place: int) -> Seen:
         """A carried value after the decision, as the estimator sees it; what is told is what P left behind."""
-        stream, anchors = self.partition.streams[place], emitter.state("anchors")
+        carried, anchors = self.partition.carried[place], emitter.state("anchors")
         counts = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time", "since")}
         state = self.slots_of(place).read(emitter, self.rule.estimator.slots(), anchors)
         told = {name: emitter.state(f"{name}{control.NOW}") for name in self.rule.settings()}
         seen = _in_nodes(
-            emitter.read(stream.x),
-            emitter.read(stream.h),
+            emitter.read(carried.x),
+            emitter.read(carried.h),
             {**state, **self.told(ESTIMATOR, told)},
             {**counts, "anchors": anchors},
         )
@@ -80,20 +76,19 @@ class Parts:
 
     def told(self, role: str, told: Mapping[str, fx.Node]) -> Updates:
         """The settings of a gate or an estimator, by the names that it knows, of the values of all."""
-        of: Decider | Estimator = self.rule.when if role == GATE else self.rule.estimator
-        return {setting.name: told[setting_slot(role, setting.name)] for setting in of.settings()}
+        return {setting.name: told[setting_slot(role, setting.name)] for setting in self.rule.by(role).settings()}
 
     def control_slots(self) -> tuple[control.ControlSlot, ...]:
         return control.control_slots(len(self.inputs.conditions), self.rule.joint)
 
     def slots_of(self, place: int) -> CarriedSlots:
-        x = self.partition.streams[place].x
+        x = self.partition.carried[place].x
         carried = tensor(x)
         return CarriedSlots(place, x, carried.dtype, self.rule.state_dtype or carried.dtype, carried.device)
 
     @property
     def device(self) -> torch.device:
-        return tensor(self.partition.streams[0].x).device
+        return tensor(self.partition.carried[0].x).device
 
     def _all_slots(self) -> tuple[Slot, ...]:
         found = [
@@ -105,12 +100,13 @@ class Parts:
         for name, setting in self.rule.settings().items():
             both = (name, name + control.NOW)
             found += [Slot(slot, None, setting.shape, torch.float32, self.device, 0) for slot in both]
-        if any(spec.history for spec in self.rule.when.slots()):
+        gate = self.rule.gate
+        if gate is not None and any(spec.history for spec in gate.slots()):
             raise ValueError("a gate's slot cannot have a history: `follow` writes it on every step")
         if any(spec.shared for spec in self.rule.estimator.slots()):
             raise ValueError("an estimator's slot cannot be shared: each carried value has its own")
-        for spec in (*self.rule.when.slots(), *self.rule.estimator.slots()):
-            for place in range(1 if spec.shared else len(self.partition.streams)):
+        for spec in self.rule.slots():
+            for place in range(1 if spec.shared else len(self.partition.carried)):
                 found += self.slots_of(place).slots([spec])
         names = [slot.name for slot in found]
         for name in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,17 @@ from torch import Tensor, fx
 
 from ..plan import Region
 from ..program import DECISION, Kind, Value
-from ..rules import GATE, CheckedEstimator, EstimateGate, FollowingEstimator, Gate, Seen, SlotSpec
+from ..rules import (
+    ESTIMATOR,
+    GATE,
+    CheckedEstimator,
+    Decider,
+    EstimateGate,
+    FollowingEstimator,
+    Gate,
+    Seen,
+    SlotSpec,
+)
 from . import control
 from .emit import Emitter, write_back
 from .parts import Parts, aid_values, tensor
@@ -19,69 +29,110 @@ from .slots import Updates, check_names
 from .trial import method_name
 
 
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """What is known of a step before the decision."""
+
+    old: Updates  # the control slots, as the last step left them
+    now: Updates  # those of them that the start of this step changes
+    told: Updates  # what the host tells of this generation, by slot
+    anew: fx.Node  # whether no anchor serves
+    forced: fx.Node  # whether the step runs deep in any case
+    may: fx.Node  # whether it may reuse if the gate says so
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    reuse: Any
+    shown: tuple[Any, Any, Any]  # of the log: whether there is no error yet, the error, what was compared
+    updates: Updates
+
+
 def write_probe(parts: Parts, emitter: Emitter) -> None:
     """P: gives the decision, what is known of the step, and the estimator's aids."""
-    gate, streams = parts.rule.when, parts.partition.streams
     emitter.copy(parts.partition.nodes(Region.PROLOGUE, Region.PROBE))
+    begun = _begun(parts, emitter)
+    now, places = begun.now, range(len(parts.partition.carried))
+    known = [parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places]
+    for place in places:
+        aid = emitter.trace(parts.rule.estimator.aid, known[place])
+        known[place] = replace(known[place], aid=aid)
+        given = aid if isinstance(aid, tuple) else (aid,)
+        for value, node in zip(_aid_values(parts, place, aid), given, strict=False):
+            emitter.offer(value, node)
+    gate = parts.rule.gate
+    decided = _by_schedule(begun) if gate is None else _by_gate(parts, emitter, gate, begun, known)
+    reuse = decided.reuse
+    emitter.offer(DECISION, reuse)
+    for name, node in (("index", now["index"]), ("time", now["time"]), ("since", now["skipped"])):
+        emitter.offer(Value(Kind.STEP, name), node)
+
+    updates: Updates = {**now, **{name + control.NOW: node for name, node in begun.told.items()}}
+    updates |= emitter.trace(control.finish, now, reuse)
+    number = isinstance(shape := parts.aids[0], Tensor) and not shape.dim()
+    gamma = known[0].aid if number else None
+    row = emitter.trace(control.columns, now, reuse, begun.forced, *decided.shown, gamma)
+    updates |= emitter.trace(control.record, row, begun.old)
+    updates |= decided.updates
+    for place in places:
+        updates |= _counted(parts, emitter, place, replace(known[place], reused=reuse))
+    write_back(emitter, updates)
+
+
+def _begun(parts: Parts, emitter: Emitter) -> _Begun:
+    """Whether a generation starts with this step, and what is forced."""
     old = {slot.name: emitter.state(slot.name) for slot in parts.control_slots()}
     old[control.TIMES] = emitter.state(control.TIMES)
     timestep = parts.inputs.timestep
     time = old["clock"] if timestep is None else emitter.read(timestep)
     fresh, anew, now = emitter.trace(control.begin, time, *_checksums(parts, emitter, old), old)
-
-    in_force = {
+    told = {
         name: emitter.trace(control.in_force, fresh, *(emitter.state(f"{name}{at}") for at in ("", control.NOW)))
         for name in (*(slot.name for slot in control.TOLD), *parts.rule.settings())
     }
-    shared = _shared(parts, emitter, anew)
-    seen = [parts.seen(emitter, place, now, in_force) for place in range(len(streams))]
-    errors, aids = list[fx.Node](), list[Any]()
-    for place, (of_gate, of_estimator) in enumerate(seen):
-        error, aid = _measured(parts, emitter, of_gate, of_estimator)
-        errors.append(error)
-        aids.append(aid)
-        for value, node in zip(
-            aid_values(place, parts.aids[place]), aid if isinstance(aid, tuple) else (aid,), strict=False
-        ):
-            emitter.offer(value, node)
-    error, first = emitter.trace(_largest_error, errors, now["anchors"])
-    judged = replace(seen[0][0], state=shared | parts.told(GATE, in_force), error=error)
+    forced = emitter.trace(control.forced, now, told[control.LIMITS], told[control.DEEP_STEPS])
+    may = emitter.trace(control.may_reuse, forced, now["skipped"], told[control.LIMITS])
+    return _Begun(old, now, told, anew, forced, may)
+
+
+def _by_schedule(begun: _Begun) -> _Decided:
+    return _Decided(begun.may, (None, None, None), {})
+
+
+def _by_gate(parts: Parts, emitter: Emitter, gate: Decider, begun: _Begun, known: Sequence[Seen]) -> _Decided:
+    """The gate's decision, and what its slots become."""
+    seen = [parts.seen(emitter, place, GATE, begun.now, begun.told) for place in range(len(known))]
+    errors = [_error(parts, emitter, gate, *both) for both in zip(seen, known, strict=True)]
+    error, first = emitter.trace(_largest_error, errors, begun.now["anchors"])
+    shared = {
+        spec.name: emitter.trace(_zero_if, begun.anew, emitter.state(spec.name)) for spec in gate.slots() if spec.shared
+    }
+    judged = replace(seen[0], state=shared | parts.told(GATE, begun.told), error=error)
     within, compared = emitter.trace(gate.judge, judged)
-    forced = emitter.trace(control.forced, now, in_force[control.SCHEDULE], in_force[control.DEEP_STEPS])
-    may = emitter.trace(control.may_reuse, forced, now["skipped"], in_force[control.SCHEDULE])
     if parts.rule.joint:
-        reuse, together = emitter.trace(control.decide_together, now, old, may, within, error)
+        arguments = (begun.now, begun.old, begun.may, within, error)
+        reuse, updates = emitter.trace(control.decide_together, *arguments)
     else:
-        reuse, together = emitter.trace(torch.logical_and, may, within), {}
-    emitter.offer(DECISION, reuse)
-    for name, node in (("index", now["index"]), ("time", now["time"]), ("since", now["skipped"])):
-        emitter.offer(Value(Kind.STEP, name), node)
-
-    updates: Updates = {**now, **together, **{name + control.NOW: node for name, node in in_force.items()}}
-    updates |= emitter.trace(control.finish, now, reuse)
-    shown = parts.aids[0]
-    gamma = aids[0] if isinstance(shown, Tensor) and not shown.dim() else None
-    row = emitter.trace(control.columns, now, reuse, forced, first, error, compared, gamma)
-    updates |= emitter.trace(control.record, row, old)
+        reuse, updates = emitter.trace(torch.logical_and, begun.may, within), {}
     settled = emitter.trace(gate.settle, replace(judged, error=compared, reused=reuse))
-    check_names(gate.settle, settled, [spec.name for spec in gate.slots() if spec.shared])
-    updates |= settled
-    for place, (of_gate, of_estimator) in enumerate(seen):
-        updates |= _followed(parts, emitter, place, replace(of_gate, reused=reuse))
-        updates |= _counted(parts, emitter, place, replace(of_estimator, aid=aids[place], reused=reuse))
-    write_back(emitter, updates)
+    check_names(gate.settle, settled, list(shared))
+    updates = {**updates, **settled}
+    for place, of_gate in enumerate(seen):
+        updates |= _followed(parts, emitter, gate, place, replace(of_gate, reused=reuse))
+    return _Decided(reuse, (first, error, compared), updates)
 
 
-def _measured(parts: Parts, emitter: Emitter, of_gate: Seen, of_estimator: Seen) -> tuple[fx.Node, Any]:
-    """(the error of a carried value, the estimator's aid)."""
-    gate, estimator = parts.rule.when, parts.rule.estimator
-    aid = emitter.trace(estimator.aid, of_estimator)
+def _error(parts: Parts, emitter: Emitter, gate: Decider, of_gate: Seen, of_estimator: Seen) -> fx.Node:
+    """The error of a carried value."""
+    error: fx.Node
     if isinstance(gate, EstimateGate):
-        assert isinstance(estimator, CheckedEstimator)
-        check = emitter.trace(estimator.check, replace(of_estimator, aid=aid))
-        return emitter.trace(gate.measure_estimate, replace(of_gate, check=check)), aid
-    assert isinstance(gate, Gate)
-    return emitter.trace(gate.measure, of_gate), aid
+        assert isinstance(parts.rule.estimator, CheckedEstimator)
+        check = emitter.trace(parts.rule.estimator.check, of_estimator)
+        error = emitter.trace(gate.measure_estimate, replace(of_gate, check=check))
+    else:
+        assert isinstance(gate, Gate)
+        error = emitter.trace(gate.measure, of_gate)
+    return error
 
 
 def _aid_values(parts: Parts, place: int, aid: object) -> tuple[Value, ...]:
@@ -93,9 +144,8 @@ def _aid_values(parts: Parts, place: int, aid: object) -> tuple[Value, ...]:
     return found
 
 
-def _followed(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Updates:
+def _followed(parts: Parts, emitter: Emitter, gate: Decider, place: int, seen: Seen) -> Updates:
     """The gate's slots of a carried value after the decision."""
-    gate = parts.rule.when
     new = emitter.trace(gate.follow, seen)
     check_names(gate.follow, new, [spec.name for spec in gate.slots()])
     written = [spec for spec in gate.slots() if spec.name in new]
@@ -133,12 +183,6 @@ def _checksums(parts: Parts, emitter: Emitter, old: Updates) -> tuple[fx.Node, f
         of = control.size if tensor(node).is_floating_point() else control.nothing
         sizes.append(emitter.trace(of, condition))
     return emitter.trace(torch.stack, sums), emitter.trace(torch.stack, sizes)
-
-
-def _shared(parts: Parts, emitter: Emitter, anew: fx.Node) -> Updates:
-    """The gate's shared slots, back at 0 where no anchor serves."""
-    specs = [spec for spec in parts.rule.when.slots() if spec.shared]
-    return {spec.name: emitter.trace(_zero_if, anew, emitter.state(spec.name)) for spec in specs}
 
 
 # Traced into the graph, like the functions of `control`:

@@ -52,7 +52,7 @@ class Shown:
     kept: Mapping[str, torch.dtype]  # of a slot of its shape, as it is read
 
 
-def try_rule(gate: Decider, estimator: Estimator, carried: Sequence[Shown], device: torch.device) -> list[Aid]:
+def try_rule(gate: Decider | None, estimator: Estimator, carried: Sequence[Shown], device: torch.device) -> list[Aid]:
     """Tries each method for each carried value; the estimator's aids for each.
 
     Raises TypeError or ValueError that names the class, the method and the slot, what was found and what is expected.
@@ -63,25 +63,35 @@ def try_rule(gate: Decider, estimator: Estimator, carried: Sequence[Shown], devi
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    gate: Decider
+    gate: Decider | None
     estimator: Estimator
     shown: Shown
     first: Shown  # whose shape the gate's shared slots have
 
     def run(self) -> Aid:
-        gate, estimator = self.gate, self.estimator
         x, h, y = (torch.empty(self.shown.shape, dtype=dtype) for dtype in self.shown.dtypes)
-        count, number, reused = (torch.empty((), dtype=dtype) for dtype in (torch.int64, torch.float32, torch.bool))
+        count, number = torch.empty((), dtype=torch.int64), torch.empty(())
         bare = Seen(x, h, {}, index=count, time=number, anchors=count, since=count)
-        own = replace(bare, state=self._state(gate, lambda spec: not spec.shared))
-        shared = replace(bare, state=self._state(gate, lambda spec: spec.shared), error=number)
+        estimator, reused = self.estimator, torch.empty((), dtype=torch.bool)
         known = replace(bare, state=self._state(estimator, lambda spec: True))
-
         known = replace(known, aid=_aid(estimator.aid, known))
         _tensor(estimator.estimate, self.shown.shape, known)
+        if self.gate is not None:
+            self._try_gate(self.gate, bare, known)
+        if isinstance(estimator, FollowingEstimator):
+            counting = replace(known, state=self._state(estimator, _is_number), reused=reused)
+            self._slots(estimator.follow, self._shapes(estimator, _is_number), counting)
+        self._slots(estimator.anchor, self._shapes(estimator, lambda spec: True), replace(known, y=y))
+        aid: Aid = known.aid
+        return aid
+
+    def _try_gate(self, gate: Decider, bare: Seen, known: Seen) -> None:
+        number, reused = torch.empty(()), torch.empty((), dtype=torch.bool)
+        own = replace(bare, state=self._state(gate, lambda spec: not spec.shared))
+        shared = replace(bare, state=self._state(gate, lambda spec: spec.shared), error=number)
         if isinstance(gate, EstimateGate):
-            assert isinstance(estimator, CheckedEstimator)
-            _number(estimator.check, known)
+            assert isinstance(self.estimator, CheckedEstimator)
+            _number(self.estimator.check, known)
             _number(gate.measure_estimate, replace(own, check=number))
         else:
             assert isinstance(gate, Gate)
@@ -89,12 +99,6 @@ class _Trial:
         _decision(gate.judge, shared)
         self._slots(gate.settle, self._shapes(gate, lambda spec: spec.shared), replace(shared, reused=reused))
         self._slots(gate.follow, self._shapes(gate, lambda spec: True), replace(own, reused=reused))
-        if isinstance(estimator, FollowingEstimator):
-            counting = replace(known, state=self._state(estimator, _is_number), reused=reused)
-            self._slots(estimator.follow, self._shapes(estimator, _is_number), counting)
-        self._slots(estimator.anchor, self._shapes(estimator, lambda spec: True), replace(known, y=y))
-        aid: Aid = known.aid
-        return aid
 
     def _state(self, of: Decider | Estimator, wanted: Callable[[SlotSpec], bool]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

@@ -22,7 +22,7 @@ def write_deep(parts: Parts, emitter: Emitter) -> None:
     estimator, anchors = parts.rule.estimator, emitter.state("anchors")
     specs = estimator.slots()
     updates: Updates = {"anchors": emitter.trace(_one_more, anchors)}
-    for place, stream in enumerate(parts.partition.streams):
+    for place, stream in enumerate(parts.partition.carried):
         y: Any = emitter.read(stream.y)
         seen = replace(parts.later(emitter, place), y=y)
         new = emitter.trace(estimator.anchor, seen)
@@ -36,7 +36,7 @@ def write_deep(parts: Parts, emitter: Emitter) -> None:
 
 def write_stand_in(parts: Parts, emitter: Emitter) -> None:
     """R: the estimates of what the deep blocks would give."""
-    for place, stream in enumerate(parts.partition.streams):
+    for place, stream in enumerate(parts.partition.carried):
         y = emitter.trace(parts.rule.estimator.estimate, parts.later(emitter, place))
         recorded = tensor(stream.y)
         if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state

@@ -127,7 +127,7 @@ def test_no_region_reads_a_later_one_and_every_block_is_in_one_piece(case: Any) 
     for node, region in found.regions.items():
         for needed in node.all_input_nodes:
             assert found.regions.get(needed, Region.PROLOGUE).value <= region.value
-    for stream in found.streams:
+    for stream in found.carried:
         assert found.regions[stream.h] is (Region.PROBE if config["probe_depth"] else Region.PROLOGUE)
         assert found.regions[stream.y] is Region.DEEP
     assert len(found.trunk.blocks) == model.depth

@@ -75,7 +75,7 @@ def partition_text(partition: Partition) -> str:
         for node in partition.graph_module.graph.nodes
         if node in partition.regions
     ]
-    lines += [f"stream    x={s.x.name} h={s.h.name} y={s.y.name}" for s in partition.streams]
+    lines += [f"stream    x={s.x.name} h={s.h.name} y={s.y.name}" for s in partition.carried]
     return "\n".join([*lines, f"crossing  {' '.join(node.name for node in partition.crossing)}"])
 
 

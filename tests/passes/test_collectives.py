@@ -68,7 +68,7 @@ def in_parallel() -> models.Model:
 def test_collectives_in_the_blocks_are_refused_by_name(block: type[nn.Module], name: str) -> None:
     with pytest.raises(UnsupportedGraphError, match=rf"run the collective `{name}` \(blocks\.1\).*ranks_agree=True"):
         cut_of(with_block(block), *tiny_inputs())
-    assert cut_of(with_block(block), *tiny_inputs(), ranks_agree=True).partition.streams
+    assert cut_of(with_block(block), *tiny_inputs(), ranks_agree=True).partition.carried
 
 
 def test_collectives_of_tensors_that_are_spread_over_ranks_are_seen() -> None:
@@ -76,8 +76,8 @@ def test_collectives_of_tensors_that_are_spread_over_ranks_are_seen() -> None:
     arguments: tuple[Any, ...] = models.inputs(model, 0, STEPS)
     with pytest.raises(UnsupportedGraphError, match="run the collective `all_reduce`"):
         cut_of(model, *arguments)
-    assert cut_of(model, *arguments, ranks_agree=True).partition.streams
+    assert cut_of(model, *arguments, ranks_agree=True).partition.carried
 
 
 def test_collectives_around_the_blocks_are_not() -> None:
-    assert cut_of(Gathering(2), *tiny_inputs()).partition.streams
+    assert cut_of(Gathering(2), *tiny_inputs()).partition.carried

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
 from dicache_compile.errors import UncachedWarning
-from dicache_compile.passes.inline import inline_calls
+from dicache_compile.passes.inline import inline
+from dicache_compile.plan import Plan
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.helpers.graphs import captured
@@ -90,7 +91,7 @@ def test_a_graph_has_the_values_of_its_parts_and_keeps_what_they_read() -> None:
             )
 
     gm, examples = captured(Reading(), constant)
-    inlined = inline_calls(gm)
+    inlined = inline(Plan(gm)).graph_module
     assert not any("checkpoint" in node.name for node in inlined.graph.nodes)
     assert all(torch.equal(a, b) for a, b in zip(inlined(*examples), Reading()(constant)[None], strict=True))
     assert all("example_value" in node.meta for node in inlined.graph.nodes if node.op.startswith("call_"))
@@ -98,7 +99,7 @@ def test_a_graph_has_the_values_of_its_parts_and_keeps_what_they_read() -> None:
     plain: fx.GraphModule = captured(
         models.make(models.SingleStream), *models.inputs(models.make(models.SingleStream), 0, 9)
     )[0]
-    assert inline_calls(plain) is plain
+    assert inline(Plan(plain)).graph_module is plain
 
 
 def test_with_gradients_checkpoints_stay() -> None:

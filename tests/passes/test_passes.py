@@ -84,7 +84,7 @@ def test_trunk_leaves_a_refiner_of_the_prompt_out() -> None:
 
 
 def test_trunk_refuses_a_graph_without_repeated_blocks() -> None:
-    with pytest.raises(UnsupportedGraphError, match="trunk: no repeated transformer block found"):
+    with pytest.raises(UnsupportedGraphError, match="no repeated transformer block found"):
         trunk_of(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), torch.randn(2, 4))
 
 
@@ -137,7 +137,7 @@ def test_partition_measures_the_image_and_not_a_text_of_the_same_shape() -> None
     latents, timestep, prompt = models.inputs(model, 0, 10, tokens=3)
     assert latents.shape == prompt.shape
     found = cut_of(model, latents, timestep, prompt)
-    (stream,) = found.partition.streams
+    (stream,) = found.partition.carried
     upstream = {node.name for node in Dataflow(found.partition.graph_module.graph).upstream([stream.x])}
     assert "l_hidden_states_" in upstream
     assert "l_prompt_" not in upstream
@@ -148,7 +148,7 @@ def test_partition_does_not_take_a_gate_of_the_streams_size_for_where_it_starts(
     # With one token, what scales a branch is as large as the stream; and only a linear leads to where that starts.
     model = models.make(models.Skips)
     found = cut_of(model, *models.inputs(model, 0, 4, tokens=1), probe_depth=3)
-    assert [(stream.x.name, stream.h.name) for stream in found.partition.streams] == [("x", "x_6")]
+    assert [(stream.x.name, stream.h.name) for stream in found.partition.carried] == [("x", "x_6")]
 
 
 def test_partition_refuses_a_depth_that_skips_nothing() -> None:
@@ -174,7 +174,7 @@ def test_partition_allows_random_numbers_before_the_deep_blocks() -> None:
         def forward(self, hidden_states: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             return super().forward(hidden_states + torch.rand_like(hidden_states), timestep)
 
-    assert cut_of(Jittered(2), *tiny_inputs()).partition.streams
+    assert cut_of(Jittered(2), *tiny_inputs()).partition.carried
 
 
 def test_partition_refuses_deep_blocks_that_write_to_a_buffer() -> None:
@@ -323,7 +323,7 @@ def test_the_single_graph_has_one_cond() -> None:
     assert gives[0] == "output.0"
     written = {name for name in gives if name.startswith("state.")}
     assert {"state.h_prev.0", "state.r.0.0", "state.accumulated", "state.log"} <= written
-    assert "state.schedule" not in written
+    assert "state.limits" not in written
 
 
 def test_the_users_graph_stays_as_it_is() -> None:

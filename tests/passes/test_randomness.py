@@ -93,7 +93,7 @@ def test_deep_blocks_that_draw_random_numbers_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", QUIET)
 def test_deep_blocks_that_might_but_do_not_are_cut(name: str) -> None:
-    assert cut_of(doing(QUIET[name]), *tiny_inputs()).partition.streams
+    assert cut_of(doing(QUIET[name]), *tiny_inputs()).partition.carried
 
 
 def test_looking_for_random_numbers_adds_no_guards() -> None:

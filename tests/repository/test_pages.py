@@ -13,9 +13,9 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from dicache_compile import DiCacheConfig, explain, summary
-from dicache_compile.config import RUN_TIME
+from dicache_compile import DiCacheConfig, Schedule, explain, summary
 from dicache_compile.estimators import Reuse
+from dicache_compile.fields import RUN_TIME
 from tests.helpers.pages import DOCS, PAGES, README, ROOT, anchors, blocks, links, tables, words
 
 CONFIGURATION = ROOT / "docs" / "configuration.md"
@@ -70,8 +70,8 @@ def test_the_configuration_page_names_the_fields_that_can_be_changed_at_run_time
 def test_the_configuration_page_counts_the_tensors_that_are_kept() -> None:
     (table,) = [table for table in tables(CONFIGURATION.read_text()) if table[0] == ["settings", "tensors a stream"]]
     for settings, count in table[1:]:
-        config = eval(settings.strip("`"), {"DiCacheConfig": DiCacheConfig, "Reuse": Reuse})
-        kept = (*config.make_gate().slots(), *config.make_estimator().slots())
+        config = eval(settings.strip("`"), {"DiCacheConfig": DiCacheConfig, "Reuse": Reuse, "Schedule": Schedule})
+        kept = config.rule().slots()
         assert sum(max(slot.history, 1) for slot in kept if slot.like == "carried") == int(count), settings
 
 

@@ -158,7 +158,7 @@ def test_a_field_that_nothing_reads_is_an_error() -> None:
     from dicache_compile.gates import ProbeError
 
     model = models.make(SingleStream)
-    with pytest.raises(ValueError, match="threshold: nothing reads it, because the config has ProbeError"):
+    with pytest.raises(ValueError, match="threshold: nothing reads it, because the config has gate=ProbeError"):
         configure(compiled(model, gate=ProbeError(0.2)), threshold=0.1)
 
 

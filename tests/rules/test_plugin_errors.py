@@ -173,8 +173,8 @@ def gamma_of(x: Tensor) -> Tensor:
 )
 def test_what_a_method_gives_wrongly_is_an_error_when_it_is_compiled(plugin: Any, error: str) -> None:
     model = models.make(models.SingleStream)
-    config = {"estimator": plugin} if isinstance(plugin, Reuse) else {"gate": plugin}
-    call = compiled(model, threshold=math.inf, **config)
+    config = {"estimator": plugin, "threshold": math.inf} if isinstance(plugin, Reuse) else {"gate": plugin}
+    call = compiled(model, **config)
     with torch.no_grad(), pytest.raises(Exception, match=error):
         call(*models.inputs(model, 0, STEPS))
 

@@ -1,4 +1,4 @@
-"""Finds the streams of a cut: where each value that leaves the deep region enters the trunk and leaves the probe.
+"""Finds the carried of a cut: where each value that leaves the deep region enters the trunk and leaves the probe.
 
 Requires: a region for every node. Ensures: x, h and y of one shape each, with every element at the same place; x from
 before the trunk, h from the probe, or x itself where there is no probe.
@@ -20,8 +20,8 @@ from functools import partial
 import torch
 from torch import fx
 
-from ..errors import UnsupportedGraphError
-from ..plan import Region, Stream, Trunk
+from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError, source_line
+from ..plan import Carried, Region, Trunk
 from . import effects, values
 from .dataflow import Dataflow
 from .joins import parts_of
@@ -33,10 +33,6 @@ from .replay import replay, why_not_replayable
 from .residual_path import Path, Step, Trail, residual_path, residual_walk
 
 _SHUFFLES = {"roll", "index_select", "gather", "flip", "take_along_dim"}
-
-
-class NoCounterpartError(UnsupportedGraphError):
-    """Of what leaves the deep region it is not known where it enters the trunk or leaves the probe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +54,10 @@ class _Found:
     h: _Place
 
 
-def find_streams(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[fx.Node, Region]) -> tuple[Stream, ...]:
-    """One stream for each value that leaves the deep region, the denoised one first; may add nodes to the graph.
+def find_carried(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[fx.Node, Region]) -> tuple[Carried, ...]:
+    """One for each value that leaves the deep region, the denoised one first; may add nodes to the graph.
 
-    Raises UnsupportedGraphError for a value that has no counterpart in the probe or before the trunk.
+    Raises NotCarriedError for a value that has no counterpart in the probe or before the trunk.
     """
     results = [
         node
@@ -69,11 +65,11 @@ def find_streams(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[f
         if regions.get(node) is Region.DEEP and any(regions.get(user) is not Region.DEEP for user in node.users)
     ]
     if not results:
-        raise UnsupportedGraphError("partition", "nothing after the trunk reads the deep blocks' result")
+        raise NotCarriedError("nothing after the trunk reads the deep blocks' result")
     search = _Search(flow, trunk, probe_depth, regions, flow.downstream(latents(flow)))
     # All are found before the graph is touched.
     found = {y: search.counterparts(y) for y in results}
-    streams: list[tuple[bool, Stream]] = []
+    carried: list[tuple[bool, Carried]] = []
     for y, parts in found.items():
         nodes = [part_of(y, part.part, regions) for part in parts]
         if len(parts) > 1:
@@ -82,16 +78,16 @@ def find_streams(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[f
             joined_again(y, nodes, first.dim, regions)
         for part, node in zip(parts, nodes, strict=True):
             x, h = search.emitted(part.x), search.emitted(part.h)
-            stream = Stream(x=real(x, regions), h=real(h, regions), y=real(node, regions))
-            streams.append((part.x.node in search.from_latents, stream))
+            value = Carried(x=real(x, regions), h=real(h, regions), y=real(node, regions))
+            carried.append((part.x.node in search.from_latents, value))
 
-    def rank(item: tuple[bool, Stream]) -> tuple[bool, int]:
+    def rank(item: tuple[bool, Carried]) -> tuple[bool, int]:
         """What is made from the latents is denoised; of several the largest is first."""
         recorded = values.tensor(item[1].x)
         size = torch.Size(values.shape_hint(recorded)).numel() if recorded is not None else 0
         return not item[0], -size
 
-    return tuple(stream for _, stream in sorted(streams, key=rank))
+    return tuple(value for _, value in sorted(carried, key=rank))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +105,9 @@ class _Search:
         recorded = values.tensor(y)
         if recorded is None or not (recorded.is_floating_point() or recorded.is_complex()):
             kind = "no tensor" if recorded is None else f"of {recorded.dtype}"
-            raise UnsupportedGraphError(
-                "partition",
-                f"the deep region's result `{y.name}` is {kind}, of which there is no estimate "
-                f"({values.source_line(y)})",
+            where = source_line(y)
+            raise NotCarriedError(
+                f"the deep region's result `{y.name}` is {kind}, of which there is no estimate ({where})"
             )
         self._check_order(y)
         try:
@@ -188,7 +183,7 @@ class _Search:
         return _Place(node, part, path), path
 
     def _check_order(self, y: fx.Node) -> None:
-        """Raises UnsupportedGraphError where y's tokens came out of the probe in another order that cannot be followed.
+        """Raises TokenOrderError where y's tokens came out of the probe in another order that cannot be followed.
 
         The form of the blocks says nothing of that.
         """
@@ -201,7 +196,7 @@ class _Search:
         found = residual_walk((y, None), shuffled)
         reason = why_not_replayable(found[1], None, self.flow, self.regions) if found is not None else None
         if reason is not None:
-            raise UnsupportedGraphError("partition", reason)
+            raise TokenOrderError(reason)
 
     def _stands(self, y: fx.Node, part: Window | None, path: Path, step: Step) -> Window | bool:
         """Where y, or a part of it, stands in a node, every element at its place; False where it does not."""
@@ -245,4 +240,4 @@ class _Search:
     def _no_counterpart(self, y: fx.Node, missing: str) -> NoCounterpartError:
         shape = ", ".join(values.size_text(y) or ())
         reason = f"the deep region's result `{y.name}` of shape ({shape}) has no counterpart {missing}"
-        return NoCounterpartError("partition", f"{reason} ({values.source_line(y)})")
+        return NoCounterpartError(f"{reason} ({source_line(y)})")

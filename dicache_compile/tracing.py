@@ -1,0 +1,61 @@
+"""The graphs that Dynamo makes of one call of a model."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+import types
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx, nn
+
+from .passes.calling import note_call
+
+Traced: TypeAlias = tuple[fx.GraphModule, Sequence[Any]]  # a graph, and what it was traced with
+
+
+def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Traced]:
+    """The graphs of one call: one full graph if Dynamo can make it, else what it makes of the call."""
+    noisy = logging.getLogger("torch._subclasses.fake_tensor")  # logs the traceback of what a full graph fails at
+    disabled, noisy.disabled = noisy.disabled, True
+    try:
+        return _graphs(model, args, kwargs, fullgraph=True)
+    except torch._dynamo.exc.TorchDynamoException:
+        return _graphs(model, args, kwargs, fullgraph=False)
+    finally:
+        noisy.disabled = disabled
+
+
+def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fullgraph: bool) -> list[Traced]:
+    found: list[Traced] = []
+
+    def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
+        note_call(gm)
+        found.append((gm, examples))
+        return gm.forward
+
+    args, kwargs = _by_name(model, args, kwargs)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    # A code object of its own, so that Dynamo's cache of the model's stays as it is.
+    fresh = types.FunctionType(
+        call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__
+    )
+    with torch.no_grad():
+        torch.compile(fresh, backend=capture, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
+    return found
+
+
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call by the names that `forward` gives them, which is how inputs are told apart."""
+    parameters = inspect.signature(model.forward).parameters
+    by_name = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = list(itertools.takewhile(lambda name: parameters[name].kind is by_name, parameters))
+    if len(args) > len(names) or isinstance(model, fx.GraphModule):  # an exported module wants them as they were
+        return args, kwargs
+    return (), {**dict(zip(names, args, strict=False)), **kwargs}
