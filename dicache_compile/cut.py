@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +56,21 @@ def cut(
     """
     if reason := why_not_inference(gm, examples):
         raise TrainingError(reason)
-    plan = run_passes(Plan(gm, _asked(config, told)), watch)
-    return Cut(plan, write_program(plan.partition, plan.inputs, config.rule()))
+    with _no_collections():
+        plan = run_passes(Plan(gm, _asked(config, told)), watch)
+        return Cut(plan, write_program(plan.partition, plan.inputs, config.rule()))
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Passes make many small objects that stay, and looking through all of a large process takes a second each time."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _asked(config: DiCacheConfig, told: bool) -> Asked:

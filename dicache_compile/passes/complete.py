@@ -46,7 +46,7 @@ def _between(
 ) -> list[fx.Node]:
     """What nobody owns of the nodes that lead from one block to the next, or within one."""
     start, end = order[block.nodes[0]], order[after.nodes[0 if after is not block else -1]]
-    leads = flow.downstream(block.nodes) & flow.upstream(after.nodes)
+    leads = flow.between(set(block.nodes), set(after.nodes), flow.order[start : order[after.nodes[-1]] + 1])
     between = [node for node in flow.order[start:end] if node in leads and node not in owned]
     return [node for node in between if node.op.startswith("call_") and not effects.is_mode(node)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import fx
 
@@ -36,6 +36,19 @@ class Dataflow:
     def downstream(self, nodes: Iterable[fx.Node]) -> set[fx.Node]:
         """These nodes and all that need them, directly or not."""
         return self._closure(nodes, self._needed_by)
+
+    def between(
+        self, sources: Collection[fx.Node], targets: Collection[fx.Node], nodes: Sequence[fx.Node]
+    ) -> set[fx.Node]:
+        """Those of some nodes, which stand next to each other in the graph, on the way from sources to targets."""
+        reached, led = set(sources), set(targets)
+        for node in nodes:
+            if any(needed in reached for needed in self._needs[node]):
+                reached.add(node)
+        for node in reversed(nodes):
+            if node in led:
+                led.update(self._needs[node])
+        return reached & led & set(nodes)
 
     @staticmethod
     def _closure(nodes: Iterable[fx.Node], edges: Mapping[fx.Node, Sequence[fx.Node]]) -> set[fx.Node]:

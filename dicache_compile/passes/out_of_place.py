@@ -24,7 +24,9 @@ _METHODS = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div", "clamp_"
 
 
 def out_of_place(plan: Plan) -> Plan:
-    """A graph in which every write that can be rewritten is."""
+    """A graph in which every write that can be rewritten is; the same one if it has none."""
+    if not any(map(_is_rewritable, plan.graph_module.graph.nodes)):
+        return plan
     copy = copy_module(plan.graph_module)
     order = {node: position for position, node in enumerate(copy.graph.nodes)}
     sharers: dict[int, list[fx.Node]] = defaultdict(list)

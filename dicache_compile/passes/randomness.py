@@ -9,13 +9,13 @@ Not handled: random numbers of operators that do not have the tag, as a user's o
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from . import effects
+from . import effects, values
 from .observed import Called, called, subgraphs
 
 _KNOWN = "dicache_random"  # in a node's metadata, once it has been looked at
@@ -35,13 +35,41 @@ def is_random(node: fx.Node) -> bool:
 def _draws(node: fx.Node) -> bool:
     if graphs := subgraphs(node):
         return any(is_random(inner) for part in graphs for inner in part.graph.nodes)
-    may = any(torch.Tag.nondeterministic_seeded in overload.tags for overload in _overloads(node))
-    if not may and not isinstance(node.target, types.FunctionType):
-        return False
+    may = [overload for overload in _overloads(node) if torch.Tag.nondeterministic_seeded in overload.tags]
+    if not isinstance(node.target, types.FunctionType):
+        # Its arguments are the operator's own.
+        return any(_drew(Called(overload, node.args, node.kwargs)) for overload in may)
+    key = node.target, _form(node.args), _form(node.kwargs)
+    if key not in _known:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = _drew_when_run(node, bool(may))
+    return _known[key]
+
+
+def _drew_when_run(node: fx.Node, may: bool) -> bool:
     try:
         return any(map(_drew, called(node)))
     except Exception:  # what cannot be run once more is as random as its operator may be
         return may
+
+
+_known: dict[Hashable, bool] = {}  # functions that were run with arguments of a form, and whether they drew
+_MOST_KNOWN = 4096
+
+
+def _form(argument: Any) -> Hashable:
+    """An argument but for the sizes and places of tensors."""
+    if isinstance(argument, (tuple, list)):
+        return tuple(map(_form, argument))
+    if isinstance(argument, Mapping):
+        return tuple((name, _form(item)) for name, item in argument.items())
+    if isinstance(argument, fx.Node):
+        recorded = values.value(argument)
+        if isinstance(recorded, torch.Tensor):
+            return type(recorded), recorded.dtype, recorded.dim(), recorded.device
+        return str(recorded)
+    return argument if isinstance(argument, (int, float, str, bool, type(None))) else str(argument)
 
 
 def _overloads(node: fx.Node) -> Sequence[Any]:

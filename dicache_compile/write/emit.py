@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from ..passes import effects, symbols, values
+from ..passes.copying import graph_module
 from ..program import Kind, Piece, Value
 from .constants import ConstantTracer, PlacesOnDevice
 from .trial import method_name
@@ -27,15 +28,16 @@ class Emitter:
         source: fx.GraphModule,
         autocast: Mapping[fx.Node, tuple[fx.Node, ...]],
         shaped_like: Mapping[Value, fx.Node],
+        sizes: Mapping[Any, fx.Node],
         device: torch.device,
     ) -> None:
-        """`shaped_like`: nodes of the model with the shapes of values that are none. `device`: where traced functions
-        make tensors.
+        """`shaped_like`: nodes of the model with the shapes of values that are none. `sizes`: those that give a symbol
+        and can be read in every piece. `device`: where traced functions make tensors.
         """
         self.name = name
         self.graph = fx.Graph()
         self._source = source
-        self._shaped_like = shaped_like
+        self._shaped_like, self._sizes = shaped_like, sizes
         self._autocast = autocast
         self._tracer = ConstantTracer(self.graph, device, prefix=f"_dicache_{name}_")
         self._device = device
@@ -119,10 +121,9 @@ class Emitter:
         shaped = [
             nodes[value.name] if value.kind in of_model else self._shaped_like.get(value) for value in self._inputs
         ]
-        known = symbols.definers(self._source.graph.nodes)
         for symbol in symbols.missing(values.value(node) for node in shaped if node is not None):
-            if symbol in known:
-                self.read(known[symbol])
+            if symbol in self._sizes:
+                self.read(self._sizes[symbol])
 
     def trace(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a plain torch function on nodes, records it, and gives nodes back. Containers pass through.
@@ -165,10 +166,8 @@ class Emitter:
         self._define_sizes()
         read = {str(node.target) for node in self.graph.nodes if node.op == "get_attr"}
         own: dict[str, Any] = {name: it for name, it in self._tracer.constants.items() if name in read}
-        module = fx.GraphModule(
-            {**{name: attrgetter(name)(self._source) for name in read - set(own)}, **own}, self.graph
-        )
-        module.meta = dict(self._source.meta)
+        attributes = {**{name: attrgetter(name)(self._source) for name in read - set(own)}, **own}
+        module = graph_module(attributes, self.graph, self._source)
         return Piece(self.name, module, tuple(self._inputs), gives)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..passes.copying import graph_module
 from ..program import Kind, Piece, Value
 
 
@@ -73,6 +74,4 @@ class Inlined:
         """Ends the graph, which gives these values; the metadata of its module are those of another one."""
         gives = tuple(gives)
         self.graph.output(tuple(self.known[value] for value in gives))
-        module = fx.GraphModule(self.attributes, self.graph)
-        module.meta = dict(like.meta)
-        return Piece(name, module, tuple(self.reads), gives)
+        return Piece(name, graph_module(self.attributes, self.graph, like), tuple(self.reads), gives)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..passes import values
-from ..plan import Inputs, Partition
+from ..passes import symbols, values
+from ..plan import Inputs, Partition, Region
 from ..program import Kind, Slot, Value
 from ..rules import ESTIMATOR, Aid, Rule, Seen, setting_slot
 from . import control
@@ -41,7 +43,16 @@ class Parts:
 
     def emitter(self, name: str) -> Emitter:
         shaped_like = {slot.value: slot.like for slot in self.slots if slot.like is not None}
-        return Emitter(name, self.partition.graph_module, self.partition.autocast, shaped_like, self.device)
+        return Emitter(
+            name, self.partition.graph_module, self.partition.autocast, shaped_like, self._sizes, self.device
+        )
+
+    @cached_property
+    def _sizes(self) -> Mapping[Any, fx.Node]:
+        """The nodes that give the symbols of shapes; of those of the deep region nobody else knows."""
+        regions = self.partition.regions
+        nodes = self.partition.graph_module.graph.nodes
+        return symbols.definers(node for node in nodes if regions.get(node) is not Region.DEEP)
 
     def seen(self, emitter: Emitter, place: int, role: str, now: Updates, told: Updates) -> Seen:
         """A carried value before the decision, as the gate or the estimator sees it."""
