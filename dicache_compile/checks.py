@@ -78,6 +78,10 @@ def _check_types(config: DiCacheConfig) -> None:
             raise TypeError(f"{name}: expected True or False, got {getattr(config, name)!r}")
     if config.timestep_input is not None and not isinstance(config.timestep_input, str):
         raise TypeError(f"timestep_input: expected the name of an argument, got {config.timestep_input!r}")
+    if config.sites != "trunk":
+        places = config.sites if isinstance(config.sites, tuple) else ()
+        if len(places) != 2 or any(isinstance(place, bool) or not isinstance(place, int) for place in places):
+            raise TypeError(f"sites: expected 'trunk' or two whole numbers, got {config.sites!r}")
     owners = config.trunk_owners()
     if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
         raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")

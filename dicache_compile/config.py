@@ -38,6 +38,11 @@ class DiCacheConfig:
     """How many blocks run on every step. The paper takes 1 on every model; more costs speed and gains little. With 0 no
     block does: the trunk's input is measured in place of the probe's result."""
 
+    sites: Literal["trunk"] | tuple[int, int] = "trunk"
+    """Which blocks of the trunk may be left out, but for the probe, which is the first of them. "trunk": all. Or from
+    which to which, as in a slice: with (0, -8) the last eight blocks run on every step. x, h and y are then those of
+    the range."""
+
     gamma_range: tuple[float, float] = (1.0, 1.5)
     """How far the estimate may go: 1 stays at the newest anchor, above 1 goes on in the direction from the older anchor
     to the newest. The range of the FLUX and HunyuanVideo scripts."""
@@ -143,7 +148,7 @@ class DiCacheConfig:
     estimator itself must say what it follows (`DCTA`: `along="input"`)."""
 
     def __post_init__(self) -> None:
-        for name in ("trunk", "gamma_range", "deep_steps"):
+        for name in ("trunk", "sites", "gamma_range", "deep_steps"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         checks.check(self)

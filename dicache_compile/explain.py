@@ -22,6 +22,7 @@ from .passes.input_names import input_name
 from .passes.pipeline import Passed
 from .passes.printing import did, plan_text
 from .passes.work import trunk_work
+from .plan import Trunk
 from .program import Slot
 from .subject import subject, why_nothing_ran
 from .tracing import Traced, trace
@@ -58,6 +59,7 @@ class Explanation:
     blocks: tuple[str, ...]  # all blocks by module path, in order
     probe: tuple[str, ...]  # those that run on every step
     deep: tuple[str, ...]  # those that a reused step skips
+    beside: tuple[str, ...]  # those before and after these, outside of `sites`, which run on every step
     streams: tuple[StreamShape, ...]  # the denoised one first
     timestep: str | None  # the input that tells generations apart; None: it is that of an earlier graph, or steps count
     skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
@@ -81,6 +83,7 @@ class Explanation:
             f"  trunk      {lists}",
             f"  probe      {_span(self.probe)}",
             f"  deep       {_span(self.deep)}",
+            *((f"  beside     {_span(self.beside)}, on every step",) if self.beside else ()),
             f"  streams    {streams}",
             f"  timestep   {self.timestep or 'not an input of this graph'}",
             f"  skippable  {self.skippable:.1%} of the floating-point operations{little}",
@@ -166,22 +169,26 @@ def _report(reports: list[PassReport], passed: Passed) -> None:
 
 
 def _not_cached(reason: str, graphs: int) -> Explanation:
-    return Explanation(False, reason, graphs, (), (), (), (), (), None, 0.0, 0)
+    return Explanation(False, reason, graphs, (), (), (), (), (), (), None, 0.0, 0)
 
 
 def _of_cut(found: Cut, graphs: int) -> Explanation:
     trunk, depth = found.partition.trunk, found.partition.probe_depth
     carried = [recorded for s in found.partition.carried if (recorded := values.tensor(s.x)) is not None]
-    paths = tuple(block.path for block in trunk.blocks)
+    before, paths, after = (
+        tuple(block.path for block in blocks)
+        for blocks in (found.partition.before, trunk.blocks, found.partition.after)
+    )
     work = work_of(found.partition, found.inputs)
     return Explanation(
         cached=True,
         reason=None,
         graphs=graphs,
-        trunk=trunk.owners,
-        blocks=paths,
+        trunk=Trunk((*found.partition.before, *trunk.blocks, *found.partition.after)).owners,
+        blocks=(*before, *paths, *after),
         probe=paths[:depth],
         deep=paths[depth:],
+        beside=(*before, *after),
         streams=tuple(StreamShape(values.shape_hint(recorded), recorded.dtype) for recorded in carried),
         timestep=input_name(found.inputs.timestep) if found.inputs.timestep is not None else None,
         skippable=skippable_share(found.partition, work),

@@ -66,12 +66,14 @@ class Partition:
     """A graph with each node's region and the the values that a reused step must stand in for."""
 
     graph_module: fx.GraphModule
-    trunk: Trunk
+    trunk: Trunk  # those of its blocks that the probe and the deep region are made of
     probe_depth: int  # blocks
     regions: Mapping[fx.Node, Region]  # every node but placeholders and the output
     carried: tuple[Carried, ...]  # the denoised one first
     crossing: tuple[fx.Node, ...]  # computed in prologue or probe, read in deep or epilogue; in graph order
     autocast: Mapping[fx.Node, tuple[fx.Node, ...]]  # the `_enter_autocast` nodes around a node, outermost first
+    before: tuple[Block, ...] = ()  # blocks of the trunk that run before the probe, and
+    after: tuple[Block, ...] = ()  # after the deep region; both on every step
 
     def nodes(self, *regions: Region) -> tuple[fx.Node, ...]:
         """The nodes of these regions, in graph order."""
@@ -84,6 +86,7 @@ class Asked:
 
     trunk: tuple[str, ...] = ()  # the containers of its blocks; none: they are to be found
     probe_depth: int = 1  # blocks
+    site: tuple[int, int] | None = None  # from which block of the trunk to which; None: the whole trunk
     timestep_input: str | None = None  # the name of the timestep; None: it is to be found
     ranks_agree: bool = False  # whether all ranks of a process group decide alike
     knows_time: bool = False  # whether there is a timestep besides the graph's inputs: an earlier graph's, or a count

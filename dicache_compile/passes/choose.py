@@ -11,8 +11,8 @@ import dataclasses
 
 from torch import fx
 
-from ..errors import NoCounterpartError
-from ..plan import Partition, Plan, Region, Trunk
+from ..errors import NoCounterpartError, NothingToSkipError
+from ..plan import Asked, Block, Partition, Plan, Region, Trunk
 from .complete import completed
 from .copying import copy_module
 from .dataflow import Dataflow
@@ -27,13 +27,13 @@ def cut_trunk(plan: Plan) -> Plan:
     Raises UnsupportedGraphError, with the likeliest trunk's reason, where none can be cut.
     """
     gm, asked = copy_module(plan.graph_module), plan.asked
-    found = find_partition(gm, Dataflow(gm.graph), asked.trunk, asked.probe_depth)
+    found = find_partition(gm, Dataflow(gm.graph), asked)
     return dataclasses.replace(plan, graph_module=gm, found=found)
 
 
-def find_partition(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...], probe_depth: int) -> Partition:
+def find_partition(gm: fx.GraphModule, flow: Dataflow, asked: Asked) -> Partition:
     """The partition of a graph, to which it may add nodes. Raises what `cut_trunk` does."""
-    trunks = list(find_trunks(gm, flow, owners))
+    trunks, probe_depth = list(find_trunks(gm, flow, asked.trunk)), asked.probe_depth
     sizes = {trunk: trunk_work(trunk) for trunk in trunks}
     alike = [trunk for trunk in trunks if sizes[trunk] * 2 >= max(sizes.values())]
     if len(alike) > 1:
@@ -43,11 +43,28 @@ def find_partition(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...], 
         # Where blocks are not all that carries the streams: fewer values leave them with what runs between them.
         whole = Trunk(completed(trunk.blocks, flow, called=False))
         for blocks in sorted((trunk, whole), key=lambda blocks: _leaving(flow, blocks, probe_depth)):
+            site, before, after = _site(blocks, asked)
             try:
-                return partition(gm, flow, blocks, probe_depth)
+                found = partition(gm, flow, site, probe_depth)
+                return dataclasses.replace(found, before=before, after=after)
             except NoCounterpartError as error:  # any other refusal is one of what the blocks do
                 refusals.append(error)
     raise refusals[0]
+
+
+def _site(trunk: Trunk, asked: Asked) -> tuple[Trunk, tuple[Block, ...], tuple[Block, ...]]:
+    """The blocks that a step may leave out, but for the probe's; those before and after them.
+
+    Raises NothingToSkipError where the trunk has no such blocks.
+    """
+    if asked.site is None:
+        return trunk, (), ()
+    count = len(trunk.blocks)
+    first, last = (place + count if place < 0 else place for place in asked.site)
+    if not 0 <= first < last <= count or last - first < max(2, asked.probe_depth + 1):
+        need = f"at least {max(2, asked.probe_depth + 1)} of them, the probe's {asked.probe_depth} included"
+        raise NothingToSkipError(f"sites={asked.site!r} names no range of the trunk's {count} blocks; expected {need}")
+    return Trunk(trunk.blocks[first:last]), trunk.blocks[:first], trunk.blocks[last:]
 
 
 def _skipped(flow: Dataflow, trunk: Trunk, probe_depth: int) -> int:
