@@ -11,7 +11,7 @@ import torch
 from .estimators import DCTA
 from .fields import REPLACES
 from .kernels.float8 import FLOAT8
-from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, Gate
+from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate
 from .schedules import Schedule
 from .write.control import MASKED_STEPS, NO_LIMIT
 
@@ -78,10 +78,8 @@ def _check_types(config: DiCacheConfig) -> None:
             raise TypeError(f"{name}: expected True or False, got {getattr(config, name)!r}")
     if config.timestep_input is not None and not isinstance(config.timestep_input, str):
         raise TypeError(f"timestep_input: expected the name of an argument, got {config.timestep_input!r}")
-    if config.sites != "trunk":
-        places = config.sites if isinstance(config.sites, tuple) else ()
-        if len(places) != 2 or any(isinstance(place, bool) or not isinstance(place, int) for place in places):
-            raise TypeError(f"sites: expected 'trunk' or two whole numbers, got {config.sites!r}")
+    if config.sites != "trunk" and not _are_ranges(config.sites):
+        raise TypeError(f"sites: expected 'trunk', two whole numbers or several such pairs, got {config.sites!r}")
     owners = config.trunk_owners()
     if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
         raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
@@ -99,6 +97,16 @@ def _check_types(config: DiCacheConfig) -> None:
             raise TypeError(f"{name}: expected an object with the methods of {forms}, got {value!r}")
 
 
+def _are_ranges(sites: object) -> bool:
+    if not isinstance(sites, tuple) or not sites:
+        return False
+    pairs = sites if all(isinstance(site, tuple) for site in sites) else (sites,)
+    return all(
+        len(pair) == 2 and all(isinstance(place, int) and not isinstance(place, bool) for place in pair)
+        for pair in pairs
+    )
+
+
 def _check_together(config: DiCacheConfig) -> None:
     _check_replaced(config)
     if config.warmup_inclusive and config.warmup_ratio is None:
@@ -112,6 +120,9 @@ def _check_together(config: DiCacheConfig) -> None:
     along_input = isinstance(estimator, DCTA) and estimator.along == "input"
     if isinstance(gate, EstimateGate) and along_input:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
+    if isinstance(estimator, FollowingEstimator) and len(config.ranges()) > 1:
+        asking = "feedback" if config.estimator is None else f"estimator={estimator!r}"
+        raise ValueError(f"{asking} counts on every step, which it can at one site: sites={config.sites!r} are several")
     if config.feedback and config.order == 2 and config.estimator is None:
         raise ValueError("feedback goes with the line through two anchors: order=2 needs feedback=0")
     if config.num_steps is not None and config.schedule is None:

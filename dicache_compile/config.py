@@ -38,10 +38,10 @@ class DiCacheConfig:
     """How many blocks run on every step. The paper takes 1 on every model; more costs speed and gains little. With 0 no
     block does: the trunk's input is measured in place of the probe's result."""
 
-    sites: Literal["trunk"] | tuple[int, int] = "trunk"
+    sites: Literal["trunk"] | tuple[int, int] | tuple[tuple[int, int], ...] = "trunk"
     """Which blocks of the trunk may be left out, but for the probe, which is the first of them. "trunk": all. Or from
-    which to which, as in a slice: with (0, -8) the last eight blocks run on every step. x, h and y are then those of
-    the range."""
+    which to which, as in a slice: with (0, -8) the last eight blocks run on every step. Or several such ranges, in
+    order, of which a step leaves out all or none: x and y are then each range's own, and h is the first one's."""
 
     gamma_range: tuple[float, float] = (1.0, 1.5)
     """How far the estimate may go: 1 stays at the newest anchor, above 1 goes on in the direction from the older anchor
@@ -150,7 +150,7 @@ class DiCacheConfig:
     def __post_init__(self) -> None:
         for name in ("trunk", "sites", "gamma_range", "deep_steps"):
             if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
+                object.__setattr__(self, name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
         checks.check(self)
 
     @classmethod
@@ -236,7 +236,7 @@ class DiCacheConfig:
     def make_estimator(self) -> Estimator:
         if self.estimator is not None:
             return self.estimator
-        along: Literal["probe", "input"] = "probe" if self.probe_depth else "input"
+        along: Literal["probe", "input"] = "probe" if self.probe_depth and len(self.ranges()) < 2 else "input"
         if self.feedback:
             return FeedbackDCTA(self.gamma_range, along, self.feedback)
         return (DCTA if self.order == 1 else SecondOrderDCTA)(self.gamma_range, along)
@@ -249,7 +249,10 @@ class DiCacheConfig:
         """How many blocks run on every step: none where nothing looks at them."""
         return self.probe_depth if self.make_gate() is not None or self.make_estimator().probes else 0
 
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """The ranges of blocks that may be left out; none: the whole trunk is one."""
+        sites: Any = () if self.sites == "trunk" else self.sites
+        return (sites,) if sites and isinstance(sites[0], int) else sites
+
     def trunk_owners(self) -> tuple[str, ...]:
-        if self.trunk is None:
-            return ()
-        return (self.trunk,) if isinstance(self.trunk, str) else self.trunk
+        return (self.trunk,) if isinstance(self.trunk, str) else self.trunk or ()

@@ -48,8 +48,7 @@ def skippable_share(partition: Partition, work: Work) -> float:
 
 def left_whole(partition: Partition, work: Work) -> tuple[Uncut, ...]:
     """The stacks beside the trunk that are as heavy, the heaviest first."""
-    blocks = (*partition.before, *partition.trunk.blocks, *partition.after)
-    trunk = {node for block in blocks for node in block.nodes}
+    trunk = {node for block in partition.all_blocks for node in block.nodes}
     beside: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for node, operations in work.items():
         outermost = next(iter(entries(node)), None)

@@ -59,7 +59,7 @@ class Explanation:
     blocks: tuple[str, ...]  # all blocks by module path, in order
     probe: tuple[str, ...]  # those that run on every step
     deep: tuple[str, ...]  # those that a reused step skips
-    beside: tuple[str, ...]  # those before and after these, outside of `sites`, which run on every step
+    beside: tuple[str, ...]  # those outside of `sites`, which run on every step
     streams: tuple[StreamShape, ...]  # the denoised one first
     timestep: str | None  # the input that tells generations apart; None: it is that of an earlier graph, or steps count
     skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
@@ -175,20 +175,17 @@ def _not_cached(reason: str, graphs: int) -> Explanation:
 def _of_cut(found: Cut, graphs: int) -> Explanation:
     trunk, depth = found.partition.trunk, found.partition.probe_depth
     carried = [recorded for s in found.partition.carried if (recorded := values.tensor(s.x)) is not None]
-    before, paths, after = (
-        tuple(block.path for block in blocks)
-        for blocks in (found.partition.before, trunk.blocks, found.partition.after)
-    )
+    paths = tuple(block.path for block in trunk.blocks)
     work = work_of(found.partition, found.inputs)
     return Explanation(
         cached=True,
         reason=None,
         graphs=graphs,
-        trunk=Trunk((*found.partition.before, *trunk.blocks, *found.partition.after)).owners,
-        blocks=(*before, *paths, *after),
+        trunk=Trunk(found.partition.all_blocks).owners,
+        blocks=tuple(block.path for block in found.partition.all_blocks),
         probe=paths[:depth],
         deep=paths[depth:],
-        beside=(*before, *after),
+        beside=tuple(block.path for block in found.partition.beside),
         streams=tuple(StreamShape(values.shape_hint(recorded), recorded.dtype) for recorded in carried),
         timestep=input_name(found.inputs.timestep) if found.inputs.timestep is not None else None,
         skippable=skippable_share(found.partition, work),

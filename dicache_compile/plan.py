@@ -66,14 +66,24 @@ class Partition:
     """A graph with each node's region and the the values that a reused step must stand in for."""
 
     graph_module: fx.GraphModule
-    trunk: Trunk  # those of its blocks that the probe and the deep region are made of
+    trunk: Trunk  # those of its blocks that the sites are made of: the probe and the deep region
     probe_depth: int  # blocks
     regions: Mapping[fx.Node, Region]  # every node but placeholders and the output
     carried: tuple[Carried, ...]  # the denoised one first
     crossing: tuple[fx.Node, ...]  # computed in prologue or probe, read in deep or epilogue; in graph order
     autocast: Mapping[fx.Node, tuple[fx.Node, ...]]  # the `_enter_autocast` nodes around a node, outermost first
-    before: tuple[Block, ...] = ()  # blocks of the trunk that run before the probe, and
-    after: tuple[Block, ...] = ()  # after the deep region; both on every step
+    whole: Trunk | None = None  # with the blocks outside of the sites, which run on every step; None: there are none
+    sites: int = 1  # with several, deep region and epilogue take turns: what runs between two sites is in the epilogue
+
+    @property
+    def beside(self) -> tuple[Block, ...]:
+        """The blocks outside of the sites."""
+        inside = set(self.trunk.blocks)
+        return tuple(block for block in self.all_blocks if block not in inside)
+
+    @property
+    def all_blocks(self) -> tuple[Block, ...]:
+        return (self.whole or self.trunk).blocks
 
     def nodes(self, *regions: Region) -> tuple[fx.Node, ...]:
         """The nodes of these regions, in graph order."""
@@ -86,7 +96,7 @@ class Asked:
 
     trunk: tuple[str, ...] = ()  # the containers of its blocks; none: they are to be found
     probe_depth: int = 1  # blocks
-    site: tuple[int, int] | None = None  # from which block of the trunk to which; None: the whole trunk
+    sites: tuple[tuple[int, int], ...] = ()  # from which block of the trunk to which; none: the whole trunk is one
     timestep_input: str | None = None  # the name of the timestep; None: it is to be found
     ranks_agree: bool = False  # whether all ranks of a process group decide alike
     knows_time: bool = False  # whether there is a timestep besides the graph's inputs: an earlier graph's, or a count

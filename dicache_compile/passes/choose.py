@@ -11,12 +11,13 @@ import dataclasses
 
 from torch import fx
 
-from ..errors import NoCounterpartError, NothingToSkipError
-from ..plan import Asked, Block, Partition, Plan, Region, Trunk
+from ..errors import NoCounterpartError
+from ..plan import Asked, Partition, Plan, Region, Trunk
 from .complete import completed
 from .copying import copy_module
 from .dataflow import Dataflow
-from .partition import partition, regions_of, why_not_splittable
+from .partition import regions_of, why_not_splittable
+from .sites import cut_sites
 from .trunk import find_trunks
 from .work import trunk_work, work
 
@@ -43,28 +44,11 @@ def find_partition(gm: fx.GraphModule, flow: Dataflow, asked: Asked) -> Partitio
         # Where blocks are not all that carries the streams: fewer values leave them with what runs between them.
         whole = Trunk(completed(trunk.blocks, flow, called=False))
         for blocks in sorted((trunk, whole), key=lambda blocks: _leaving(flow, blocks, probe_depth)):
-            site, before, after = _site(blocks, asked)
             try:
-                found = partition(gm, flow, site, probe_depth)
-                return dataclasses.replace(found, before=before, after=after)
+                return cut_sites(gm, flow, blocks, asked)
             except NoCounterpartError as error:  # any other refusal is one of what the blocks do
                 refusals.append(error)
     raise refusals[0]
-
-
-def _site(trunk: Trunk, asked: Asked) -> tuple[Trunk, tuple[Block, ...], tuple[Block, ...]]:
-    """The blocks that a step may leave out, but for the probe's; those before and after them.
-
-    Raises NothingToSkipError where the trunk has no such blocks.
-    """
-    if asked.site is None:
-        return trunk, (), ()
-    count = len(trunk.blocks)
-    first, last = (place + count if place < 0 else place for place in asked.site)
-    if not 0 <= first < last <= count or last - first < max(2, asked.probe_depth + 1):
-        need = f"at least {max(2, asked.probe_depth + 1)} of them, the probe's {asked.probe_depth} included"
-        raise NothingToSkipError(f"sites={asked.site!r} names no range of the trunk's {count} blocks; expected {need}")
-    return Trunk(trunk.blocks[first:last]), trunk.blocks[:first], trunk.blocks[last:]
 
 
 def _skipped(flow: Dataflow, trunk: Trunk, probe_depth: int) -> int:

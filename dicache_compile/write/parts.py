@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from ..passes import symbols, values
+from ..passes.crossing import ABOVE
 from ..plan import Inputs, Partition, Region
 from ..program import Kind, Slot, Value
 from ..rules import ESTIMATOR, Aid, Rule, Seen, setting_slot
@@ -77,6 +78,8 @@ class Parts:
             {**state, **self.told(ESTIMATOR, told)},
             {**counts, "anchors": anchors},
         )
+        if place not in self.measured:  # of another site than the first: its aid is not wanted before the decision
+            return replace(seen, aid=emitter.trace(self.rule.estimator.aid, seen))
         return replace(seen, aid=self._aid(emitter, place))
 
     def _aid(self, emitter: Emitter, place: int) -> object:
@@ -91,6 +94,12 @@ class Parts:
 
     def control_slots(self) -> tuple[control.ControlSlot, ...]:
         return control.control_slots(len(self.inputs.conditions), self.rule.joint)
+
+    @cached_property
+    def measured(self) -> tuple[int, ...]:
+        """The places of the carried values that are known before the decision: those of the first site."""
+        regions, carried = self.partition.regions, self.partition.carried
+        return tuple(place for place, value in enumerate(carried) if regions.get(value.h, Region.PROBE) in ABOVE)
 
     def slots_of(self, place: int) -> CarriedSlots:
         x = self.partition.carried[place].x
@@ -116,8 +125,11 @@ class Parts:
             raise ValueError("a gate's slot cannot have a history: `follow` writes it on every step")
         if any(spec.shared for spec in self.rule.estimator.slots()):
             raise ValueError("an estimator's slot cannot be shared: each carried value has its own")
-        for spec in self.rule.slots():
-            for place in range(1 if spec.shared else len(self.partition.carried)):
+        for spec in gate.slots() if gate is not None else ():
+            for place in self.measured[:1] if spec.shared else self.measured:
+                found += self.slots_of(place).slots([spec])
+        for spec in self.rule.estimator.slots():
+            for place in range(len(self.partition.carried)):
                 found += self.slots_of(place).slots([spec])
         names = [slot.name for slot in found]
         for name in names:

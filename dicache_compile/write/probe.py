@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -52,8 +52,8 @@ def write_probe(parts: Parts, emitter: Emitter) -> None:
     """P: gives the decision, what is known of the step, and the estimator's aids."""
     emitter.copy(parts.partition.nodes(Region.PROLOGUE, Region.PROBE))
     begun = _begun(parts, emitter)
-    now, places = begun.now, range(len(parts.partition.carried))
-    known = [parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places]
+    now, places = begun.now, parts.measured
+    known = {place: parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places}
     for place in places:
         aid = emitter.trace(parts.rule.estimator.aid, known[place])
         known[place] = replace(known[place], aid=aid)
@@ -69,8 +69,8 @@ def write_probe(parts: Parts, emitter: Emitter) -> None:
 
     updates: Updates = {**now, **{name + control.NOW: node for name, node in begun.told.items()}}
     updates |= emitter.trace(control.finish, now, reuse)
-    number = isinstance(shape := parts.aids[0], Tensor) and not shape.dim()
-    gamma = known[0].aid if number else None
+    number = isinstance(shape := parts.aids[places[0]], Tensor) and not shape.dim()
+    gamma = known[places[0]].aid if number else None
     row = emitter.trace(control.columns, now, reuse, begun.forced, *decided.shown, gamma)
     updates |= emitter.trace(control.record, row, begun.old)
     updates |= decided.updates
@@ -99,15 +99,15 @@ def _by_schedule(begun: _Begun) -> _Decided:
     return _Decided(begun.may, (None, None, None), {})
 
 
-def _by_gate(parts: Parts, emitter: Emitter, gate: Decider, begun: _Begun, known: Sequence[Seen]) -> _Decided:
+def _by_gate(parts: Parts, emitter: Emitter, gate: Decider, begun: _Begun, known: Mapping[int, Seen]) -> _Decided:
     """The gate's decision, and what its slots become."""
-    seen = [parts.seen(emitter, place, GATE, begun.now, begun.told) for place in range(len(known))]
-    errors = [_error(parts, emitter, gate, *both) for both in zip(seen, known, strict=True)]
+    seen = {place: parts.seen(emitter, place, GATE, begun.now, begun.told) for place in known}
+    errors = [_error(parts, emitter, gate, seen[place], known[place]) for place in known]
     error, first = emitter.trace(_largest_error, errors, begun.now["anchors"])
     shared = {
         spec.name: emitter.trace(_zero_if, begun.anew, emitter.state(spec.name)) for spec in gate.slots() if spec.shared
     }
-    judged = replace(seen[0], state=shared | parts.told(GATE, begun.told), error=error)
+    judged = replace(seen[parts.measured[0]], state=shared | parts.told(GATE, begun.told), error=error)
     within, compared = emitter.trace(gate.judge, judged)
     if parts.rule.joint:
         arguments = (begun.now, begun.old, begun.may, within, error)
@@ -117,7 +117,7 @@ def _by_gate(parts: Parts, emitter: Emitter, gate: Decider, begun: _Begun, known
     settled = emitter.trace(gate.settle, replace(judged, error=compared, reused=reuse))
     check_names(gate.settle, settled, list(shared))
     updates = {**updates, **settled}
-    for place, of_gate in enumerate(seen):
+    for place, of_gate in seen.items():
         updates |= _followed(parts, emitter, gate, place, replace(of_gate, reused=reuse))
     return _Decided(reuse, (first, error, compared), updates)
 

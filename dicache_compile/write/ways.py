@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx
 
-from ..plan import Region
+from ..plan import Partition, Region
 from ..program import Kind, Value
 from ..rules import ANCHOR_TIME
 from . import strides
@@ -17,39 +18,78 @@ from .slots import Updates, check_names
 
 
 def write_deep(parts: Parts, emitter: Emitter) -> None:
-    """D: deep blocks and new anchor."""
-    emitter.copy(parts.partition.nodes(Region.DEEP))
-    estimator, anchors = parts.rule.estimator, emitter.state("anchors")
-    specs = estimator.slots()
-    updates: Updates = {"anchors": emitter.trace(_one_more, anchors)}
-    for place, stream in enumerate(parts.partition.carried):
-        y: Any = emitter.read(stream.y)
-        seen = replace(parts.later(emitter, place), y=y)
-        new = emitter.trace(estimator.anchor, seen)
-        own = [spec.name for spec in specs if spec.name != ANCHOR_TIME]
-        check_names(estimator.anchor, new, own, all_of_them=True)
-        for spec in specs:
-            value: Any = seen.time if spec.name == ANCHOR_TIME else new[spec.name]
-            updates |= parts.slots_of(place).write(emitter, spec, value, anchors)
+    """D: deep blocks and new anchor. Of several sites also what runs between and after them."""
+    partition = parts.partition
+    updates: Updates = {"anchors": emitter.trace(_one_more, emitter.state("anchors"))}
+    regions = (Region.DEEP,) if partition.sites == 1 else (Region.DEEP, Region.EPILOGUE)
+    stretches, rest = _up_to_each(partition, partition.nodes(*regions))
+    for place, nodes in stretches:
+        # What comes after may write to y.
+        emitter.copy(nodes)
+        updates |= _anchored(parts, emitter, place, apart=partition.sites > 1)
+    emitter.copy(rest)
     write_back(emitter, updates)
 
 
 def write_stand_in(parts: Parts, emitter: Emitter) -> None:
-    """R: the estimates of what the deep blocks would give."""
-    for place, stream in enumerate(parts.partition.carried):
-        y = emitter.trace(parts.rule.estimator.estimate, parts.later(emitter, place))
-        recorded = tensor(stream.y)
-        if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
-            y = emitter.graph.call_method("clone", (y,))
-        y = emitter.graph.call_method("to", (y, recorded.dtype))
-        if (order := strides.order_of(recorded, tensor(stream.x))) is not None:
-            y = emitter.trace(strides.laid_out, y, order)
-        emitter.replace(stream.y, y)
+    """R: the estimates of what the deep blocks would give. Of several sites also what runs between and after them."""
+    partition = parts.partition
+    regions = () if partition.sites == 1 else (Region.EPILOGUE,)
+    stretches, rest = _up_to_each(partition, partition.nodes(*regions))
+    for place, nodes in stretches:
+        emitter.copy(nodes)
+        emitter.replace(partition.carried[place].y, _estimated(parts, emitter, place))
+    emitter.copy(rest)
+
+
+def _up_to_each(
+    partition: Partition, nodes: Sequence[fx.Node]
+) -> tuple[list[tuple[int, list[fx.Node]]], list[fx.Node]]:
+    """(for each carried value, in the order of their y, the nodes up to it since the one before; the nodes left)."""
+    order = {node: place for place, node in enumerate(partition.graph_module.graph.nodes)}
+    ends = [order[value.y] for value in partition.carried]
+    left, found = list(nodes), []
+    for place in sorted(range(len(ends)), key=lambda place: ends[place]):
+        found.append((place, [node for node in left if order[node] <= ends[place]]))
+        left = [node for node in left if order[node] > ends[place]]
+    return found, left
+
+
+def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates:
+    """A carried value's new anchor; `apart`: in memory of its own, because it is written later."""
+    estimator, y = parts.rule.estimator, emitter.read(parts.partition.carried[place].y)
+    given: Any = y
+    seen = replace(parts.later(emitter, place), y=given)
+    new = emitter.trace(estimator.anchor, seen)
+    specs = estimator.slots()
+    own = [spec.name for spec in specs if spec.name != ANCHOR_TIME]
+    check_names(estimator.anchor, new, own, all_of_them=True)
+    updates: Updates = {}
+    for spec in specs:
+        value: Any = seen.time if spec.name == ANCHOR_TIME else new[spec.name]
+        if apart and memory_of(value) in (y, memory_of(y)):
+            value = emitter.graph.call_method("clone", (value,))
+        updates |= parts.slots_of(place).write(emitter, spec, value, emitter.state("anchors"))
+    return updates
+
+
+def _estimated(parts: Parts, emitter: Emitter, place: int) -> fx.Node:
+    """What stands in for a carried value's y, as that is: of its dtype, lying in memory as it does."""
+    carried = parts.partition.carried[place]
+    y: fx.Node = emitter.trace(parts.rule.estimator.estimate, parts.later(emitter, place))
+    recorded = tensor(carried.y)
+    if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
+        y = emitter.graph.call_method("clone", (y,))
+    y = emitter.graph.call_method("to", (y, recorded.dtype))
+    if (order := strides.order_of(recorded, tensor(carried.x))) is not None:
+        y = emitter.trace(strides.laid_out, y, order)
+    return y
 
 
 def write_epilogue(parts: Parts, emitter: Emitter) -> tuple[Value, ...]:
-    """E: what comes after the trunk. The values that the model's graph returns."""
-    emitter.copy(parts.partition.nodes(Region.EPILOGUE))
+    """E: what comes after the trunk, if that is not written yet. The values that the model's graph returns."""
+    if parts.partition.sites == 1:
+        emitter.copy(parts.partition.nodes(Region.EPILOGUE))
     returned = next(iter(reversed(parts.partition.graph_module.graph.nodes))).args[0]
     assert isinstance(returned, (tuple, list))
     outputs = tuple(Value(Kind.OUTPUT, str(place)) for place in range(len(returned)))
