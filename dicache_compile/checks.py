@@ -11,6 +11,7 @@ import torch
 from .estimators import DCTA
 from .fields import REPLACES
 from .kernels.float8 import FLOAT8
+from .passes.sublayers import KINDS
 from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate
 from .schedules import Schedule
 from .write.control import MASKED_STEPS, NO_LIMIT
@@ -78,8 +79,10 @@ def _check_types(config: DiCacheConfig) -> None:
             raise TypeError(f"{name}: expected True or False, got {getattr(config, name)!r}")
     if config.timestep_input is not None and not isinstance(config.timestep_input, str):
         raise TypeError(f"timestep_input: expected the name of an argument, got {config.timestep_input!r}")
-    if config.sites != "trunk" and not _are_ranges(config.sites):
-        raise TypeError(f"sites: expected 'trunk', two whole numbers or several such pairs, got {config.sites!r}")
+    if config.sites != "trunk" and not _are_parts(config.sites) and not _are_ranges(config.sites):
+        parts = ", ".join(map(repr, KINDS))
+        expected = f"'trunk', two whole numbers or several such pairs, or of {parts} one or several"
+        raise TypeError(f"sites: expected {expected}, got {config.sites!r}")
     owners = config.trunk_owners()
     if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
         raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
@@ -95,6 +98,11 @@ def _check_types(config: DiCacheConfig) -> None:
         if value is not None and (isinstance(value, type) or not isinstance(value, kinds)):
             forms = " or ".join(f"rules.{kind.__name__}" for kind in kinds)
             raise TypeError(f"{name}: expected an object with the methods of {forms}, got {value!r}")
+
+
+def _are_parts(sites: object) -> bool:
+    kinds = (sites,) if isinstance(sites, str) else sites
+    return isinstance(kinds, tuple) and bool(kinds) and len(set(kinds)) == len(kinds) and set(kinds) <= set(KINDS)
 
 
 def _are_ranges(sites: object) -> bool:
@@ -120,7 +128,10 @@ def _check_together(config: DiCacheConfig) -> None:
     along_input = isinstance(estimator, DCTA) and estimator.along == "input"
     if isinstance(gate, EstimateGate) and along_input:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
-    if isinstance(estimator, FollowingEstimator) and len(config.ranges()) > 1:
+    if config.parts() and (config.schedule is None or estimator.probes):
+        need = "They need a schedule, and an estimator that looks at no probe, such as Reuse()"
+        raise ValueError(f"sites={config.sites!r}: parts of blocks have no probe. {need}")
+    if isinstance(estimator, FollowingEstimator) and (config.parts() or len(config.ranges()) > 1):
         asking = "feedback" if config.estimator is None else f"estimator={estimator!r}"
         raise ValueError(f"{asking} counts on every step, which it can at one site: sites={config.sites!r} are several")
     if config.feedback and config.order == 2 and config.estimator is None:

@@ -38,10 +38,11 @@ class DiCacheConfig:
     """How many blocks run on every step. The paper takes 1 on every model; more costs speed and gains little. With 0 no
     block does: the trunk's input is measured in place of the probe's result."""
 
-    sites: Literal["trunk"] | tuple[int, int] | tuple[tuple[int, int], ...] = "trunk"
+    sites: str | tuple[str, ...] | tuple[int, int] | tuple[tuple[int, int], ...] = "trunk"
     """Which blocks of the trunk may be left out, but for the probe, which is the first of them. "trunk": all. Or from
     which to which, as in a slice: with (0, -8) the last eight blocks run on every step. Or several such ranges, in
-    order, of which a step leaves out all or none: x and y are then each range's own, and h is the first one's."""
+    order, of which a step leaves out all or none: x and y are then each range's own, and h is the first one's. Or parts
+    of all blocks, on a schedule: "attention", "cross_attention", "mlp", or several of these."""
 
     gamma_range: tuple[float, float] = (1.0, 1.5)
     """How far the estimate may go: 1 stays at the newest anchor, above 1 goes on in the direction from the older anchor
@@ -150,7 +151,7 @@ class DiCacheConfig:
     def __post_init__(self) -> None:
         for name in ("trunk", "sites", "gamma_range", "deep_steps"):
             if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(tuple(v) if isinstance(v, list) else v for v in value))
+                object.__setattr__(self, name, tuple(tuple(part) if isinstance(part, list) else part for part in value))
         checks.check(self)
 
     @classmethod
@@ -215,16 +216,6 @@ class DiCacheConfig:
         """Whether generations can be told apart without a timestep: all calls are of one stream, of known length."""
         return self.streams == 1 and self.num_steps is not None
 
-    def forced_steps(self, num_steps: int | None) -> tuple[int, int | None]:
-        """(steps of warm-up, index from which every step is forced or None) for a generation of that many steps."""
-        warmup, last = self.warmup_steps, None
-        if num_steps is not None:
-            if self.warmup_ratio is not None:
-                warmup = max(warmup, int(self.warmup_ratio * num_steps) + self.warmup_inclusive)
-            if self.final_steps:
-                last = max(num_steps - self.final_steps, 0)
-        return warmup, last
-
     def make_gate(self) -> Decider | None:
         """What decides; None: the schedule does."""
         if self.gate is not None or self.schedule is not None:
@@ -249,9 +240,14 @@ class DiCacheConfig:
         """How many blocks run on every step: none where nothing looks at them."""
         return self.probe_depth if self.make_gate() is not None or self.make_estimator().probes else 0
 
+    def parts(self) -> tuple[str, ...]:
+        """The kinds of sublayers that may be left out; none: whole blocks."""
+        sites: Any = (self.sites,) if isinstance(self.sites, str) else self.sites
+        return () if sites == ("trunk",) or not isinstance(sites[0], str) else sites
+
     def ranges(self) -> tuple[tuple[int, int], ...]:
         """The ranges of blocks that may be left out; none: the whole trunk is one."""
-        sites: Any = () if self.sites == "trunk" else self.sites
+        sites: Any = () if self.parts() or self.sites == "trunk" else self.sites
         return (sites,) if sites and isinstance(sites[0], int) else sites
 
     def trunk_owners(self) -> tuple[str, ...]:

@@ -77,6 +77,7 @@ def _asked(config: DiCacheConfig, told: bool) -> Asked:
     return Asked(
         trunk=config.trunk_owners(),
         probe_depth=config.blocks_on_every_step(),
+        parts=config.parts(),
         sites=config.ranges(),
         timestep_input=config.timestep_input,
         ranks_agree=config.ranks_agree,

@@ -68,6 +68,7 @@ class Explanation:
     uncut: tuple[Uncut, ...] = ()  # lists of blocks beside the trunk that are as heavy, and run on every step
     engine: str | None = None  # how the last step took its branch; None where nothing is compiled
     engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
+    parts: str = ""  # which parts of the deep blocks are skipped, "attention" say; "": all of them
     passes: tuple[PassReport, ...] = ()  # what each pass did, with `passes=True`
 
     def __str__(self) -> str:
@@ -82,7 +83,7 @@ class Explanation:
             f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
             f"  trunk      {lists}",
             f"  probe      {_span(self.probe)}",
-            f"  deep       {_span(self.deep)}",
+            f"  deep       {self.parts + ' of ' if self.parts else ''}{_span(self.deep)}",
             *((f"  beside     {_span(self.beside)}, on every step",) if self.beside else ()),
             f"  streams    {streams}",
             f"  timestep   {self.timestep or 'not an input of this graph'}",
@@ -190,6 +191,7 @@ def _of_cut(found: Cut, graphs: int) -> Explanation:
         timestep=input_name(found.inputs.timestep) if found.inputs.timestep is not None else None,
         skippable=skippable_share(found.partition, work),
         uncut=left_whole(found.partition, work),
+        parts=found.partition.parts,
         state_bytes=sum(_bytes(slot) for slot in found.program.slots),
     )
 

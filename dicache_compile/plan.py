@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import fx
 
@@ -54,11 +55,13 @@ class Region(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """One value that the trunk carries through; all three have the same shape, [B, T, C] in most models."""
+    """One value that leaves a site, and what it was before; all three have the same shape, [B, T, C] in most models."""
 
-    x: fx.Node  # where it enters the trunk
+    x: fx.Node  # where it enters the site
     h: fx.Node  # where it leaves the probe
-    y: fx.Node  # where it leaves the trunk
+    y: fx.Node  # where it leaves the site
+    # "residual": y - x is estimated. "value": y itself, as of a branch that is added later; x and h are then y.
+    form: Literal["residual", "value"] = "residual"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class Partition:
     crossing: tuple[fx.Node, ...]  # computed in prologue or probe, read in deep or epilogue; in graph order
     autocast: Mapping[fx.Node, tuple[fx.Node, ...]]  # the `_enter_autocast` nodes around a node, outermost first
     whole: Trunk | None = None  # with the blocks outside of the sites, which run on every step; None: there are none
+    parts: str = ""  # which parts of the blocks the sites are, "attention" say; "": whole blocks
     sites: int = 1  # with several, deep region and epilogue take turns: what runs between two sites is in the epilogue
 
     @property
@@ -96,6 +100,7 @@ class Asked:
 
     trunk: tuple[str, ...] = ()  # the containers of its blocks; none: they are to be found
     probe_depth: int = 1  # blocks
+    parts: tuple[str, ...] = ()  # of the blocks, that may be left out; none: whole blocks
     sites: tuple[tuple[int, int], ...] = ()  # from which block of the trunk to which; none: the whole trunk is one
     timestep_input: str | None = None  # the name of the timestep; None: it is to be found
     ranks_agree: bool = False  # whether all ranks of a process group decide alike

@@ -40,7 +40,7 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
         regions = pulled
     except UnsupportedGraphError:  # the slice is of a stream that is never apart from its neighbour: keep it whole
         streams = find_carried(flow, trunk, probe_depth, regions)
-    _check_effects(flow, regions, streams)
+    check_effects(flow, regions, streams)
     if reason := _why_not_sized(streams):
         raise NotCarriedError(reason)
     crossing = find_crossing(gm, regions, streams)
@@ -147,10 +147,13 @@ def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[
     return regions
 
 
-def _check_effects(flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple[Carried, ...]) -> None:
+def check_effects(
+    flow: Dataflow, regions: dict[fx.Node, Region], streams: tuple[Carried, ...], in_order: bool = True
+) -> None:
     """Raises EffectError where the deep region does more than compute, or a region reads one below it.
 
-    The probe must leave x as it is and the deep blocks h: the anchors are differences of the three.
+    The probe must leave x as it is and the deep blocks h: the anchors are differences of the three. `in_order`: whether
+    regions follow each other, as those of one site do.
     """
     outside = _memories(node for node in flow.order if node.op == "placeholder")
     earlier = _memories(n for n, region in regions.items() if region in ABOVE)
@@ -164,7 +167,7 @@ def _check_effects(flow: Dataflow, regions: dict[fx.Node, Region], streams: tupl
                 raise EffectError("the deep region writes to an input or a buffer of the model", node)
             if values.storages(target) & earlier:
                 raise EffectError("the deep region writes in place to a value from before it", node)
-    for node in flow.order:
+    for node in flow.order if in_order else ():
         for needed in flow.needs(node):
             if node in regions and needed in regions and regions[needed].value > regions[node].value:
                 raise EffectError(f"`{needed.name}`, which runs in a later region, is needed before", node)

@@ -17,6 +17,7 @@ from ..plan import Asked, Partition, Region, Trunk
 from .crossing import ABOVE, find_crossing
 from .dataflow import Dataflow
 from .partition import partition
+from .sublayers import cut_sublayers
 
 
 def cut_sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, asked: Asked) -> Partition:
@@ -24,6 +25,8 @@ def cut_sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, asked: Asked) ->
 
     Raises what `partition` does, and NothingToSkipError where the trunk has no such ranges.
     """
+    if asked.parts:
+        return cut_sublayers(gm, flow, trunk, asked.parts)
     if not asked.sites:
         return partition(gm, flow, trunk, asked.probe_depth)
     found: list[Partition] = []

@@ -40,7 +40,7 @@ class Stack:
     @property
     def mixes_tokens(self) -> bool:
         """Whether each block computes attention, or otherwise multiplies activations with each other."""
-        return all(_mixes_tokens(block.nodes) for block in self.blocks)
+        return all(mixes_tokens(block.nodes) for block in self.blocks)
 
     def is_inside(self, outer: Stack) -> bool:
         """Whether its entries are parts of one entry of `outer`, which is itself a chain."""
@@ -109,7 +109,7 @@ def reached_blocks(flow: Dataflow, blocks: list[Block]) -> dict[fx.Node, int]:
 def unnamed_stacks(flow: Dataflow, taken: Collection[fx.Node] = ()) -> list[Stack]:
     """The same from the form of the graph alone, but for the nodes that are `taken`; the owners are made up."""
     stacks: list[Stack] = []
-    for alike in repeated_blocks(flow, _mixes_tokens, taken):
+    for alike in repeated_blocks(flow, mixes_tokens, taken):
         chains: list[list[Nodes]] = []
         for nodes in alike:
             if not chains or not is_entered_from(nodes, chains[-1][-1]):
@@ -132,7 +132,8 @@ def is_entered_from(after: Nodes, before: Nodes, rather_than: Nodes = ()) -> boo
     return False
 
 
-def _mixes_tokens(nodes: Nodes) -> bool:
+def mixes_tokens(nodes: Nodes) -> bool:
+    """Whether some nodes compute attention, or otherwise multiply activations with each other."""
     for node in nodes:
         called = effects.name(node)
         if called in _ATTENTION or "attention" in called or "attn" in called:

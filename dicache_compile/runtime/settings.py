@@ -46,7 +46,7 @@ class Told:
         if config.schedule is not None:
             deep = config.schedule.deep_steps(steps)
             return Settings({LIMITS: (warmup, NO_LIMIT, NO_LIMIT), DEEP_STEPS: deep, **self._of_rule})
-        first, last = config.forced_steps(steps)
+        first, last = forced_steps(config, steps)
         limit = config.max_consecutive_skips
         limits = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
         return Settings({LIMITS: limits, DEEP_STEPS: _listed(config, steps), **self._of_rule})
@@ -58,6 +58,17 @@ def _which_need_it(config: DiCacheConfig) -> str:
     if config.deep_shares():
         return f"deep_steps={config.deep_steps} are shares of the number of steps"
     return f"warmup_ratio={config.warmup_ratio} and final_steps={config.final_steps} need the number of steps"
+
+
+def forced_steps(config: DiCacheConfig, steps: int | None) -> tuple[int, int | None]:
+    """(steps of warm-up, index from which every step is forced or None) for a generation of that many steps."""
+    warmup, last = config.warmup_steps, None
+    if steps is not None:
+        if config.warmup_ratio is not None:
+            warmup = max(warmup, int(config.warmup_ratio * steps) + config.warmup_inclusive)
+        if config.final_steps:
+            last = max(steps - config.final_steps, 0)
+    return warmup, last
 
 
 def _listed(config: DiCacheConfig, steps: int | None) -> tuple[int, ...]:

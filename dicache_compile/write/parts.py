@@ -72,9 +72,11 @@ class Parts:
         counts = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time", "since")}
         state = self.slots_of(place).read(emitter, self.rule.estimator.slots(), anchors)
         told = {name: emitter.state(f"{name}{control.NOW}") for name in self.rule.settings()}
+        # A value that is kept as it is has nothing before it.
+        nothing = emitter.trace(torch.zeros, ()) if carried.form == "value" else None
         seen = _in_nodes(
-            emitter.read(carried.x),
-            emitter.read(carried.h),
+            emitter.read(carried.x) if nothing is None else nothing,
+            emitter.read(carried.h) if nothing is None else nothing,
             {**state, **self.told(ESTIMATOR, told)},
             {**counts, "anchors": anchors},
         )

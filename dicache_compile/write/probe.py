@@ -69,7 +69,7 @@ def write_probe(parts: Parts, emitter: Emitter) -> None:
 
     updates: Updates = {**now, **{name + control.NOW: node for name, node in begun.told.items()}}
     updates |= emitter.trace(control.finish, now, reuse)
-    number = isinstance(shape := parts.aids[places[0]], Tensor) and not shape.dim()
+    number = bool(places) and isinstance(shape := parts.aids[places[0]], Tensor) and not shape.dim()
     gamma = known[places[0]].aid if number else None
     row = emitter.trace(control.columns, now, reuse, begun.forced, *decided.shown, gamma)
     updates |= emitter.trace(control.record, row, begun.old)

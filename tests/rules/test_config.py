@@ -9,6 +9,7 @@ import torch
 from dicache_compile import DiCacheConfig
 from dicache_compile.estimators import DCTA, Reuse
 from dicache_compile.options import split_options
+from dicache_compile.runtime.settings import forced_steps
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,7 @@ def test_a_config_is_frozen_and_its_options_make_it_again() -> None:
 def test_the_default_needs_no_number_of_steps_and_is_careful() -> None:
     config = DiCacheConfig()
     assert not config.needs_num_steps()
-    assert config.forced_steps(None) == (3, None)
+    assert forced_steps(config, None) == (3, None)
     assert config.max_consecutive_skips == 3
     assert config.threshold <= 0.05
 
@@ -125,7 +126,7 @@ def test_the_default_needs_no_number_of_steps_and_is_careful() -> None:
     ],
 )
 def test_presets_force_the_published_steps(preset: Any, steps: int, ratio: float, forced: list[int]) -> None:
-    warmup, last = DiCacheConfig.preset(preset, warmup_ratio=ratio).forced_steps(steps)
+    warmup, last = forced_steps(DiCacheConfig.preset(preset, warmup_ratio=ratio), steps)
     assert [i for i in range(steps) if i < warmup or (last is not None and i >= last)] == forced
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, configure, dicache_backend, explain, reset, stream, summary
+from dicache_compile.runtime.settings import forced_steps
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.models import SingleStream
@@ -32,7 +33,7 @@ def decisions(model: models.Model, name: str = "0") -> list[bool]:
 
 def oracle_of(model: models.Model, config: DiCacheConfig) -> PlainDiCache:
     """The plain rule under the same numbers; forced last steps are in its list of deep ones."""
-    warmup, last = config.forced_steps(config.num_steps)
+    warmup, last = forced_steps(config, config.num_steps)
     forced = {*config.deep_steps, *range(STEPS if last is None else last, STEPS)}
     limit = config.max_consecutive_skips
     return PlainDiCache(

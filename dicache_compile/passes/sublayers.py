@@ -1,0 +1,141 @@
+"""Cuts out parts of blocks: the attentions, the cross-attentions or the MLPs of a trunk, each a site of its own.
+
+A block adds the results of branches to the stream: `x + gate * attention(norm(x))`. A branch is what leads from the
+stream to such a result. It is told by what it contains: attention over the stream's own tokens, attention over others,
+or neither. Its result is kept as it is, before the gate where there is one.
+Requires: blocks whose results lead back to what enters them. Ensures: what is left out is read by the branch alone.
+Not handled: branches that are added otherwise than by an addition of two tensors of one shape. A branch with an
+attention and an MLP in it, as in a parallel block, is an attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import fx
+
+from ..errors import NotCarriedError, NothingToSkipError
+from ..plan import Block, Carried, Partition, Region, Trunk
+from . import effects, values
+from .crossing import find_crossing
+from .dataflow import Dataflow
+from .layout import ADDITIONS
+from .partition import check_effects
+from .residual_path import residual_path
+from .stacks import mixes_tokens
+
+ATTENTION, CROSS_ATTENTION, MLP = KINDS = ("attention", "cross_attention", "mlp")
+_GATES = {"mul", "__mul__", "__rmul__", "mul_"}
+
+
+def cut_sublayers(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, kinds: tuple[str, ...]) -> Partition:
+    """The partition of a graph at the sublayers of these kinds.
+
+    Raises NothingToSkipError where there are none, EffectError where one does more than compute.
+    """
+    carried: list[Carried] = []
+    deep = set[fx.Node]()
+    for block in trunk.blocks:
+        for result, nodes in _branches(block, flow):
+            if _kind(nodes, flow) in kinds:
+                carried.append(Carried(result, result, result, "value"))
+                deep |= nodes
+    if not deep:
+        what = ", ".join(trunk.owners)
+        raise NothingToSkipError(f"no part of a block is {' or '.join(kinds)} by its form, among the blocks of {what}")
+    regions = _regions(flow, deep)
+    _check_carried(flow, regions, {value.y for value in carried})
+    check_effects(flow, regions, tuple(carried), in_order=False)
+    return Partition(
+        gm,
+        trunk,
+        0,
+        regions,
+        tuple(carried),
+        find_crossing(gm, regions, carried),
+        effects.autocast_scopes(gm.graph),
+        parts=" and ".join(kinds),
+        sites=len(carried),
+    )
+
+
+def _branches(block: Block, flow: Dataflow) -> list[tuple[fx.Node, set[fx.Node]]]:
+    """The results that a block adds to what it carries, each with the nodes that lead to it."""
+    inside = set(block.nodes)
+    results = [node for node in block.nodes if any(user not in inside for user in flow.needed_by(node))]
+    paths = [path for node in results if (path := residual_path(node, lambda n: n not in inside)) is not None]
+    stream = {node for path in paths for node in path}
+    moving = flow.downstream({path[-1] for path in paths}) & inside
+    found: dict[fx.Node, set[fx.Node]] = {}
+    for path in paths:
+        for added in path:
+            if effects.name(added) not in ADDITIONS:
+                continue
+            for operand in added.all_input_nodes:
+                if operand in moving and operand not in stream and values.same_size(operand, added):
+                    result = _ungated(operand, moving)
+                    found[result] = _leading(result, stream, moving)
+    order = {node: place for place, node in enumerate(block.nodes)}
+    return sorted(found.items(), key=lambda one: order[one[0]])
+
+
+def _ungated(result: fx.Node, moving: set[fx.Node]) -> fx.Node:
+    """A branch's result before it is scaled by what does not depend on the stream."""
+    while effects.name(result) in _GATES:
+        operands = [n for n in result.all_input_nodes if n in moving and values.same_size(n, result)]
+        others = [n for n in result.all_input_nodes if n in moving and n not in operands]
+        if len(operands) != 1 or others:
+            break
+        (result,) = operands
+    return result
+
+
+def _leading(result: fx.Node, stream: set[fx.Node], moving: set[fx.Node]) -> set[fx.Node]:
+    """What leads from the stream to a result, the result included."""
+    found, pending = {result}, [result]
+    while pending:
+        for needed in pending.pop().all_input_nodes:
+            if needed in moving and needed not in stream and needed not in found:
+                found.add(needed)
+                pending.append(needed)
+    return found
+
+
+def _kind(nodes: Iterable[fx.Node], flow: Dataflow) -> str:
+    """What a branch is, by what it contains."""
+    inside = set(nodes)
+    mixing = [node for node in inside if mixes_tokens((node,))]
+    if not mixing:
+        return MLP if any(map(effects.is_heavy, inside)) else ""
+    # Attention over others has keys that no token of the stream leads to.
+    own = all(n in inside for node in mixing for n in node.all_input_nodes if _is_of_tokens(n))
+    return ATTENTION if own else CROSS_ATTENTION
+
+
+def _is_of_tokens(node: fx.Node) -> bool:
+    recorded = values.tensor(node)
+    return recorded is not None and recorded.is_floating_point() and recorded.dim() >= 3
+
+
+def _check_carried(flow: Dataflow, regions: dict[fx.Node, Region], carried: set[fx.Node]) -> None:
+    """Raises NotCarriedError where something else than the results of branches is read outside of them."""
+    inside = [node for node in flow.order if regions.get(node) is Region.DEEP and node not in carried]
+    for node in inside:
+        if any(user in regions and regions[user] is not Region.DEEP for user in flow.needed_by(node)):
+            raise NotCarriedError("what a part of a block computes on its way is read outside of it", node)
+
+
+def _regions(flow: Dataflow, deep: set[fx.Node]) -> dict[fx.Node, Region]:
+    """Deep: the branches and what only they need. Prologue: what needs none of them. Epilogue: all else."""
+    after = flow.downstream(deep)
+    regions: dict[fx.Node, Region] = {}
+    for node in reversed(flow.order):
+        if node.op in ("placeholder", "get_attr", "output") or effects.is_mode(node):
+            continue
+        # What nobody reads, as what a last block makes of the prompt, is not missed either.
+        unread = all(regions.get(user) is Region.DEEP for user in flow.needed_by(node))
+        if node in deep or (unread and not effects.written(node) and not effects.is_opaque(node)):
+            regions[node] = Region.DEEP
+        else:
+            regions[node] = Region.EPILOGUE if node in after else Region.PROLOGUE
+    return {node: regions[node] for node in flow.order if node in regions}
