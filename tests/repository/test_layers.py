@@ -13,12 +13,13 @@ import zoo
 ROOT = Path(dicache_compile.__file__).parent
 # From the bottom up; a module imports from its own layer and those before it.
 LAYERS = (
-    ("errors", "plan", "program", "kernels", "rules", "cuda"),
+    ("errors", "plan", "program", "kernels", "rules"),
     ("gates", "estimators", "passes"),
     ("write",),
     ("config", "checks", "fields", "presets", "schedules", "lowering"),
     ("options", "cut", "cost", "compiled", "mistakes", "tracing"),
-    ("runtime",),
+    ("engines",),
+    ("calls",),
     ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),
     ("__init__",),
 )
@@ -48,7 +49,7 @@ def test_a_layer_imports_only_downwards(path: Path) -> None:
         assert layer(name) <= layer(own), f"{own} imports {name}"
 
 
-def test_the_passes_know_no_config_no_runtime_and_no_model() -> None:
+def test_the_passes_know_no_config_no_engine_and_no_model() -> None:
     for path in (ROOT / "passes").glob("*.py"):
         assert imported(path) <= {"passes", "plan", "errors"}
         assert "diffusers" not in path.read_text()
