@@ -23,14 +23,14 @@ from .cost import left_whole
 from .cut import Cut, cut, told_timestep
 from .engines.choice import choose_engine
 from .errors import UnsupportedGraphError
+from .graph import effects, values
+from .graph.calling import note_call
+from .graph.fragment import Function, broken_function, own_function, resumed_function
+from .graph.input_names import input_name
+from .graph.work import trunk_work, work
 from .lowering import Lowering, forget_originals, lower_graph
 from .mistakes import is_block, told
 from .options import split_options, without_cuda_graphs
-from .passes import effects, values
-from .passes.calling import note_call
-from .passes.fragment import Function, broken_function, own_function, resumed_function
-from .passes.input_names import input_name
-from .passes.work import trunk_work, work
 
 _log = logging.getLogger("dicache_compile")
 _SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import DiCacheConfig
 from ..engines.base import Engine
-from ..passes.fragment import Function
+from ..graph.fragment import Function
 from ..program import Slot
 from .clock import Clock
 from .fragments import note_run

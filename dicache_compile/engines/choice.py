@@ -7,9 +7,9 @@ from functools import partial
 
 from ..config import DiCacheConfig
 from ..cut import Cut
+from ..graph import values
+from ..graph.input_names import input_name
 from ..lowering import Lowering
-from ..passes import values
-from ..passes.input_names import input_name
 from .base import CallsEngine, Engine, cond_engine, lower_program
 from .capturable import is_number, why_not_capturable
 from .captured import CapturedEngine

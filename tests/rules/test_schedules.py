@@ -14,7 +14,7 @@ from dicache_compile.calls.session import sessions_of
 from dicache_compile.errors import StepError
 from dicache_compile.estimators import DCTA, Reuse
 from dicache_compile.gates import ProbeError
-from dicache_compile.passes import effects
+from dicache_compile.graph import effects
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells
