@@ -4,13 +4,13 @@ model.compile(backend="dicache", fullgraph=True)
 """
 
 from .backend import dicache_backend
+from .calls.generation import generation
+from .calls.streams import stream
 from .config import DiCacheConfig
 from .configure import configure
 from .explain import explain
 from .integrations import listen as _listen
 from .reset import reset
-from .runtime.generation import generation
-from .runtime.streams import stream
 from .schedules import Schedule
 from .summary import summary
 

@@ -11,26 +11,26 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from .calls.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
+from .calls.fragments import Fragment
+from .calls.refusals import Refusal, Uncached
+from .calls.session import SessionFinder, release
+from .calls.sizes import read_sizes
+from .calls.step import CompiledStep, Places
 from .compiled import MARK
 from .config import DiCacheConfig
 from .cost import left_whole
 from .cut import Cut, cut, told_timestep
+from .engines.choice import choose_engine
 from .errors import UnsupportedGraphError
+from .graph import effects, values
+from .graph.calling import note_call
+from .graph.fragment import Function, broken_function, own_function, resumed_function
+from .graph.input_names import input_name
+from .graph.work import trunk_work, work
 from .lowering import Lowering, forget_originals, lower_graph
 from .mistakes import is_block, told
 from .options import split_options, without_cuda_graphs
-from .passes import effects, values
-from .passes.calling import note_call
-from .passes.fragment import Function, broken_function, own_function, resumed_function
-from .passes.input_names import input_name
-from .passes.work import trunk_work, work
-from .runtime.choice import choose_engine
-from .runtime.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
-from .runtime.fragments import Fragment
-from .runtime.refusals import Refusal, Uncached
-from .runtime.session import SessionFinder, release
-from .runtime.sizes import read_sizes
-from .runtime.step import CompiledStep, Places
 
 _log = logging.getLogger("dicache_compile")
 _SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word

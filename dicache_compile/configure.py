@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from .calls.adjustments import adjust
 from .config import DiCacheConfig
-from .runtime.adjustments import adjust
 from .subject import Subject, subjects
 
 

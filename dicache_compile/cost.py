@@ -12,8 +12,8 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from .passes import values
-from .passes.module_path import entries
+from .graph import values
+from .graph.module_path import entries
 from .plan import Inputs, Partition, Region
 
 Work = Mapping[fx.Node, int]

@@ -13,7 +13,7 @@ from torch import fx
 
 from .config import DiCacheConfig
 from .errors import TrainingError, UnsupportedGraphError
-from .passes.dataflow import Dataflow
+from .graph.dataflow import Dataflow
 from .passes.inline import has_checkpoints
 from .passes.pipeline import Passed, run_passes
 from .passes.timestep import find_timestep

@@ -15,13 +15,13 @@ from .config import DiCacheConfig
 from .cost import Uncut, left_whole, skippable_share, work_of
 from .cut import Cut, cut, told_timestep
 from .errors import UnsupportedGraphError
+from .graph import values
+from .graph.fragment import Function, about_break, broken_function, resumed_function
+from .graph.input_names import input_name
+from .graph.work import trunk_work
 from .mistakes import told
-from .passes import values
-from .passes.fragment import Function, about_break, broken_function, resumed_function
-from .passes.input_names import input_name
 from .passes.pipeline import Passed
 from .passes.printing import did, plan_text
-from .passes.work import trunk_work
 from .plan import Trunk
 from .program import Slot
 from .subject import subject, why_nothing_ran

@@ -8,10 +8,10 @@ from collections import defaultdict
 from torch import fx
 
 from .errors import UnsupportedGraphError
-from .passes import effects, values
-from .passes.calling import is_direct
-from .passes.fragment import about_break, broken_function, frames_of_break, resumed_function
-from .passes.module_path import entries
+from .graph import effects, values
+from .graph.calling import is_direct
+from .graph.fragment import about_break, broken_function, frames_of_break, resumed_function
+from .graph.module_path import entries
 
 _OTHER_CACHE = re.compile(r"diffusers/hooks/(\w*cache\w*|pyramid_attention_broadcast|layer_skip)\.py")
 _PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum"}

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .calls.adjustments import adjusted
+from .calls.refusals import Refusal, refusals_of
+from .calls.session import Session, sessions_of
 from .compiled import original, own_config
 from .config import DiCacheConfig
-from .runtime.adjustments import adjusted
-from .runtime.refusals import Refusal, refusals_of
-from .runtime.session import Session, sessions_of
 
 
 @dataclass(frozen=True, slots=True)

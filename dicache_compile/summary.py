@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .calls.session import Session
 from .config import DiCacheConfig
-from .runtime.session import Session
 from .subject import subject, why_nothing_ran
 
 MAX_GENERATIONS = 16

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import fx, nn
 
-from .passes.calling import note_call
+from .graph.calling import note_call
 
 Traced: TypeAlias = tuple[fx.GraphModule, Sequence[Any]]  # a graph, and what it was traced with
 

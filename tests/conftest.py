@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-import dicache_compile.runtime.capturable
-import dicache_compile.runtime.choice
+import dicache_compile.engines.capturable
+import dicache_compile.engines.choice
 from tests.fakes.recording_device import RecordingDevice
 
 # The models are tiny: threads would wait for each other longer than they compute.
@@ -31,6 +31,6 @@ def _fresh_dynamo() -> Iterator[None]:
 def captures(monkeypatch: pytest.MonkeyPatch) -> RecordingDevice:
     """The engines that capture get a stand-in for CUDA, where they are asked for by name; "auto" knows it is none."""
     device = RecordingDevice()
-    monkeypatch.setattr(dicache_compile.runtime.capturable, "DEVICES", ("cuda", "cpu"))
-    monkeypatch.setattr(dicache_compile.runtime.choice, "captures_on", lambda _: device)
+    monkeypatch.setattr(dicache_compile.engines.capturable, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(dicache_compile.engines.choice, "captures_on", lambda _: device)
     return device

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dicache_compile import explain
-from dicache_compile.cuda.captures import Captured, captures_on
+from dicache_compile.engines.cuda.captures import Captured, captures_on
 
 from .kit import STEPS, Kit
 

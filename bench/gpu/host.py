@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.calls.session import sessions_of
 
 from .cases import Run
 from .device import Device

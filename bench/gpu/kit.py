@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dicache_compile import DiCacheConfig, dicache_backend, reset, summary
-from dicache_compile.runtime.captured import CapturedEngine, Rung
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.calls.session import sessions_of
+from dicache_compile.engines.captured import CapturedEngine, Rung
 
 from .cases import Case, Run, build, case_named, share
 from .device import Device

@@ -7,8 +7,8 @@ import weakref
 from contextlib import suppress
 from typing import Any
 
-from ..runtime.runs import Run, begin_run
-from ..runtime.streams import current_request
+from ..calls.runs import Run, begin_run
+from ..calls.streams import current_request
 
 
 def announce(bar: Any, steps: int | None, by: object) -> Run:

@@ -2,7 +2,7 @@
 
 Pipelines call `model.cache_context("cond")` around the model, `self.progress_bar(total=steps)` around the loop, and
 `self.maybe_free_model_hooks()` at the end, by way of which `model._reset_stateful_cache()`. Each is wrapped, once, to
-tell the runtime; what they did they still do.
+tell `calls/`; what they did they still do.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from ..runtime.runs import Position, at, end_runs_of
-from ..runtime.session import forget_ended
-from ..runtime.streams import pipeline_stream
+from ..calls.runs import Position, at, end_runs_of
+from ..calls.session import forget_ended
+from ..calls.streams import pipeline_stream
 from .bars import announce
 from .imports import when_imported
 

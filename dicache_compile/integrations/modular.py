@@ -2,7 +2,7 @@
 
 Their loops are blocks. Most open a `progress_bar` of their own; some call `loop_step(..., i=...)` on every step, some
 tell a guider where they stand (`set_state`), and a pipeline's `__call__` is around all. Each is wrapped, once, to tell
-the runtime; what they did they still do. Not heard: a loop that does none of these.
+`calls/`; what they did they still do. Not heard: a loop that does none of these.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import functools
 from types import ModuleType
 from typing import Any
 
-from ..runtime.runs import begin_run, current_run, end_runs_of
-from ..runtime.streams import current_request
+from ..calls.runs import begin_run, current_run, end_runs_of
+from ..calls.streams import current_request
 from .bars import announce
 from .imports import when_imported
 

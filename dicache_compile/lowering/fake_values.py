@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from ..passes import effects
+from ..graph import effects
 
 _KEY = "example_value"
 

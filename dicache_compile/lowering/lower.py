@@ -14,8 +14,8 @@ from torch._inductor.exc import InductorError
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ..errors import LoweringError
-from ..passes import values
-from ..passes.copying import copy_module
+from ..graph import values
+from ..graph.copying import copy_module
 from ..plan import Partition
 from ..program import Kind, Piece, Slot, Value
 from .fake_values import record_fake_values

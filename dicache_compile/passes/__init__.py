@@ -1,1 +1,1 @@
-"""Graph passes: values in, values out. They know no config, no device property, no clock and no runtime."""
+"""Graph passes: values in, values out. They know no config, no device property, no clock, no engine and no call."""

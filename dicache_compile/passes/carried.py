@@ -21,16 +21,16 @@ import torch
 from torch import fx
 
 from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError, source_line
+from ..graph import effects, values
+from ..graph.dataflow import Dataflow
+from ..graph.latents import latents
+from ..graph.layout import CONCATENATIONS, Window, is_counted, is_like, size_of, traced_back
+from ..graph.links import links
+from ..graph.residual_path import Path, Step, Trail, residual_path, residual_walk
 from ..plan import Carried, Region, Trunk
-from . import effects, values
-from .dataflow import Dataflow
 from .joins import parts_of
-from .latents import latents
-from .layout import CONCATENATIONS, Window, is_counted, is_like, size_of, traced_back
-from .links import links
 from .parts import joined_again, part_of, real
 from .replay import replay, why_not_replayable
-from .residual_path import Path, Step, Trail, residual_path, residual_walk
 
 _SHUFFLES = {"roll", "index_select", "gather", "flip", "take_along_dim"}
 

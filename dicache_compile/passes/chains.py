@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from . import effects, values
-from .dataflow import Dataflow
-from .layout import CONCATENATIONS
-from .residual_path import residual_path
+from ..graph import effects, values
+from ..graph.dataflow import Dataflow
+from ..graph.layout import CONCATENATIONS
+from ..graph.residual_path import residual_path
 from .stacks import Stack
 
 Chain = tuple[Stack, ...]

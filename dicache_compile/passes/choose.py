@@ -12,14 +12,14 @@ import dataclasses
 from torch import fx
 
 from ..errors import NoCounterpartError
+from ..graph.copying import copy_module
+from ..graph.dataflow import Dataflow
+from ..graph.work import trunk_work, work
 from ..plan import Asked, Partition, Plan, Region, Trunk
 from .complete import completed
-from .copying import copy_module
-from .dataflow import Dataflow
 from .partition import regions_of, why_not_splittable
 from .sites import cut_sites
 from .trunk import find_trunks
-from .work import trunk_work, work
 
 
 def cut_trunk(plan: Plan) -> Plan:

@@ -13,9 +13,9 @@ from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import CollectiveError
+from ..graph import values
+from ..graph.observed import called, subgraphs
 from ..plan import Partition, Plan, Region
-from . import values
-from .observed import called, subgraphs
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "symm_mem", "_dtensor")
 _WAITING = "wait_tensor"  # for one that has begun

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from torch import fx
 
+from ..graph import effects
+from ..graph.dataflow import Dataflow
+from ..graph.residual_path import residual_path
 from ..plan import Block
-from . import effects
-from .dataflow import Dataflow
-from .residual_path import residual_path
 
 
 def completed(blocks: tuple[Block, ...], flow: Dataflow, called: bool) -> tuple[Block, ...]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import fx
 
+from ..graph import symbols, values
 from ..plan import Carried, Region
-from . import symbols, values
 
 ABOVE = (Region.PROLOGUE, Region.PROBE)  # the cut
 _BELOW = (Region.DEEP, Region.EPILOGUE)

@@ -15,9 +15,9 @@ import operator
 import torch
 from torch import fx
 
+from ..graph import effects
+from ..graph.copying import copy_module
 from ..plan import Plan
-from . import effects
-from .copying import copy_module
 
 # Operators that call a graph, by name, with the arguments between that graph and its own.
 _CALLING = {"tag_activation_checkpoint": 0, "wrap_activation_checkpoint": 0, "invoke_subgraph": 1}

@@ -12,10 +12,10 @@ import torch
 from torch import fx
 
 from ..errors import TimestepError
+from ..graph import values
+from ..graph.dataflow import Dataflow
+from ..graph.input_names import named, passed
 from ..plan import Inputs, Partition, Plan, Region
-from . import values
-from .dataflow import Dataflow
-from .input_names import named, passed
 from .timestep import find_timestep, why_no_timestep
 
 

@@ -7,10 +7,10 @@ import itertools
 import torch
 from torch import fx
 
+from ..graph import effects, values
+from ..graph.layout import CONCATENATIONS, Window, concatenated_dim, is_counted, points_back
+from ..graph.residual_path import Path, Step, Trail, residual_walk
 from ..plan import Region
-from . import effects, values
-from .layout import CONCATENATIONS, Window, concatenated_dim, is_counted, points_back
-from .residual_path import Path, Step, Trail, residual_walk
 
 
 def parts_of(y: fx.Node, regions: dict[fx.Node, Region]) -> tuple[Window, ...]:

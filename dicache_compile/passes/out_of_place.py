@@ -16,9 +16,9 @@ from collections import defaultdict
 import torch
 from torch import fx
 
+from ..graph import effects, values
+from ..graph.copying import copy_module
 from ..plan import Plan
-from . import effects, values
-from .copying import copy_module
 
 _METHODS = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div", "clamp_": "clamp", "addcmul_": "addcmul"}
 

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from torch import fx
 
 from ..errors import CrossingError, EffectError, NotCarriedError, NothingToSkipError, UnsupportedGraphError
+from ..graph import effects, randomness, values
+from ..graph.dataflow import Dataflow
+from ..graph.links import links
+from ..graph.residual_path import SLICES, residual_path
 from ..plan import Carried, Partition, Region, Trunk
-from . import effects, randomness, values
 from .carried import find_carried
 from .crossing import ABOVE, find_crossing, why_not_passable
-from .dataflow import Dataflow
-from .links import links
-from .residual_path import SLICES, residual_path
 
 
 def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:

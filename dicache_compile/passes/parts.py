@@ -14,9 +14,9 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ..graph import values
+from ..graph.layout import Window
 from ..plan import Region
-from . import values
-from .layout import Window
 
 Regions = dict[fx.Node, Region]
 

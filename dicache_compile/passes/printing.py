@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import fx
 
+from ..graph import effects, values
+from ..graph.input_names import input_name
 from ..plan import Plan, Region
-from . import effects, values
-from .input_names import input_name
 from .pipeline import Passed
 
 

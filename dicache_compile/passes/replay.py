@@ -20,11 +20,21 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import place
+from ..graph import effects, values
+from ..graph.dataflow import Dataflow
+from ..graph.layout import (
+    ADDITIONS,
+    CONCATENATIONS,
+    LAYOUTS,
+    SAME,
+    SCALED,
+    Window,
+    concatenated_dim,
+    points_back,
+    traced_back,
+)
 from ..plan import Region
-from . import effects, values
 from .crossing import ABOVE
-from .dataflow import Dataflow
-from .layout import ADDITIONS, CONCATENATIONS, LAYOUTS, SAME, SCALED, Window, concatenated_dim, points_back, traced_back
 
 _KEEPING = ADDITIONS | SAME | SCALED | {"linear"}
 

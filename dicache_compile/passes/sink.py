@@ -17,10 +17,10 @@ import dataclasses
 
 from torch import fx
 
+from ..graph import effects, randomness
+from ..graph.dataflow import Dataflow
 from ..plan import Partition, Plan, Region
-from . import effects, randomness
 from .crossing import ABOVE, find_crossing, why_not_passable
-from .dataflow import Dataflow
 
 
 def sink(plan: Plan) -> Plan:

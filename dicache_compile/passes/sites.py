@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from torch import fx
 
 from ..errors import NothingToSkipError
+from ..graph.dataflow import Dataflow
 from ..plan import Asked, Partition, Region, Trunk
 from .crossing import ABOVE, find_crossing
-from .dataflow import Dataflow
 from .partition import partition
 from .sublayers import cut_sublayers
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
+from ..graph import effects, values
+from ..graph.dataflow import Dataflow
+from ..graph.module_path import Entry, entries
+from ..graph.residual_path import residual_path
 from ..plan import Block
-from . import effects, values
 from .complete import completed
-from .dataflow import Dataflow
-from .module_path import Entry, entries
-from .residual_path import residual_path
 from .structure import repeated_blocks
 
 Nodes = tuple[fx.Node, ...]

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from . import effects, values
-from .align import in_order
-from .dataflow import Dataflow
+from ..graph import effects, values
+from ..graph.align import in_order
+from ..graph.dataflow import Dataflow
 
 _WINDOW = 6  # operations that are looked up together: single ones recur within a block
 _TOLERANCE = 2  # operations in a row that may differ between blocks

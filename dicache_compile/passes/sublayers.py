@@ -15,13 +15,13 @@ from collections.abc import Iterable
 from torch import fx
 
 from ..errors import NotCarriedError, NothingToSkipError
+from ..graph import effects, values
+from ..graph.dataflow import Dataflow
+from ..graph.layout import ADDITIONS
+from ..graph.residual_path import residual_path
 from ..plan import Block, Carried, Partition, Region, Trunk
-from . import effects, values
 from .crossing import find_crossing
-from .dataflow import Dataflow
-from .layout import ADDITIONS
 from .partition import check_effects
-from .residual_path import residual_path
 from .stacks import mixes_tokens
 
 ATTENTION, CROSS_ATTENTION, MLP = KINDS = ("attention", "cross_attention", "mlp")

@@ -15,10 +15,10 @@ import torch
 from torch import fx
 
 from ..errors import TimestepError
-from . import effects, values
-from .calling import numbers_of
-from .dataflow import Dataflow
-from .input_names import input_name, last_word, named, passed, tensor_inputs
+from ..graph import effects, values
+from ..graph.calling import numbers_of
+from ..graph.dataflow import Dataflow
+from ..graph.input_names import input_name, last_word, named, passed, tensor_inputs
 
 _TIMES = re.compile(r"(?:^|_)(?:time_?steps?|times?|t|ts|tsteps?|sigmas?|(?:log_?)?snrs?|noise_levels?|noise_scales?)$")
 # Numbers for each sample that are turned into waves too, but stay as they are from step to step.

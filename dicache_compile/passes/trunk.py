@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from torch import fx
 
 from ..errors import NothingToSkipError, NoTrunkError
+from ..graph.dataflow import Dataflow
+from ..graph.latents import latents
+from ..graph.module_path import entries
+from ..graph.work import trunk_work, work
 from ..plan import Trunk
 from .chains import Chain, chains
-from .dataflow import Dataflow
-from .latents import latents
-from .module_path import entries
 from .stacks import Stack, named_stacks, reached_blocks, unnamed_stacks
 from .turns import with_turns
-from .work import trunk_work, work
 
 
 def find_trunk(gm: fx.GraphModule, flow: Dataflow, owners: tuple[str, ...] = ()) -> Trunk:

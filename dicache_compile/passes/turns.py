@@ -6,9 +6,9 @@ import itertools
 
 from torch import fx
 
+from ..graph.dataflow import Dataflow
+from ..graph.residual_path import is_layout
 from ..plan import PAIR, Block
-from .dataflow import Dataflow
-from .residual_path import is_layout
 from .stacks import Nodes, Stack, is_entered_from
 
 _AT_MOST = 4  # lists that take turns

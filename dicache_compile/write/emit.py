@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..passes import effects, symbols, values
-from ..passes.copying import graph_module
+from ..graph import effects, symbols, values
+from ..graph.copying import graph_module
 from ..program import Kind, Piece, Value
 from .constants import ConstantTracer, PlacesOnDevice
 from .trial import method_name

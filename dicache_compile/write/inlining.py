@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..passes.copying import graph_module
+from ..graph.copying import graph_module
 from ..program import Kind, Piece, Value
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..passes import symbols, values
+from ..graph import symbols, values
 from ..passes.crossing import ABOVE
 from ..plan import Inputs, Partition, Region
 from ..program import Kind, Slot, Value

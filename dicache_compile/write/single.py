@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._inductor import inductor_prims
 
-from ..passes import values
+from ..graph import values
 from ..program import Choose, Kind, Op, Piece, Program, Run, Value, pieces_of
 from .inlining import Inlined
 from .strides import is_permuted

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..graph import values
 from ..kernels.float8 import FLOAT8, scaled, value
-from ..passes import values
 from ..program import Slot
 from ..rules import SlotSpec
 from .emit import Emitter

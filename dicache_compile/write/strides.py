@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..passes import values
+from ..graph import values
 
 
 def order_of(y: Tensor, x: Tensor) -> tuple[int, ...] | None:

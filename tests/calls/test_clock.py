@@ -11,8 +11,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, reset, stream, summary
 from dicache_compile import generation as announced
+from dicache_compile.calls.clock import EarlierClock
 from dicache_compile.errors import StepError
-from dicache_compile.runtime.clock import EarlierClock
 from tests import models
 from tests.contract.test_contract import STEPS
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, generation, stream, summary
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near
 from tests.fakes.recording_device import RecordingDevice

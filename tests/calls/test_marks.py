@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from dicache_compile import summary
+from dicache_compile.calls.marks import mark_of, marks_of
+from dicache_compile.calls.session import sessions_of
 from dicache_compile.errors import UncachedWarning
-from dicache_compile.runtime.marks import mark_of, marks_of
-from dicache_compile.runtime.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.models import SingleStream

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, generation, reset, stream, summary
+from dicache_compile.calls.runs import Position, at, current_run
+from dicache_compile.calls.session import sessions_of
+from dicache_compile.calls.streams import pipeline_stream
 from dicache_compile.errors import CacheWarning, StepError
 from dicache_compile.integrations.bars import announce
-from dicache_compile.runtime.runs import Position, at, current_run
-from dicache_compile.runtime.session import sessions_of
-from dicache_compile.runtime.streams import pipeline_stream
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dicache_compile import generation, stream, summary
+from dicache_compile.calls.runs import current_run
+from dicache_compile.calls.streams import current_name, pipeline_stream
 from dicache_compile.errors import StepError
-from dicache_compile.runtime.runs import current_run
-from dicache_compile.runtime.streams import current_name, pipeline_stream
 from tests import models
 from tests.contract.test_contract import STEPS, compiled
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, reset, stream, summary
-from dicache_compile.runtime.runs import begin_run
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.calls.runs import begin_run
+from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 
@@ -222,7 +222,7 @@ def test_a_pipeline_tells_the_number_of_steps() -> None:
 def test_a_model_that_is_gone_leaves_no_session() -> None:
     import gc
 
-    from dicache_compile.runtime import session
+    from dicache_compile.calls import session
 
     model = models.make(models.SingleStream)
     generate(compiled(model), model)
@@ -256,7 +256,7 @@ def test_models_that_share_a_table_never_meet() -> None:
 
 
 def test_a_pipelines_names_stand_below_an_explicit_one() -> None:
-    from dicache_compile.runtime.streams import pipeline_stream
+    from dicache_compile.calls.streams import pipeline_stream
 
     model = models.make(models.SingleStream)
     call = compiled(model)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, stream, summary
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, compiled
 

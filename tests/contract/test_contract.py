@@ -142,8 +142,8 @@ def test_a_deep_step_after_probing_equals_the_uncached_step(kind: type[Model], e
 
 @each_model
 def test_no_block_runs_twice_and_every_block_runs_once(kind: type[Model]) -> None:
-    from dicache_compile.passes import effects
-    from dicache_compile.runtime.session import sessions_of
+    from dicache_compile.calls.session import sessions_of
+    from dicache_compile.graph import effects
 
     def attentions(graph: torch.fx.Graph) -> int:
         return sum(effects.name(node) == "scaled_dot_product_attention" for node in graph.nodes)
@@ -221,7 +221,7 @@ def test_an_abandoned_generation_leaves_nothing_for_the_next(engine: str, seed: 
 
 
 def test_state_is_allocated_once_and_bounded() -> None:
-    from dicache_compile.runtime.session import sessions_of
+    from dicache_compile.calls.session import sessions_of
 
     model = models.make(models.TwoStream)
     call = compiled(model, threshold=0.3)

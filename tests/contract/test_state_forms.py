@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, explain, summary
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import KINDS, assert_near, compiled, generate
 from tests.helpers.cells import cells

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dicache_compile import DiCacheConfig, Schedule, explain, summary
+from dicache_compile.calls.session import sessions_of
 from dicache_compile.estimators import Reuse
-from dicache_compile.passes import effects
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.graph import effects
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, reset, stream, summary
+from dicache_compile.calls.session import sessions_of
+from dicache_compile.engines import choice
+from dicache_compile.engines.recording import Recording
+from dicache_compile.engines.static_inputs import static_inputs
 from dicache_compile.errors import StepError
-from dicache_compile.runtime import choice
-from dicache_compile.runtime.recording import Recording
-from dicache_compile.runtime.session import sessions_of
-from dicache_compile.runtime.static_inputs import static_inputs
 from tests import models
 from tests.contract.test_contract import compiled, generate
 from tests.fakes.recording_device import RecordingDevice
@@ -293,7 +293,7 @@ class OnTheHost(models.SingleStream):
 def test_what_a_capture_would_not_do_again_is_refused_with_its_line(
     kind: type[models.Model], device: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dicache_compile.runtime.capturable.DEVICES", (device,))
+    monkeypatch.setattr("dicache_compile.engines.capturable.DEVICES", (device,))
     model = models.make(kind).to(device)
     arguments = [argument.to(device) for argument in models.inputs(model, 0, STEPS)]
     call = compiled(model, engine="conditional")
@@ -412,7 +412,7 @@ def test_an_engine_asked_for_by_name_fails_where_it_cannot_be_had(
 
 @each_captured
 def test_a_captured_engine_on_the_cpu_is_refused(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dicache_compile.runtime.capturable.DEVICES", ("cuda",))
+    monkeypatch.setattr("dicache_compile.engines.capturable.DEVICES", ("cuda",))
     model = models.make(models.SingleStream)
     with pytest.raises(Exception, match=f"engine='{engine}' cannot run this model: the model is on cpu"):
         generate(compiled(model, engine=engine), model, steps=1)

@@ -30,7 +30,7 @@ def fake_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def conditional() -> Any:
     """The module under test, with code that the stand-in can load in place of compiled code."""
-    from dicache_compile.cuda import conditional, predicate
+    from dicache_compile.engines.cuda import conditional, predicate
 
     predicate.compile_kernel = lambda _: CODE
     return conditional
@@ -57,7 +57,7 @@ def composed(step: Step, address: int, device: int = 0) -> Any:
 
 def refusal(run: Any) -> str:
     """The words with which something is refused."""
-    from dicache_compile.cuda.driver import CudaError
+    from dicache_compile.engines.cuda.driver import CudaError
 
     with pytest.raises(CudaError) as raised:
         run()
@@ -200,7 +200,7 @@ def test_a_graph_that_is_dropped_is_destroyed_once(fake: FakeDriver) -> None:
 @in_a_process
 def test_the_kernel_is_loaded_once_for_each_device(fake: FakeDriver) -> None:
     conditional()
-    from dicache_compile.cuda.predicate import kernel
+    from dicache_compile.engines.cuda.predicate import kernel
 
     first = kernel(0, HOPPER)
     fake.set_context(0xC0FFEE11111)
@@ -212,7 +212,7 @@ def test_the_kernel_is_loaded_once_for_each_device(fake: FakeDriver) -> None:
 
 @in_a_process
 def test_it_is_known_why_there_can_be_no_branch_on_the_device(fake: FakeDriver) -> None:
-    from dicache_compile.cuda import driver
+    from dicache_compile.engines.cuda import driver
 
     assert driver.why_no_conditional() is None
     fake.set_version(12040)
@@ -227,7 +227,7 @@ def test_it_is_known_why_there_can_be_no_branch_on_the_device(fake: FakeDriver) 
 
 @in_a_process
 def test_bindings_that_are_old_or_missing_are_named() -> None:
-    from dicache_compile.cuda import driver
+    from dicache_compile.engines.cuda import driver
 
     driver.version = lambda _: "12.9.4"
     assert driver.why_no_conditional() == "cuda-bindings 12.9.4 is installed, and version 13 or later is needed"
@@ -243,7 +243,7 @@ def test_bindings_that_are_old_or_missing_are_named() -> None:
 def test_the_stand_in_refuses_handles_that_are_unknown_used_or_destroyed(fake: FakeDriver) -> None:
     from cuda.bindings import driver
 
-    from dicache_compile.cuda.driver import checked
+    from dicache_compile.engines.cuda.driver import checked
 
     invalid = (driver.CUresult.CUDA_ERROR_INVALID_VALUE, None)
     assert driver.cuGraphGetNodes(driver.CUgraph(init_value=64), 0)[0] == invalid[0]

@@ -21,7 +21,7 @@ def fake_library(tmp_path: Path) -> Path:
 
 def compiled(capability: tuple[int, int]) -> bytes:
     """Code for a compute capability; skips the test where there is no compiler."""
-    from dicache_compile.cuda import driver, predicate
+    from dicache_compile.engines.cuda import driver, predicate
 
     try:
         driver.checked(driver.compiler().nvrtcVersion())
@@ -59,7 +59,7 @@ def test_the_kernel_is_machine_code_that_leaves_one_function_to_the_driver() -> 
 @in_a_process
 def test_an_architecture_that_the_compiler_does_not_know_is_told_in_its_words() -> None:
     compiled((9, 0))
-    from dicache_compile.cuda.driver import CudaError
+    from dicache_compile.engines.cuda.driver import CudaError
 
     with pytest.raises(CudaError, match=r"^NVRTC_ERROR_INVALID_OPTION: .*gpu-architecture[^\0]*$"):
         compiled((1, 0))

@@ -17,7 +17,7 @@ from bench.gpu.host import host_parts
 from bench.gpu.kit import MIXED, STEPS, Kit
 from bench.gpu.measure import generate
 from bench.gpu.quiet import FILE, building, timing
-from dicache_compile.runtime.recording import Recording
+from dicache_compile.engines.recording import Recording
 
 
 @pytest.fixture

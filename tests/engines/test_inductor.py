@@ -75,7 +75,7 @@ def test_compiled_pieces_decide_and_estimate_as_the_oracle(kind: type[models.Mod
 @pytest.mark.parametrize("kind", [models.SingleStream, models.Controlled])
 def test_a_new_anchor_takes_the_place_of_the_older_in_a_compiled_deep_piece(kind: type[models.Model]) -> None:
     """Compiled in-place writes of one input from another go wrong (see `write_back`); the ring has none."""
-    from dicache_compile.runtime.session import sessions_of
+    from dicache_compile.calls.session import sessions_of
 
     model = models.make(kind)
     call = compiled(model, threshold=0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from dicache_compile.cuda.captures import Choice, Part, _no_autocast_cache
+from dicache_compile.engines.cuda.captures import Choice, Part, _no_autocast_cache
 
 Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[Tensor]]
 
@@ -60,7 +60,7 @@ class Tape(TorchDispatchMode):
 
 
 class RecordingDevice:
-    """Has the methods of `runtime.recording.Captures`, and a list of what was done."""
+    """Has the methods of `engines.recording.Captures`, and a list of what was done."""
 
     def __init__(self) -> None:
         self.done: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dicache_compile.passes import effects
+from dicache_compile.graph import effects
 from dicache_compile.plan import Partition, Trunk
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from dicache_compile.errors import UnsupportedGraphError
-from dicache_compile.passes.dataflow import Dataflow
+from dicache_compile.graph.dataflow import Dataflow
 from dicache_compile.passes.out_of_place import out_of_place
 from dicache_compile.passes.partition import partition
 from dicache_compile.passes.trunk import find_trunk

@@ -11,7 +11,7 @@ from torch import fx, nn
 from dicache_compile import DiCacheConfig
 from dicache_compile.cut import Cut, cut
 from dicache_compile.errors import UnsupportedGraphError
-from dicache_compile.passes.dataflow import Dataflow
+from dicache_compile.graph.dataflow import Dataflow
 from dicache_compile.passes.partition import partition, why_not_splittable
 from dicache_compile.passes.trunk import find_trunk
 from dicache_compile.plan import Partition
@@ -346,7 +346,7 @@ def test_the_users_graph_stays_as_it_is() -> None:
     [("timestep", "timestep"), ("t", "t"), ("sigma", "sigma"), ("noise_level", "noise_level"), ("clock", "clock")],
 )
 def test_inputs_finds_the_timestep_by_name_or_by_the_sine_that_is_taken(name: str, expected: str) -> None:
-    from dicache_compile.passes.input_names import input_name
+    from dicache_compile.graph.input_names import input_name
 
     source = f"def forward(self, hidden_states, {name}): return Tiny.forward(self, hidden_states, {name})"
     scope: dict[str, Any] = {"Tiny": Tiny}
@@ -369,7 +369,7 @@ def test_inputs_refuses_a_graph_without_a_timestep_and_names_what_there_is() -> 
 
 
 def test_inputs_are_conditions_unless_they_are_the_latents_or_the_timestep() -> None:
-    from dicache_compile.passes.input_names import input_name
+    from dicache_compile.graph.input_names import input_name
 
     model = models.make(models.Mixed)
     found = cut_of(model, *models.inputs(model, 0, 10))

@@ -11,8 +11,8 @@ from torch.distributions import Beta, Dirichlet, Gamma, Normal
 from torch.nn import functional
 
 from dicache_compile.errors import UnsupportedGraphError
-from dicache_compile.passes import effects
-from dicache_compile.passes.randomness import is_random
+from dicache_compile.graph import effects
+from dicache_compile.graph.randomness import is_random
 from tests.helpers.graphs import Mixer, Tiny, captured, tiny_inputs
 from tests.passes.test_passes import cut_of
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dicache_compile.passes import effects, randomness
+from dicache_compile.graph import effects, randomness
 from dicache_compile.plan import Region
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
 from dicache_compile.cut import cut
 from dicache_compile.errors import UncachedWarning, UnsupportedGraphError
-from dicache_compile.passes.input_names import input_name
+from dicache_compile.graph.input_names import input_name
 from tests import models
 from tests.contract.test_contract import STEPS
 from tests.helpers.graphs import captured

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, generation, stream, summary
+from dicache_compile.calls.session import sessions_of
 from dicache_compile.errors import CacheWarning
-from dicache_compile.runtime.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 

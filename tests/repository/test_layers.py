@@ -13,16 +13,19 @@ import zoo
 ROOT = Path(dicache_compile.__file__).parent
 # From the bottom up; a module imports from its own layer and those before it.
 LAYERS = (
-    ("errors", "plan", "program", "kernels", "rules", "cuda"),
-    ("gates", "estimators", "passes"),
+    ("errors", "plan", "program", "kernels", "rules"),
+    ("gates", "estimators", "graph"),
+    ("passes",),
     ("write",),
     ("config", "checks", "fields", "presets", "schedules", "lowering"),
     ("options", "cut", "cost", "compiled", "mistakes", "tracing"),
-    ("runtime",),
+    ("engines",),
+    ("calls",),
     ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),
     ("__init__",),
 )
 MODULES = sorted(ROOT.rglob("*.py"))
+GRAPH_AND_PASSES = [path for path in MODULES if path.parent.name in ("graph", "passes")]
 
 
 def layer(module: str) -> int:
@@ -48,16 +51,16 @@ def test_a_layer_imports_only_downwards(path: Path) -> None:
         assert layer(name) <= layer(own), f"{own} imports {name}"
 
 
-def test_the_passes_know_no_config_no_runtime_and_no_model() -> None:
-    for path in (ROOT / "passes").glob("*.py"):
-        assert imported(path) <= {"passes", "plan", "errors"}
+def test_graph_and_passes_know_no_config_no_engine_and_no_model() -> None:
+    for path in GRAPH_AND_PASSES:
+        assert imported(path) <= {"graph", "passes", "plan", "errors"}
         assert "diffusers" not in path.read_text()
 
 
-def test_no_pass_has_the_name_of_a_model_or_of_its_lists() -> None:
+def test_graph_and_passes_have_no_name_of_a_model_or_of_its_lists() -> None:
     entries = zoo.entries().values()
     names = {entry.model for entry in entries} | {path for entry in entries for path in entry.trunk}
-    for path in (ROOT / "passes").glob("*.py"):
+    for path in GRAPH_AND_PASSES:
         tree = ast.parse(path.read_text())
         described = {
             ast.get_docstring(node, clean=False)
@@ -66,6 +69,13 @@ def test_no_pass_has_the_name_of_a_model_or_of_its_lists() -> None:
         }
         texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)} - described
         assert not {text for text in texts if isinstance(text, str) and text in names}
+
+
+def test_what_speaks_to_cuda_knows_nothing_of_what_runs() -> None:
+    for path in (ROOT / "engines" / "cuda").glob("*.py"):
+        assert imported(path) <= {"engines", "errors"}
+        text = path.read_text()
+        assert not any(f"from ..{name}" in text for name in ("base", "captured", "recording", "choice"))
 
 
 def test_every_file_is_small() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig
+from dicache_compile.calls.settings import forced_steps
 from dicache_compile.estimators import DCTA, Reuse
 from dicache_compile.options import split_options
-from dicache_compile.runtime.settings import forced_steps
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, configure, dicache_backend, explain, reset, stream, summary
-from dicache_compile.runtime.settings import forced_steps
+from dicache_compile.calls.settings import forced_steps
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.models import SingleStream

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, Schedule, configure, explain, generation, summary
+from dicache_compile.calls.session import sessions_of
 from dicache_compile.errors import StepError
 from dicache_compile.estimators import DCTA, Reuse
 from dicache_compile.gates import ProbeError
-from dicache_compile.passes import effects
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.graph import effects
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells

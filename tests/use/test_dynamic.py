@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 import zoo
 from dicache_compile import DiCacheConfig, dicache_backend, summary
-from dicache_compile.runtime.session import sessions_of
+from dicache_compile.calls.session import sessions_of
 from tests.models import Model
 from tests.oracles.hook_oracle import HookOracle
 from tests.oracles.plain_oracle import PlainDiCache

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, generation, summary
-from dicache_compile.runtime.runs import current_run
+from dicache_compile.calls.runs import current_run
 from tests import models
 
 modular = pytest.importorskip("diffusers.modular_pipelines.modular_pipeline", reason="the blocks are diffusers'")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, dicache_backend, generation, summary
-from dicache_compile.runtime.runs import current_run
+from dicache_compile.calls.runs import current_run
 from tests.use.test_pipelines import STEPS, WAN, compiled, diffusers, flux, run, wan
 
 CONFIG: dict[str, Any] = {"threshold": 10.0, "final_steps": 1}

@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 import zoo
 from dicache_compile import DiCacheConfig, configure, explain, summary
+from dicache_compile.calls.session import sessions_of
 from dicache_compile.errors import UncachedWarning
-from dicache_compile.runtime.session import sessions_of
 from tests.helpers.traced import Traced
 from tests.helpers.unnamed import APART, form_agrees
 from tests.oracles.hook_oracle import HookOracle

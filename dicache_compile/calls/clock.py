@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..errors import StepError
-from ..passes.fragment import Function
+from ..graph.fragment import Function
 from .state import StreamState
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..passes import values
+from ..graph import values
 from ..program import Slot
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from ..config import DiCacheConfig
-from ..passes.fragment import Function
+from ..engines.base import Engine
+from ..graph.fragment import Function
 from ..program import Slot
 from .clock import Clock
-from .engines import Engine
 from .fragments import note_run
 from .progress import follow, follow_count, follow_position, follow_times
 from .runs import Run, current_position, current_run

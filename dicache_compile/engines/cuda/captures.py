@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..errors import StepError
+from ...errors import StepError
 from .conditional import Branch, ConditionalGraph
 from .driver import CudaError, why_no_conditional
 

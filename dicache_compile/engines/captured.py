@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CaptureError, StepError
-from .engines import CallsEngine
+from .base import CallsEngine, State
 from .recording import Captures, Key, Recorded, Recording, shape_key
-from .state import StreamState
 
 _log = logging.getLogger("dicache_compile")
 _SHORT_LIVED = 3  # captures in a row that served one step only, after which no more are made
@@ -51,7 +50,7 @@ class CapturedEngine:
     def reason(self) -> str | None:
         return self._last.reason
 
-    def step(self, inputs: Sequence[Any], state: StreamState) -> Sequence[Any]:
+    def step(self, inputs: Sequence[Any], state: State) -> Sequence[Any]:
         recording: Recording | None = state.recording
         if recording is None or not recording.fits(inputs):
             if recording is not None:
@@ -64,7 +63,7 @@ class CapturedEngine:
         self._last = recording.rung
         return recording.run(inputs)
 
-    def _record(self, inputs: Sequence[Any], state: StreamState) -> Recording | None:
+    def _record(self, inputs: Sequence[Any], state: State) -> Recording | None:
         """A recording on the highest rung that these inputs can have; None: there is none, they are to be called."""
         key = shape_key(self._recorded, inputs)
         before = self._rungs.get(key, self._first)
@@ -83,7 +82,7 @@ class CapturedEngine:
         return recording[0]
 
     def _launchable(
-        self, rung: str, inputs: Sequence[Any], state: StreamState, reasons: list[str]
+        self, rung: str, inputs: Sequence[Any], state: State, reasons: list[str]
     ) -> tuple[Recording, str] | None:
         """(a recording, the highest rung from this one on that has a launch for it), and why not a higher one."""
         try:
@@ -130,7 +129,7 @@ class CapturedEngine:
         return reason
 
 
-def _recorded(recorded: Recorded, captures: Captures, inputs: Sequence[Any], state: StreamState) -> Recording:
+def _recorded(recorded: Recorded, captures: Captures, inputs: Sequence[Any], state: State) -> Recording:
     try:
         return Recording(recorded, captures, inputs, state.values)
     except BaseException:  # an interrupt leaves a capture as spoilt as an error does

@@ -148,7 +148,7 @@ class StreamState:
             self.index = index
 
     def set_run(self, mode: int, start: int) -> None:
-        """Says what starts generations, and the index of their first steps: see `passes.control.RUN`."""
+        """Says what starts generations, and the index of their first steps: see `write.control.RUN`."""
         self._write({RUN: (mode, start)})
 
     def tell(self, settings: Settings) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..passes.fragment import Function
+from ..graph.fragment import Function
 
 _clock = itertools.count(1)
 _ran: dict[tuple[Function | None, int], int] = {}  # function and work of its trunk -> when such a graph last ran

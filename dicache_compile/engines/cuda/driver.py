@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
-from ..errors import CaptureError
+from ...errors import CaptureError
 
 _BINDINGS = 13  # major version, the first whose calls are as they are written here
 _DRIVER = 12080  # CUDA 12.8 brought the second body, ELSE, of a conditional node

@@ -6,14 +6,14 @@ import logging
 from functools import partial
 
 from ..config import DiCacheConfig
-from ..cuda.captures import captures_on
 from ..cut import Cut
+from ..graph import values
+from ..graph.input_names import input_name
 from ..lowering import Lowering
-from ..passes import values
-from ..passes.input_names import input_name
+from .base import CallsEngine, Engine, cond_engine, lower_program
 from .capturable import is_number, why_not_capturable
 from .captured import CapturedEngine
-from .engines import CallsEngine, Engine, cond_engine, lower_program
+from .cuda.captures import captures_on
 from .recording import Recorded
 
 _log = logging.getLogger("dicache_compile")

@@ -1,6 +1,6 @@
 """What a node does besides giving a value: writes in place, modes that it switches. (`randomness`: random numbers.)
 
-Dataflow alone does not order these, so the passes add the edges that `ordering` gives.
+Dataflow alone does not order these, so `dataflow` adds the edges that `ordering` gives.
 """
 
 from __future__ import annotations

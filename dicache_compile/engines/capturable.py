@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..cut import Cut
 from ..errors import source_line
-from ..passes import effects, randomness, values
-from ..passes.input_names import input_name
+from ..graph import effects, randomness, values
+from ..graph.input_names import input_name
 
 DEVICES = ("cuda",)  # types of devices that can capture
 _READS = {"item", "tolist", "_local_scalar_dense"}

@@ -7,12 +7,24 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Protocol, TypeAlias
 
+from torch import Tensor
+
 from ..lowering import Lowering
 from ..program import Kind, Op, Program, Run, Value
 from ..write import single_graph
-from .state import StreamState
 
 Pick = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+class State(Protocol):
+    """What an engine needs of a stream's state: `calls.state.StreamState`."""
+
+    recording: Any  # what the engine has captured for these tensors
+
+    @property
+    def values(self) -> Sequence[Tensor]:
+        """The tensors, in the order of the program's slots."""
+        ...
 
 
 class Engine(Protocol):
@@ -28,7 +40,7 @@ class Engine(Protocol):
         """Why not in the way that the config or the device would have it; None where it is that way."""
         ...
 
-    def step(self, inputs: Sequence[Any], state: StreamState) -> Sequence[Any]:
+    def step(self, inputs: Sequence[Any], state: State) -> Sequence[Any]:
         """The model's outputs for its inputs (in the order of its placeholders); updates `state`."""
         ...
 
@@ -103,7 +115,7 @@ class CallsEngine:
     def name(self) -> str:
         return "calls"
 
-    def step(self, inputs: Sequence[Any], state: StreamState) -> Sequence[Any]:
+    def step(self, inputs: Sequence[Any], state: State) -> Sequence[Any]:
         registers = self.program.registers(inputs, state.values)
         for op in self.program.ops:
             op(registers)
@@ -124,7 +136,7 @@ class CondEngine:
     def name(self) -> str:
         return "cond"
 
-    def step(self, inputs: Sequence[Any], state: StreamState) -> Sequence[Any]:
+    def step(self, inputs: Sequence[Any], state: State) -> Sequence[Any]:
         results = self.single(*self.reads((*inputs, *state.values)))
         for slot, new in zip(self.written, results[self.outputs :], strict=True):
             state.values[slot].copy_(new)

@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ..cuda.captures import Choice, Launch, Part
 from ..errors import CaptureError
-from .engines import LoweredChoice, LoweredOp, LoweredProgram
+from .base import LoweredChoice, LoweredOp, LoweredProgram
+from .cuda.captures import Choice, Launch, Part
 from .static_inputs import static_inputs
 from .weights import Addresses
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Captures(Protocol):
-    """What captures need of a device: `cuda.captures.CudaCaptures`, or a stand-in for it."""
+    """What captures need of a device: `engines.cuda.captures.CudaCaptures`, or a stand-in for it."""
 
     def turn(self) -> AbstractContextManager[int]: ...
     def warm_up(self, run: Callable[[], T]) -> T: ...
