@@ -6,6 +6,7 @@ in tests, and is traced once into the graph of the step. Each method has one arg
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,10 +48,10 @@ class Seen:
     @property
     def times(self) -> Tensor:
         """The timesteps of the last anchors, the newest first: float32, shape (how many). Needs `anchor_times`."""
-        return torch.stack([self.state[f"{ANCHOR_TIME}{age + 1}"] for age in range(self._ages())])
-
-    def _ages(self) -> int:
-        return sum(name.startswith(ANCHOR_TIME) and name[len(ANCHOR_TIME) :].isdigit() for name in self.state)
+        names = itertools.takewhile(
+            lambda name: name in self.state, (f"{ANCHOR_TIME}{age}" for age in itertools.count(1))
+        )
+        return torch.stack([self.state[name] for name in names])
 
 
 @dataclass(frozen=True, slots=True)
