@@ -74,7 +74,7 @@ def _branches(block: Block, flow: Dataflow) -> list[tuple[fx.Node, set[fx.Node]]
             for operand in added.all_input_nodes:
                 if operand in moving and operand not in stream and values.same_size(operand, added):
                     result = _ungated(operand, moving)
-                    found[result] = _leading(result, stream, moving)
+                    found[result] = _leading(result, stream, moving, flow)
     order = {node: place for place, node in enumerate(block.nodes)}
     return sorted(found.items(), key=lambda one: order[one[0]])
 
@@ -90,11 +90,11 @@ def _ungated(result: fx.Node, moving: set[fx.Node]) -> fx.Node:
     return result
 
 
-def _leading(result: fx.Node, stream: set[fx.Node], moving: set[fx.Node]) -> set[fx.Node]:
-    """What leads from the stream to a result, the result included."""
+def _leading(result: fx.Node, stream: set[fx.Node], moving: set[fx.Node], flow: Dataflow) -> set[fx.Node]:
+    """What leads from the stream to a result, the result and what is written on the way included."""
     found, pending = {result}, [result]
     while pending:
-        for needed in pending.pop().all_input_nodes:
+        for needed in flow.needs(pending.pop()):
             if needed in moving and needed not in stream and needed not in found:
                 found.add(needed)
                 pending.append(needed)

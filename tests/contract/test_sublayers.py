@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import zoo
 from dicache_compile import DiCacheConfig, Schedule, explain, summary
 from dicache_compile.calls.session import sessions_of
 from dicache_compile.estimators import Reuse
@@ -160,3 +161,21 @@ def test_a_model_without_such_parts_says_so() -> None:
     found = explain(call, *models.inputs(model, 0, STEPS))
     assert found.reason == "no part of a block is cross_attention by its form, among the blocks of blocks"
     assert not math.isnan(found.skippable)
+
+
+@pytest.mark.parametrize("name", ["wan", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("flux", "sd3"))])
+@pytest.mark.parametrize("sites", ["attention", pytest.param("mlp", marks=pytest.mark.exhaustive)])
+def test_parts_of_a_diffusers_models_blocks_are_found(name: str, sites: str) -> None:
+    entry = zoo.entries()[name]
+    model, call = entry.build(), entry.call()
+    config = DiCacheConfig(sites=sites, lowering="eager", strict=True, num_steps=4, streams=1, **SCHEDULE)
+    compiled_model = torch.compile(model, backend="dicache", fullgraph=True, options=config.options())
+    changed = []
+    with torch.no_grad():
+        for step in range(4):
+            given = {name: one + 0.1 * step if name == "hidden_states" else one for name, one in call.items()}
+            ours, theirs = compiled_model(**given)[0], model(**given)[0]
+            assert step not in DEEP or torch.equal(ours, theirs)
+            changed.append(not torch.equal(ours, theirs))
+    assert changed == [step not in DEEP for step in range(4)]
+    assert len(sessions_of(model)[-1].last_cut.partition.carried) >= len(explain(model).blocks)
