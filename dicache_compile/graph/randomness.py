@@ -37,8 +37,10 @@ def _draws(node: fx.Node) -> bool:
         return any(is_random(inner) for part in graphs for inner in part.graph.nodes)
     may = [overload for overload in _overloads(node) if torch.Tag.nondeterministic_seeded in overload.tags]
     if not isinstance(node.target, types.FunctionType):
-        # Its arguments are the operator's own.
-        return any(_drew(Called(overload, node.args, node.kwargs)) for overload in may)
+        # Its arguments are the operator's own; a number among them may be one that changes between calls.
+        if not any(_drew(Called(overload, node.args, node.kwargs)) for overload in may):
+            return False
+        return _drew_when_run(node, True)
     key = node.target, _form(node.args), _form(node.kwargs)
     if key not in _known:
         if len(_known) >= _MOST_KNOWN:

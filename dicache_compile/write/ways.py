@@ -20,7 +20,7 @@ from .slots import Updates, check_names
 def write_deep(parts: Parts, emitter: Emitter) -> None:
     """D: deep blocks and new anchor. Of several sites also what runs between and after them."""
     partition = parts.partition
-    updates: Updates = {"anchors": emitter.trace(_one_more, emitter.state("anchors"))}
+    updates: Updates = {}
     regions = (Region.DEEP,) if partition.sites == 1 else (Region.DEEP, Region.EPILOGUE)
     stretches, rest = _up_to_each(partition, partition.nodes(*regions))
     for place, nodes in stretches:
@@ -28,7 +28,7 @@ def write_deep(parts: Parts, emitter: Emitter) -> None:
         emitter.copy(nodes)
         updates |= _anchored(parts, emitter, place, apart=partition.sites > 1)
     emitter.copy(rest)
-    write_back(emitter, updates)
+    write_back(emitter, {"anchors": emitter.trace(_one_more, emitter.state("anchors")), **updates})
 
 
 def write_stand_in(parts: Parts, emitter: Emitter) -> None:

@@ -101,7 +101,7 @@ def test_a_stream_that_changes_its_dtype_in_the_probe_is_measured_alike(engine: 
     (steps,) = summary(call).generations[-1].streams.values()
     for step, gamma in zip(steps, oracle.gammas, strict=True):
         assert step.gamma == (pytest.approx(gamma, rel=1e-5) if gamma is not None else None)
-    found = sessions_of(model)[-1].last_cut.partition.streams[0]
+    found = sessions_of(model)[-1].last_cut.partition.carried[0]
     assert [node.meta["example_value"].dtype for node in (found.x, found.h)] == [torch.bfloat16, torch.float32]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from dicache_compile.errors import UnsupportedGraphError
+from dicache_compile.graph.copying import copy_module
 from dicache_compile.graph.dataflow import Dataflow
 from dicache_compile.passes.out_of_place import out_of_place
 from dicache_compile.passes.partition import partition
@@ -25,7 +26,7 @@ APART = {
 
 def form(gm: fx.GraphModule, named: bool) -> tuple[list[tuple[str, ...]], set[str]]:
     """The streams and the deep nodes of a graph, by the names of its modules or without them."""
-    copy = out_of_place(Plan(gm)).graph_module
+    copy = out_of_place(Plan(copy_module(gm))).graph_module
     if not named:
         for node in copy.graph.nodes:
             node.meta.pop("nn_module_stack", None)
