@@ -45,7 +45,9 @@ class Trunk:
 
 
 class Region(enum.Enum):
-    """Where a node runs. A region reads its own values and those of the regions above it, never of one below."""
+    """Where a node runs. A region reads its own values and those of the regions above it, never of one below, but where
+    deep region and epilogue take turns (`Partition.in_turns`).
+    """
 
     PROLOGUE = 0  # before the trunk, and whatever the probe needs that does not depend on the trunk
     PROBE = 1  # the first blocks, but for what only the other blocks read
@@ -66,7 +68,7 @@ class Carried:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """A graph with each node's region and the the values that a reused step must stand in for."""
+    """A graph with each node's region and the values that a reused step must stand in for."""
 
     graph_module: fx.GraphModule
     trunk: Trunk  # those of its blocks that the sites are made of: the probe and the deep region
@@ -77,7 +79,9 @@ class Partition:
     autocast: Mapping[fx.Node, tuple[fx.Node, ...]]  # the `_enter_autocast` nodes around a node, outermost first
     whole: Trunk | None = None  # with the blocks outside of the sites, which run on every step; None: there are none
     parts: str = ""  # which parts of the blocks the sites are, "attention" say; "": whole blocks
-    sites: int = 1  # with several, deep region and epilogue take turns: what runs between two sites is in the epilogue
+    in_turns: bool = (
+        False  # whether deep region and epilogue take turns: what runs between two sites is in the epilogue
+    )
 
     @property
     def beside(self) -> tuple[Block, ...]:

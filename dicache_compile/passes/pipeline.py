@@ -61,7 +61,7 @@ def check_plan(plan: Plan) -> None:
     for node in graph.nodes:
         for needed in node.all_input_nodes:
             if node in regions and needed in regions:
-                ordered = regions[needed].value <= regions[node].value or plan.found.sites > 1
+                ordered = regions[needed].value <= regions[node].value or plan.found.in_turns
                 assert ordered, f"{node.name} reads {needed.name} of a later region"
     for carried in plan.found.carried:
         assert {carried.x, carried.h, carried.y} <= nodes, "what is carried is of another graph"

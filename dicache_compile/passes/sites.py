@@ -44,7 +44,7 @@ def cut_sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, asked: Asked) ->
         crossing=find_crossing(gm, regions, carried),
         autocast=found[-1].autocast,
         whole=trunk,
-        sites=len(found),
+        in_turns=len(found) > 1,
     )
 
 

@@ -55,7 +55,7 @@ def cut_sublayers(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, kinds: tuple
         find_crossing(gm, regions, carried),
         effects.autocast_scopes(gm.graph),
         parts=" and ".join(kinds),
-        sites=len(carried),
+        in_turns=True,
     )
 
 
@@ -107,14 +107,9 @@ def _kind(nodes: Iterable[fx.Node], flow: Dataflow) -> str:
     mixing = [node for node in inside if mixes_tokens((node,))]
     if not mixing:
         return MLP if any(map(effects.is_heavy, inside)) else ""
-    # Attention over others has keys that no token of the stream leads to.
-    own = all(n in inside for node in mixing for n in node.all_input_nodes if _is_of_tokens(n))
-    return ATTENTION if own else CROSS_ATTENTION
-
-
-def _is_of_tokens(node: fx.Node) -> bool:
-    recorded = values.tensor(node)
-    return recorded is not None and recorded.is_floating_point() and recorded.dim() >= 3
+    # Attention over others has keys that are projected of other tokens; a mask is projected of nothing.
+    others = {needed for node in mixing for needed in node.all_input_nodes} - inside
+    return CROSS_ATTENTION if any(map(effects.is_heavy, flow.upstream(others))) else ATTENTION
 
 
 def _check_carried(flow: Dataflow, regions: dict[fx.Node, Region], carried: set[fx.Node]) -> None:

@@ -74,9 +74,6 @@ class Emitter:
         """Gives a value to the pieces that read it, if any do: a node, or what it is if it is no tensor."""
         self._offered[value] = node
 
-    def offers(self, value: Value) -> bool:
-        return value in self._offered
-
     def read(self, node: fx.Node) -> fx.Node:
         """The copy of a node of the model. If there is none yet: an attribute or a Python number is copied here, and
         anything else becomes a placeholder.

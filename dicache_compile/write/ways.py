@@ -21,12 +21,12 @@ def write_deep(parts: Parts, emitter: Emitter) -> None:
     """D: deep blocks and new anchor. Of several sites also what runs between and after them."""
     partition = parts.partition
     updates: Updates = {}
-    regions = (Region.DEEP,) if partition.sites == 1 else (Region.DEEP, Region.EPILOGUE)
+    regions = (Region.DEEP, Region.EPILOGUE) if partition.in_turns else (Region.DEEP,)
     stretches, rest = _up_to_each(partition, partition.nodes(*regions))
     for place, nodes in stretches:
         # What comes after may write to y.
         emitter.copy(nodes)
-        updates |= _anchored(parts, emitter, place, apart=partition.sites > 1)
+        updates |= _anchored(parts, emitter, place, apart=partition.in_turns)
     emitter.copy(rest)
     write_back(emitter, {"anchors": emitter.trace(_one_more, emitter.state("anchors")), **updates})
 
@@ -34,7 +34,7 @@ def write_deep(parts: Parts, emitter: Emitter) -> None:
 def write_stand_in(parts: Parts, emitter: Emitter) -> None:
     """R: the estimates of what the deep blocks would give. Of several sites also what runs between and after them."""
     partition = parts.partition
-    regions = () if partition.sites == 1 else (Region.EPILOGUE,)
+    regions = (Region.EPILOGUE,) if partition.in_turns else ()
     stretches, rest = _up_to_each(partition, partition.nodes(*regions))
     for place, nodes in stretches:
         emitter.copy(nodes)
@@ -88,7 +88,7 @@ def _estimated(parts: Parts, emitter: Emitter, place: int) -> fx.Node:
 
 def write_epilogue(parts: Parts, emitter: Emitter) -> tuple[Value, ...]:
     """E: what comes after the trunk, if that is not written yet. The values that the model's graph returns."""
-    if parts.partition.sites == 1:
+    if not parts.partition.in_turns:
         emitter.copy(parts.partition.nodes(Region.EPILOGUE))
     returned = next(iter(reversed(parts.partition.graph_module.graph.nodes))).args[0]
     assert isinstance(returned, (tuple, list))
