@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from .collecting import no_garbage_collection
 from .config import DiCacheConfig
 from .errors import TrainingError, UnsupportedGraphError
 from .graph.dataflow import Dataflow
@@ -56,21 +55,10 @@ def cut(
     """
     if reason := why_not_inference(gm, examples):
         raise TrainingError(reason)
-    with _no_collections():
+    # Passes make many small objects that stay, and looking through all of a large process takes a second each time.
+    with no_garbage_collection():
         plan = run_passes(Plan(gm, _asked(config, told)), watch)
         return Cut(plan, write_program(plan.partition, plan.inputs, config.rule()))
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Passes make many small objects that stay, and looking through all of a large process takes a second each time."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 def _asked(config: DiCacheConfig, told: bool) -> Asked:

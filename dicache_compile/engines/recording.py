@@ -101,7 +101,7 @@ class Recording:
 
         On the first one as well: the slots that a request's streams share were allocated for the first of them.
         """
-        for tensor in (*self._inputs.tensors.values(), *self._state, *self._outputs):
+        for tensor in (*self._inputs.tensors.values(), *self._state, *self._outputs, *self._merged.values()):
             if isinstance(tensor, Tensor) and tensor.is_cuda:
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))
 

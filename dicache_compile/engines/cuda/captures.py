@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from ...collecting import no_garbage_collection
 from ...errors import StepError
 from .conditional import Branch, ConditionalGraph
 from .driver import CudaError, why_no_conditional
@@ -88,7 +88,7 @@ class CudaCaptures:
             with (
                 _lock,
                 _own_workspaces(),
-                _no_garbage_collection(),
+                no_garbage_collection(),  # it may free another graph, which a capture does not allow
                 # Or the generator's own tensors could not be written to outside of inference mode (torch 2.9, 2.10).
                 torch.inference_mode(False),
                 torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
@@ -224,15 +224,3 @@ def _no_autocast_cache() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(was)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A collection in the middle of a capture may free another graph, which is not allowed there."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
