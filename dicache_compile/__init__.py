@@ -12,11 +12,13 @@ from .explain import explain
 from .integrations import listen as _listen
 from .reset import reset
 from .schedules import Schedule
+from .site_rule import SiteRule
 from .summary import summary
 
 __all__ = [
     "DiCacheConfig",
     "Schedule",
+    "SiteRule",
     "configure",
     "dicache_backend",
     "explain",

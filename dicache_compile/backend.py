@@ -31,6 +31,7 @@ from .graph.work import trunk_work, work
 from .lowering import Lowering, forget_originals, lower_graph
 from .mistakes import is_block, told
 from .options import split_options, without_cuda_graphs
+from .plan import Trunk
 
 _log = logging.getLogger("dicache_compile")
 _SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word
@@ -104,20 +105,19 @@ def _step(
     function: Function | None,
 ) -> CompiledStep:
     engine = choose_engine(found, config, _lowering(gm, examples, found, config, settings))
-    for stack in left_whole(
-        found.partition, {node: work((node,)) for node in found.partition.graph_module.graph.nodes}
-    ):
+    for stack in left_whole(found.plan, {node: work((node,)) for node in found.plan.graph_module.graph.nodes}):
         _log.warning("%s is as heavy as what is cut, and runs on every step: see `explain`", stack.owner)
     return CompiledStep(
         config=config,
         find_session=SessionFinder(config, found, engine),
         engine=engine,
         slots=found.program.slots,
-        sizes=read_sizes(found.partition.graph_module.graph, found.program.slots),
+        sizes=read_sizes(found.plan.graph_module.graph, found.program.slots),
         places=_places(found),
         clock=_clock(found, config, function),
         function=own_function(gm),
-        work=trunk_work(found.partition.trunk),
+        work=trunk_work(Trunk(found.partition.all_blocks)),
+        told_ahead=found.program.reused is not None,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -12,77 +12,33 @@ from .estimators import DCTA
 from .fields import REPLACES
 from .kernels.float8 import FLOAT8
 from .passes.sublayers import KINDS
+from .plan import AskedSite
 from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate
 from .schedules import Schedule
 from .write.control import MASKED_STEPS, NO_LIMIT
 
+ENGINES = ("auto", "conditional", "graphs", "calls", "cond")
+
 if TYPE_CHECKING:
     from .config import DiCacheConfig
+    from .site_rule import SiteRule
+
+
+def check_rule(rule: SiteRule) -> None:
+    """Raises TypeError or ValueError, naming the field: a wrong type, a value out of range, a contradiction."""
+    for one in (_check_numbers, _check_types, _check_together):
+        one(rule)
 
 
 def check(config: DiCacheConfig) -> None:
-    """Raises TypeError or ValueError, naming the field: a wrong type, a value out of range, a contradiction."""
-    for one in (_check_numbers, _check_choices, _check_types, _check_together):
-        one(config)
-
-
-def _check_numbers(config: DiCacheConfig) -> None:
-    _real("threshold", config.threshold, 0, math.inf)
-    _real("feedback", config.feedback, 0, 1)
-    for name, least in (("probe_depth", 0), ("warmup_steps", 0), ("final_steps", 0), ("max_streams", 1)):
-        whole(name, getattr(config, name), least)
-    for name, least in (("max_consecutive_skips", 0), ("num_steps", 1)):
-        if getattr(config, name) is not None:
-            whole(name, getattr(config, name), least)
-    if not isinstance(config.deep_steps, tuple):
-        raise TypeError(f"deep_steps: expected a tuple of steps, got {config.deep_steps!r}")
-    shares = config.deep_shares()
-    for step in config.deep_steps:
-        if not shares:
-            whole("deep_steps", step, 0)
-            continue
-        _real("deep_steps", step, 0, 1)
-        if step == 1:
-            raise ValueError("deep_steps: expected shares of a generation from 0 to below 1, got 1")
-    if list(config.deep_steps) != sorted(set(config.deep_steps)):
-        raise ValueError(f"deep_steps: expected each step once and in order, got {config.deep_steps!r}")
-    if config.deep_steps and config.deep_steps[-1] >= MASKED_STEPS:
-        raise ValueError(f"deep_steps: expected steps below {MASKED_STEPS}, got {config.deep_steps[-1]}")
-    if config.warmup_ratio is not None:
-        _real("warmup_ratio", config.warmup_ratio, 0, 1)
-    if not isinstance(config.gamma_range, tuple) or len(config.gamma_range) != 2:
-        raise TypeError(f"gamma_range: expected two numbers (low, high), got {config.gamma_range!r}")
-    low, high = config.gamma_range
-    for bound in (low, high):
-        _real("gamma_range", bound, 0, math.inf)
-    if not low <= high:
-        raise ValueError(f"gamma_range: expected low <= high, got {config.gamma_range!r}")
-
-
-def _check_choices(config: DiCacheConfig) -> None:
-    for name, choices in (
-        ("order", (1, 2)),
-        ("error", ("probe", "probe_minus_input", "estimate")),
-        ("comparison", ("<", "<=")),
-        ("streams", ("auto", 1)),
-        ("lowering", ("inductor", "eager")),
-        ("engine", ("auto", "conditional", "graphs", "calls", "cond")),
-    ):
-        value = getattr(config, name)
-        if isinstance(value, bool) or value not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _check_types(config: DiCacheConfig) -> None:
-    for name in ("warmup_inclusive", "joint", "ranks_agree", "strict"):
-        if not isinstance(getattr(config, name), bool):
-            raise TypeError(f"{name}: expected True or False, got {getattr(config, name)!r}")
+    """The same of what a config has besides; `check_rule` is for the rest."""
+    whole("max_streams", config.max_streams, 1)
+    if config.num_steps is not None:
+        whole("num_steps", config.num_steps, 1)
+    _check_choices(config, streams=("auto", 1), lowering=("inductor", "eager"), engine=ENGINES)
+    _check_flags(config, "joint", "ranks_agree", "strict")
     if config.timestep_input is not None and not isinstance(config.timestep_input, str):
         raise TypeError(f"timestep_input: expected the name of an argument, got {config.timestep_input!r}")
-    if config.sites != "trunk" and not _are_parts(config.sites) and not _are_ranges(config.sites):
-        parts = ", ".join(map(repr, KINDS))
-        expected = f"'trunk', two whole numbers or several such pairs, or of {parts} one or several"
-        raise TypeError(f"sites: expected {expected}, got {config.sites!r}")
     owners = config.trunk_owners()
     if not isinstance(owners, tuple) or not all(isinstance(owner, str) and owner for owner in owners):
         raise TypeError(f"trunk: expected a module path or a tuple of them, got {config.trunk!r}")
@@ -91,71 +47,155 @@ def _check_types(config: DiCacheConfig) -> None:
     dtypes = (None, torch.float64, torch.float32, torch.float16, torch.bfloat16, *FLOAT8)
     if config.state_dtype not in dtypes:
         raise TypeError(f"state_dtype: expected one of {', '.join(map(str, dtypes))}, got {config.state_dtype!r}")
-    if config.schedule is not None and not isinstance(config.schedule, Schedule):
-        raise TypeError(f"schedule: expected a Schedule, such as Schedule.every(4), got {config.schedule!r}")
+    if config.schedule is not None and config.joint:
+        raise ValueError(f"joint: nothing reads it, because the config has schedule={config.schedule}")
+    _check_rules(config)
+    for rule in config.all_rules():
+        _check_length(rule, config.num_steps)
+
+
+def _check_rules(config: DiCacheConfig) -> None:
+    rules: Any = config.rules
+    for rule in rules if isinstance(rules, tuple) else (None,):
+        if isinstance(rule, type(config)) or not hasattr(rule, "same_graph"):
+            raise TypeError(f"rules: expected a tuple of SiteRule, got {rules if rule is None else rule!r}")
+    if config.rules:
+        for one in fields(type(config.rules[0])):
+            if getattr(config, one.name) != one.default:
+                raise ValueError(f"{one.name}: nothing reads it, because the config has rules. Set it in each of them")
+
+
+def _check_length(rule: SiteRule, num_steps: int | None) -> None:
+    """Raises ValueError where a rule names steps that a generation of this many does not have."""
+    if num_steps is None:
+        return
+    for name in ("warmup_steps", "final_steps"):
+        if rule.schedule is None and getattr(rule, name) > num_steps:
+            raise ValueError(f"{name}={getattr(rule, name)} is more than num_steps={num_steps}")
+    steps = rule.deep_steps if rule.schedule is None else rule.schedule.listed
+    if steps and isinstance(steps[-1], int) and not rule.deep_shares() and steps[-1] >= num_steps:
+        name = "deep_steps" if rule.schedule is None else "schedule"
+        raise ValueError(f"{name}: the last of num_steps={num_steps} is step {num_steps - 1}, got {steps[-1]}")
+
+
+def _check_numbers(rule: SiteRule) -> None:
+    _real("threshold", rule.threshold, 0, math.inf)
+    _real("feedback", rule.feedback, 0, 1)
+    for name in ("probe_depth", "warmup_steps", "final_steps"):
+        whole(name, getattr(rule, name), 0)
+    if rule.max_consecutive_skips is not None:
+        whole("max_consecutive_skips", rule.max_consecutive_skips, 0)
+    if not isinstance(rule.deep_steps, tuple):
+        raise TypeError(f"deep_steps: expected a tuple of steps, got {rule.deep_steps!r}")
+    shares = rule.deep_shares()
+    for step in rule.deep_steps:
+        if not shares:
+            whole("deep_steps", step, 0)
+            continue
+        _real("deep_steps", step, 0, 1)
+        if step == 1:
+            raise ValueError("deep_steps: expected shares of a generation from 0 to below 1, got 1")
+    if list(rule.deep_steps) != sorted(set(rule.deep_steps)):
+        raise ValueError(f"deep_steps: expected each step once and in order, got {rule.deep_steps!r}")
+    if rule.deep_steps and rule.deep_steps[-1] >= MASKED_STEPS:
+        raise ValueError(f"deep_steps: expected steps below {MASKED_STEPS}, got {rule.deep_steps[-1]}")
+    if rule.warmup_ratio is not None:
+        _real("warmup_ratio", rule.warmup_ratio, 0, 1)
+    if not isinstance(rule.gamma_range, tuple) or len(rule.gamma_range) != 2:
+        raise TypeError(f"gamma_range: expected two numbers (low, high), got {rule.gamma_range!r}")
+    low, high = rule.gamma_range
+    for bound in (low, high):
+        _real("gamma_range", bound, 0, math.inf)
+    if not low <= high:
+        raise ValueError(f"gamma_range: expected low <= high, got {rule.gamma_range!r}")
+
+
+def _check_choices(of: SiteRule, **choices: tuple[object, ...]) -> None:
+    for name, expected in choices.items():
+        value = getattr(of, name)
+        if isinstance(value, bool) or value not in expected:
+            raise ValueError(f"{name}: expected one of {', '.join(map(repr, expected))}, got {value!r}")
+
+
+def _check_flags(of: SiteRule, *names: str) -> None:
+    for name in names:
+        if not isinstance(getattr(of, name), bool):
+            raise TypeError(f"{name}: expected True or False, got {getattr(of, name)!r}")
+
+
+def _check_types(rule: SiteRule) -> None:
+    _check_choices(rule, order=(1, 2), error=("probe", "probe_minus_input", "estimate"), comparison=("<", "<="))
+    _check_flags(rule, "warmup_inclusive")
+    asked_sites(rule.sites)
+    if rule.schedule is not None and not isinstance(rule.schedule, Schedule):
+        raise TypeError(f"schedule: expected a Schedule, such as Schedule.every(4), got {rule.schedule!r}")
     for name, kinds in (("gate", (Gate, EstimateGate)), ("estimator", (Estimator,))):
-        value = getattr(config, name)
+        value = getattr(rule, name)
         if value is not None and (isinstance(value, type) or not isinstance(value, kinds)):
             forms = " or ".join(f"rules.{kind.__name__}" for kind in kinds)
             raise TypeError(f"{name}: expected an object with the methods of {forms}, got {value!r}")
 
 
-def _are_parts(sites: object) -> bool:
-    kinds = (sites,) if isinstance(sites, str) else sites
-    return isinstance(kinds, tuple) and bool(kinds) and len(set(kinds)) == len(kinds) and set(kinds) <= set(KINDS)
+def asked_sites(sites: object) -> tuple[AskedSite, ...]:
+    """What the field `sites` says. Raises TypeError if that is none of what it may be."""
+    if sites == "trunk":
+        return (AskedSite(),)
+    found = [one] if (one := _asked_site(sites)) else [*map(_asked_site, sites)] if isinstance(sites, tuple) else []
+    asked = tuple(one for one in found if one is not None)
+    kinds = {bool(one.part) for one in asked}
+    if len(kinds) != 1 or len(asked) < len(found) or len(set(asked)) < len(asked):
+        parts = ", ".join(map(repr, KINDS))
+        expected = f"'trunk', two whole numbers or several such pairs, or of {parts} one or several"
+        raise TypeError(f"sites: expected {expected}, got {sites!r}")
+    return asked
 
 
-def _are_ranges(sites: object) -> bool:
-    if not isinstance(sites, tuple) or not sites:
-        return False
-    pairs = sites if all(isinstance(site, tuple) for site in sites) else (sites,)
-    return all(
-        len(pair) == 2 and all(isinstance(place, int) and not isinstance(place, bool) for place in pair)
-        for pair in pairs
-    )
+def _asked_site(site: Any) -> AskedSite | None:
+    """Of 'mlp', ('mlp', 0, 8) or (0, 8)."""
+    part = site if isinstance(site, str) else site[0] if isinstance(site, tuple) and len(site) == 3 else ""
+    blocks = None if isinstance(site, str) else site[1:] if part else site
+    numbers = isinstance(blocks, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in blocks)
+    if part not in ("", *KINDS) or not (blocks is None or (numbers and len(blocks) == 2)):
+        return None
+    return AskedSite(blocks, part)
 
 
-def _check_together(config: DiCacheConfig) -> None:
-    _check_replaced(config)
-    if config.warmup_inclusive and config.warmup_ratio is None:
+def _check_together(rule: SiteRule) -> None:
+    _check_replaced(rule)
+    if rule.warmup_inclusive and rule.warmup_ratio is None:
         raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
-    gate, estimator = config.make_gate(), config.make_estimator()
+    gate, estimator = rule.make_gate(), rule.make_estimator()
     if isinstance(gate, EstimateGate) and not isinstance(estimator, CheckedEstimator):
-        asking = "error='estimate'" if config.gate is None else f"gate={gate!r}"
+        asking = "error='estimate'" if rule.gate is None else f"gate={gate!r}"
         raise ValueError(f"{asking} needs an estimator with the methods of rules.CheckedEstimator, got {estimator!r}")
-    if isinstance(gate, EstimateGate) and config.probe_depth == 0:
+    if isinstance(gate, EstimateGate) and rule.probe_depth == 0:
         raise ValueError("probe_depth=0 leaves no probe to try the estimator on, which error='estimate' does")
     along_input = isinstance(estimator, DCTA) and estimator.along == "input"
     if isinstance(gate, EstimateGate) and along_input:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
-    if config.parts() and (config.schedule is None or estimator.probes):
+    sites = rule.asked_sites()
+    rows = rule.schedule.rows if rule.schedule is not None else ()
+    if rows and not (isinstance(rule.sites, tuple) and len(rows) == len(sites) == len(rule.sites)):
+        raise ValueError(f"schedule: a table has a row for each site, got {len(rows)} rows and sites={rule.sites!r}")
+    if sites[0].part and (rule.schedule is None or estimator.probes):
         need = "They need a schedule, and an estimator that looks at no probe, such as Reuse()"
-        raise ValueError(f"sites={config.sites!r}: parts of blocks have no probe. {need}")
-    if isinstance(estimator, FollowingEstimator) and (config.parts() or len(config.ranges()) > 1):
-        asking = "feedback" if config.estimator is None else f"estimator={estimator!r}"
-        raise ValueError(f"{asking} counts on every step, which it can at one site: sites={config.sites!r} are several")
-    if config.feedback and config.order == 2 and config.estimator is None:
+        raise ValueError(f"sites={rule.sites!r}: parts of blocks have no probe. {need}")
+    if isinstance(estimator, FollowingEstimator) and (sites[0].part or len(sites) > 1):
+        asking = "feedback" if rule.estimator is None else f"estimator={estimator!r}"
+        raise ValueError(f"{asking} counts on every step, which it can at one site: sites={rule.sites!r} are several")
+    if rule.feedback and rule.order == 2 and rule.estimator is None:
         raise ValueError("feedback goes with the line through two anchors: order=2 needs feedback=0")
-    if config.num_steps is not None and config.schedule is None:
-        for name in ("warmup_steps", "final_steps"):
-            if getattr(config, name) > config.num_steps:
-                raise ValueError(f"{name}={getattr(config, name)} is more than num_steps={config.num_steps}")
-        if config.deep_steps and not config.deep_shares() and config.deep_steps[-1] >= config.num_steps:
-            raise ValueError(
-                f"deep_steps: the last of num_steps={config.num_steps} is step {config.num_steps - 1}, "
-                f"got {config.deep_steps[-1]}"
-            )
 
 
-def _check_replaced(config: DiCacheConfig) -> None:
+def _check_replaced(rule: SiteRule) -> None:
     """Raises ValueError for a field that has another value than by default, and that nothing would read."""
-    defaults = {field.name: field.default for field in fields(config)}
+    defaults = {field.name: field.default for field in fields(rule)}
     for by, replaced in REPLACES.items():
-        owner = getattr(config, by)
+        owner = getattr(rule, by)
         if owner is None:
             continue
         for name in replaced:
-            if getattr(config, name) != defaults[name]:
+            if getattr(rule, name) != defaults[name]:
                 raise ValueError(
                     f"{name}: nothing reads it, because the config has {by}={owner!r}. Leave one of them out"
                 )

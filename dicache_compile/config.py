@@ -9,92 +9,26 @@ from typing import Any, Literal
 import torch
 
 from . import checks
-from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from .fields import REPLACES, RUN_TIME
-from .gates import EstimateError, ProbeError
 from .presets import PRESETS
-from .rules import Decider, EstimateGate, Estimator, Gate, Rule
-from .schedules import Schedule
+from .rules import Rule
+from .site_rule import SiteRule
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiCacheConfig:
-    """The settings of a cached model: when a step is reused, and what stands in for its deep blocks.
+class DiCacheConfig(SiteRule):
+    """The settings of a cached model: when a step is reused, and what stands in for its deep blocks (`SiteRule`).
 
     The default is meant to be safe on a model that nobody has tuned. It needs no number of steps, reuses a step only
     if the probe's result has hardly changed, and never more than three in a row. `preset` gives the published rules.
 
-    In the fields' texts x is the value that enters the trunk, h what leaves the probe, y what leaves the trunk. An
-    anchor is what a deep step leaves behind for later estimates.
-
     Raises TypeError or ValueError, naming the field, for a value of the wrong type, out of range or contradictory.
     """
 
-    threshold: float = 0.05
-    """A step is reused while its error is below this. 0 never reuses; `inf` reuses every step that is not forced. 0.05
-    is the lowest that the paper measures (HunyuanVideo: 35 dB, 1.8x). It uses 0.4 on FLUX, 0.1 to 0.2 on video."""
-
-    probe_depth: int = 1
-    """How many blocks run on every step. The paper takes 1 on every model; more costs speed and gains little. With 0 no
-    block does: the trunk's input is measured in place of the probe's result."""
-
-    sites: str | tuple[str, ...] | tuple[int, int] | tuple[tuple[int, int], ...] = "trunk"
-    """Which blocks of the trunk may be left out, but for the probe, which is the first of them. "trunk": all. Or from
-    which to which, as in a slice: with (0, -8) the last eight blocks run on every step. Or several such ranges, in
-    order, of which a step leaves out all or none: x and y are then each range's own, and h is the first one's. Or parts
-    of all blocks, on a schedule: "attention", "cross_attention", "mlp", or several of these."""
-
-    gamma_range: tuple[float, float] = (1.0, 1.5)
-    """How far the estimate may go: 1 stays at the newest anchor, above 1 goes on in the direction from the older anchor
-    to the newest. The range of the FLUX and HunyuanVideo scripts."""
-
-    order: Literal[1, 2] = 1
-    """1, as published: the estimate is on the line through the last two anchors. 2: on the curve through the last
-    three, which is flattened the further it goes. Keeps two more tensors a stream. Helps with error="estimate" and
-    with probe_depth=0."""
-
-    feedback: float = 0.0
-    """From 0 to 1. A deep step shows how much the estimates before it were off. With 1 the next reused step adds that
-    amount back; with less it adds that share, and later steps that share of the rest. 0, as published: nothing. Helps
-    on schedules that reuse early steps, and lets `gamma_range` be wide. Keeps one more tensor a stream. Only with
-    `order=1`."""
-
-    error: Literal["probe", "probe_minus_input", "estimate"] = "probe"
-    """What is compared with the threshold. "probe", as published: how much h changes from step to step, added up since
-    the last deep step. "probe_minus_input": the same, of the distance between that change and x's (`delta_minus` in the
-    scripts; needs thresholds about five times smaller). "estimate": how far off the estimate is when it is tried on the
-    probe, whose result is known; in this step alone."""
-
-    comparison: Literal["<", "<="] = "<"
-    """How the error is compared with the threshold: `<` in the FLUX and WAN scripts, `<=` in Hunyuan's."""
-
-    warmup_steps: int = 3
-    """This many first steps always run deep. After three there are two anchors one step apart, and the steps that
-    change most are over."""
-
-    warmup_ratio: float | None = None
-    """This share of the steps, at the start, always runs deep. The longer of the two warm-ups counts. Needs the
-    number of steps. 0.2 in the scripts. None: no such rule."""
-
-    warmup_inclusive: bool = False
-    """Whether step int(warmup_ratio * N) itself is forced too. True in the FLUX script, false in the others."""
-
-    final_steps: int = 0
-    """This many last steps always run deep. Needs the number of steps. 1 in the FLUX script."""
-
-    schedule: Schedule | None = None
-    """Which steps run deep, by their number alone: `Schedule.every(4)`, `Schedule.steps(0, 1, 4, 8)`. It stands in for
-    the threshold and for the forced steps. Nothing is measured and nothing kept for it. With an estimator that does not
-    look at the probe, such as `Reuse()`, no block runs on a reused step."""
-
-    deep_steps: tuple[int, ...] | tuple[float, ...] = ()
-    """These steps, counted from 0, always run deep too. Or shares of a generation: 0.5 is step 15 of 30. With
-    `threshold=inf` and `max_consecutive_skips=None` they and the other forced steps are a whole schedule (cache-dit's
-    step masks)."""
-
-    max_consecutive_skips: int | None = 3
-    """After this many reused steps in a row one runs deep. None: no limit, as in the scripts. 3 bounds how old an
-    anchor can get if the threshold turns out too high for a model."""
+    rules: tuple[SiteRule, ...] = ()
+    """Several rules, each with `sites` of its own, which decide one after the other on every step: one range after
+    another, or one inside of another, which is asked only where the outer one runs deep. The fields of `SiteRule` are
+    then given in each of them."""
 
     num_steps: int | None = None
     """Steps of a generation, for the rules that need the number. None: as a pipeline or `generation` says."""
@@ -141,17 +75,11 @@ class DiCacheConfig:
     """Whether a graph that cannot be cut is an error. False: it runs uncached, with a warning. Small fragments around
     a graph break run uncached without a word in either case."""
 
-    gate: Gate | EstimateGate | None = None
-    """Decides in place of the default rule, and of `threshold`, `error` and `comparison`."""
-
-    estimator: Estimator | None = None
-    """Estimates in place of the default rule, and of `gamma_range`, `order` and `feedback`. Without a probe the
-    estimator itself must say what it follows (`DCTA`: `along="input"`)."""
-
     def __post_init__(self) -> None:
-        for name in ("trunk", "sites", "gamma_range", "deep_steps"):
+        for name in ("trunk", "rules"):
             if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(tuple(part) if isinstance(part, list) else part for part in value))
+                object.__setattr__(self, name, tuple(value))
+        super().__post_init__()
         checks.check(self)
 
     @classmethod
@@ -187,68 +115,44 @@ class DiCacheConfig:
                 raise ValueError(f"{unread[0]}: nothing reads it, because the config has {by}={owner!r}")
         if "schedule" in fields and (self.schedule is None or fields["schedule"] is None):
             raise ValueError("schedule: at run time one takes another's place. To have one, or none, compile again")
-        return dataclasses.replace(self, **fields) if fields else self
+        if self.rules and (unread := [name for name in fields if name not in ("rules", "num_steps")]):
+            raise ValueError(f"{unread[0]}: nothing reads it, because the config has rules. Give all of them anew")
+        found = dataclasses.replace(self, **fields) if fields else self
+        if not found.alike(self):
+            of = "rules" if "rules" in fields else "schedule"
+            raise ValueError(f"{of}: these need another graph: only {', '.join(RUN_TIME)} may differ. Compile again")
+        return found
 
     def alike(self, other: DiCacheConfig) -> bool:
         """Whether both are compiled to the same graph: they differ in run-time fields at most."""
-        return (self.schedule is None) == (other.schedule is None) and all(
-            getattr(self, field.name) == getattr(other, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in RUN_TIME
+        own = {field.name for field in dataclasses.fields(SiteRule)} | {"rules", *RUN_TIME}
+        ours, theirs = self.all_rules(), other.all_rules()
+        return (
+            len(ours) == len(theirs)
+            and all(one.same_graph(another) for one, another in zip(ours, theirs, strict=True))
+            and all(
+                getattr(self, field.name) == getattr(other, field.name)
+                for field in dataclasses.fields(self)
+                if field.name not in own
+            )
         )
 
-    def brief(self) -> str:
-        """The fields that are not as in the default: 'threshold=0.1, num_steps=28'; 'the default' if there are none."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changed = (f"{f.name}={found[f.name]!r}" for f in dataclasses.fields(self) if found[f.name] != f.default)
-        return ", ".join(changed) or "the default"
-
     def needs_num_steps(self) -> bool:
-        if self.schedule is not None:
-            return self.schedule.needs_num_steps()
-        return self.warmup_ratio is not None or self.final_steps > 0 or self.deep_shares()
-
-    def deep_shares(self) -> bool:
-        """Whether `deep_steps` are shares of a generation."""
-        return any(isinstance(step, float) and step < 1 for step in self.deep_steps)
+        return any(SiteRule.needs_num_steps(rule) for rule in self.all_rules())
 
     def counts_steps(self) -> bool:
         """Whether generations can be told apart without a timestep: all calls are of one stream, of known length."""
         return self.streams == 1 and self.num_steps is not None
 
-    def make_gate(self) -> Decider | None:
-        """What decides; None: the schedule does."""
-        if self.gate is not None or self.schedule is not None:
-            return self.gate
-        if self.error == "estimate":
-            return EstimateError(self.threshold, self.comparison)
-        return ProbeError(self.threshold, self.error, self.comparison)
+    def all_rules(self) -> tuple[SiteRule, ...]:
+        """What decides: the rules, or this one; one for each row of a table of schedules."""
+        return tuple(one for rule in self.rules or (self,) for one in rule.split())
 
-    def make_estimator(self) -> Estimator:
-        if self.estimator is not None:
-            return self.estimator
-        along: Literal["probe", "input"] = "probe" if self.probe_depth and len(self.ranges()) < 2 else "input"
-        if self.feedback:
-            return FeedbackDCTA(self.gamma_range, along, self.feedback)
-        return (DCTA if self.order == 1 else SecondOrderDCTA)(self.gamma_range, along)
-
-    def rule(self) -> Rule:
+    def rules_in_force(self) -> tuple[Rule, ...]:
         """What a step decides and estimates with."""
-        return Rule(self.make_gate(), self.make_estimator(), self.state_dtype, self.joint)
-
-    def blocks_on_every_step(self) -> int:
-        """How many blocks run on every step: none where nothing looks at them."""
-        return self.probe_depth if self.make_gate() is not None or self.make_estimator().probes else 0
-
-    def parts(self) -> tuple[str, ...]:
-        """The kinds of sublayers that may be left out; none: whole blocks."""
-        sites: Any = (self.sites,) if isinstance(self.sites, str) else self.sites
-        return () if sites == ("trunk",) or not isinstance(sites[0], str) else sites
-
-    def ranges(self) -> tuple[tuple[int, int], ...]:
-        """The ranges of blocks that may be left out; none: the whole trunk is one."""
-        sites: Any = () if self.parts() or self.sites == "trunk" else self.sites
-        return (sites,) if sites and isinstance(sites[0], int) else sites
+        return tuple(
+            Rule(rule.make_gate(), rule.make_estimator(), self.state_dtype, self.joint) for rule in self.all_rules()
+        )
 
     def trunk_owners(self) -> tuple[str, ...]:
         return (self.trunk,) if isinstance(self.trunk, str) else self.trunk or ()

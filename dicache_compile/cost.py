@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .graph import values
 from .graph.module_path import entries
-from .plan import Inputs, Partition, Region
+from .plan import Inputs, Plan, Trunk
 
 Work = Mapping[fx.Node, int]
 _COMPARABLE = 0.5  # of the work of the trunk: a stack with this share of it is as heavy
@@ -29,36 +29,38 @@ class Uncut:
     again: bool  # whether it is the trunk's own list, in another call
 
 
-def work_of(partition: Partition, inputs: Inputs) -> Work:
+def work_of(plan: Plan) -> Work:
     """The floating-point operations of each node; the parameters that it reads where operations cannot be counted."""
     try:
-        work = _flops(partition.graph_module)
+        work = _flops(plan.graph_module)
     except Exception:  # an operator that fake tensors or the counter cannot run: the share is a courtesy, not a result
         work = {}
     if any(not isinstance(flops, int) for flops in work.values()):  # sizes that depend on data
         work = {}
-    return work if sum(work.values()) else _parameters(partition, inputs)
+    return work if sum(work.values()) else _parameters(plan.inputs)
 
 
-def skippable_share(partition: Partition, work: Work) -> float:
-    """The share of the work that a reused step skips, from 0 to 1."""
+def skippable_share(plan: Plan, work: Work) -> float:
+    """The share of the work that a step skips which reuses all sites, from 0 to 1."""
     total = sum(work.values())
-    return sum(work.get(node, 0) for node in partition.nodes(Region.DEEP)) / total if total else 0.0
+    return sum(work.get(node, 0) for node in plan.deep) / total if total else 0.0
 
 
-def left_whole(partition: Partition, work: Work) -> tuple[Uncut, ...]:
+def left_whole(plan: Plan, work: Work) -> tuple[Uncut, ...]:
     """The stacks beside the trunk that are as heavy, the heaviest first."""
-    trunk = {node for block in partition.all_blocks for node in block.nodes}
+    blocks, deep = plan.partition.all_blocks, plan.deep
+    trunk = {node for block in blocks for node in block.nodes}
     beside: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     for node, operations in work.items():
         outermost = next(iter(entries(node)), None)
-        if outermost is not None and node not in trunk and partition.regions.get(node) is not Region.DEEP:
+        if outermost is not None and node not in trunk and node not in deep:
             beside[outermost.owner][outermost.key] += operations
     total = sum(work.values())
     least = _COMPARABLE * sum(work.get(node, 0) for node in trunk)
     heavy = {owner: sum(parts.values()) for owner, parts in beside.items() if len(parts) > 1}
     owners = sorted((owner for owner in heavy if heavy[owner] >= least > 0), key=lambda owner: -heavy[owner])
-    return tuple(Uncut(owner, heavy[owner] / total, owner in partition.trunk.owners) for owner in owners)
+    own = Trunk(blocks).owners
+    return tuple(Uncut(owner, heavy[owner] / total, owner in own) for owner in owners)
 
 
 def _flops(gm: fx.GraphModule) -> dict[fx.Node, int]:
@@ -84,7 +86,7 @@ class _Counting(fx.Interpreter):
         return result
 
 
-def _parameters(partition: Partition, inputs: Inputs) -> dict[fx.Node, int]:
+def _parameters(inputs: Inputs) -> dict[fx.Node, int]:
     """The elements of the weights, each with the first node that reads it."""
     counted: dict[fx.Node, int] = {}
     for weight in inputs.weights:

@@ -16,7 +16,7 @@ from .graph.dataflow import Dataflow
 from .passes.inline import has_checkpoints
 from .passes.pipeline import Passed, run_passes
 from .passes.timestep import find_timestep
-from .plan import Asked, Inputs, Partition, Plan
+from .plan import Asked, AskedRule, Inputs, Partition, Plan
 from .program import Program
 from .write import write_program
 
@@ -30,11 +30,17 @@ class Cut:
 
     @property
     def partition(self) -> Partition:
+        """The first one."""
         return self.plan.partition
 
     @property
     def inputs(self) -> Inputs:
         return self.plan.inputs
+
+    @property
+    def partitions(self) -> tuple[Partition, ...]:
+        """One for each cut, in the order in which they run."""
+        return self.plan.found
 
     @property
     def placeholders(self) -> tuple[fx.Node, ...]:
@@ -58,15 +64,13 @@ def cut(
     # Passes make many small objects that stay, and looking through all of a large process takes a second each time.
     with no_garbage_collection():
         plan = run_passes(Plan(gm, _asked(config, told)), watch)
-        return Cut(plan, write_program(plan.partition, plan.inputs, config.rule()))
+        return Cut(plan, write_program(plan.found, plan.inputs, config.rules_in_force()))
 
 
 def _asked(config: DiCacheConfig, told: bool) -> Asked:
     return Asked(
         trunk=config.trunk_owners(),
-        probe_depth=config.blocks_on_every_step(),
-        parts=config.parts(),
-        sites=config.ranges(),
+        rules=tuple(AskedRule(rule.blocks_on_every_step(), rule.asked_sites()) for rule in config.all_rules()),
         timestep_input=config.timestep_input,
         ranks_agree=config.ranks_agree,
         knows_time=told or config.counts_steps(),

@@ -22,7 +22,7 @@ from .graph.work import trunk_work
 from .mistakes import told
 from .passes.pipeline import Passed
 from .passes.printing import did, plan_text
-from .plan import Trunk
+from .plan import Partition, Trunk
 from .program import Slot
 from .subject import subject, why_nothing_ran
 from .tracing import Traced, trace
@@ -36,6 +36,19 @@ class StreamShape:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class SiteReport:
+    """What one rule decides on."""
+
+    probe: tuple[str, ...]  # the blocks that run whenever it is asked
+    deep: tuple[str, ...]  # those that a reused step skips
+    parts: str  # which parts of these, "attention" say; "": all of them
+
+    @property
+    def skips(self) -> str:
+        return (self.parts + " of " if self.parts else "") + _span(self.deep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +81,7 @@ class Explanation:
     uncut: tuple[Uncut, ...] = ()  # lists of blocks beside the trunk that are as heavy, and run on every step
     engine: str | None = None  # how the last step took its branch; None where nothing is compiled
     engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
-    parts: str = ""  # which parts of the deep blocks are skipped, "attention" say; "": all of them
+    rules: tuple[SiteReport, ...] = ()  # what each rule decides on, in the config's order
     passes: tuple[PassReport, ...] = ()  # what each pass did, with `passes=True`
 
     def __str__(self) -> str:
@@ -82,8 +95,7 @@ class Explanation:
         lines = (
             f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
             f"  trunk      {lists}",
-            f"  probe      {_span(self.probe)}",
-            f"  deep       {self.parts + ' of ' if self.parts else ''}{_span(self.deep)}",
+            *self._rules(),
             *((f"  beside     {_span(self.beside)}, on every step",) if self.beside else ()),
             f"  streams    {streams}",
             f"  timestep   {self.timestep or 'not an input of this graph'}",
@@ -96,6 +108,12 @@ class Explanation:
             reason = f" ({self.engine_reason})" if self.engine_reason is not None else ""
             lines = (*lines, f"  engine     {self.engine}{reason}")
         return "\n".join((*lines, *passes))
+
+    def _rules(self) -> tuple[str, ...]:
+        if len(self.rules) == 1:
+            return f"  probe      {_span(self.probe)}", f"  deep       {self.rules[0].skips}"
+        told = enumerate(self.rules, start=1)
+        return tuple(f"  rule {n:<5} probe {_span(one.probe)}; deep {one.skips}" for n, one in told)
 
     def _passes(self) -> tuple[str, ...]:
         width = max((len(one.name) for one in self.passes), default=0)
@@ -153,7 +171,7 @@ def _of_graphs(traced: list[Traced], config: DiCacheConfig, passes: bool) -> Exp
                 telling.add(broken_function(gm))
         if cuts:
             # As among fragments at run time: the heaviest, and of equal ones the last.
-            found, reports = max(reversed(cuts), key=lambda one: trunk_work(one[0].partition.trunk))
+            found, reports = max(reversed(cuts), key=lambda one: trunk_work(Trunk(one[0].partition.all_blocks)))
             return dataclasses.replace(_of_cut(found, graphs=len(traced)), passes=tuple(reports))
     if not refused:
         return _not_cached("Dynamo made no graph of this call", graphs=0)
@@ -174,26 +192,37 @@ def _not_cached(reason: str, graphs: int) -> Explanation:
 
 
 def _of_cut(found: Cut, graphs: int) -> Explanation:
-    trunk, depth = found.partition.trunk, found.partition.probe_depth
-    carried = [recorded for s in found.partition.carried if (recorded := values.tensor(s.x)) is not None]
-    paths = tuple(block.path for block in trunk.blocks)
-    work = work_of(found.partition, found.inputs)
+    carried = [values.tensor(value.x) for one in found.partitions for value in one.carried]
+    work = work_of(found.plan)
+    numbers = sorted({one.rule for one in found.partitions})
+    rules = tuple(_site([one for one in found.partitions if one.rule == number]) for number in numbers)
+    order = {block.path: place for place, block in enumerate(found.partition.all_blocks)}
     return Explanation(
         cached=True,
         reason=None,
         graphs=graphs,
         trunk=Trunk(found.partition.all_blocks).owners,
         blocks=tuple(block.path for block in found.partition.all_blocks),
-        probe=paths[:depth],
-        deep=paths[depth:],
-        beside=tuple(block.path for block in found.partition.beside),
-        streams=tuple(StreamShape(values.shape_hint(recorded), recorded.dtype) for recorded in carried),
+        probe=tuple(sorted({path for rule in rules for path in rule.probe}, key=lambda path: order[path])),
+        deep=tuple(sorted({path for rule in rules for path in rule.deep}, key=lambda path: order[path])),
+        beside=tuple(block.path for block in found.plan.beside),
+        streams=tuple(StreamShape(values.shape_hint(known), known.dtype) for known in carried if known is not None),
         timestep=input_name(found.inputs.timestep) if found.inputs.timestep is not None else None,
-        skippable=skippable_share(found.partition, work),
-        uncut=left_whole(found.partition, work),
-        parts=found.partition.parts,
+        skippable=skippable_share(found.plan, work),
+        uncut=left_whole(found.plan, work),
+        rules=rules,
         state_bytes=sum(_bytes(slot) for slot in found.program.slots),
     )
+
+
+def _site(cuts: list[Partition]) -> SiteReport:
+    """What a rule with these cuts decides on."""
+    probe, deep = [], []
+    for one in cuts:
+        paths = [block.path for block in one.trunk.blocks]
+        probe += paths[: one.probe_depth]
+        deep += paths[one.probe_depth :]
+    return SiteReport(tuple(probe), tuple(dict.fromkeys(deep)), cuts[0].parts)
 
 
 def _left(stack: Uncut) -> str:

@@ -14,6 +14,7 @@ RUN_TIME = (
     "schedule",
     "max_consecutive_skips",
     "num_steps",
+    "rules",
 )
 
 
@@ -26,7 +27,6 @@ REPLACES = {
         "error",
         "comparison",
         "gate",
-        "joint",
         "warmup_steps",
         "warmup_ratio",
         "warmup_inclusive",

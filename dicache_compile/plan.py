@@ -79,15 +79,9 @@ class Partition:
     autocast: Mapping[fx.Node, tuple[fx.Node, ...]]  # the `_enter_autocast` nodes around a node, outermost first
     whole: Trunk | None = None  # with the blocks outside of the sites, which run on every step; None: there are none
     parts: str = ""  # which parts of the blocks the sites are, "attention" say; "": whole blocks
-    in_turns: bool = (
-        False  # whether deep region and epilogue take turns: what runs between two sites is in the epilogue
-    )
-
-    @property
-    def beside(self) -> tuple[Block, ...]:
-        """The blocks outside of the sites."""
-        inside = set(self.trunk.blocks)
-        return tuple(block for block in self.all_blocks if block not in inside)
+    # Whether deep region and epilogue take turns: what runs between two sites is in the epilogue.
+    in_turns: bool = False
+    rule: int = 0  # which one decides
 
     @property
     def all_blocks(self) -> tuple[Block, ...]:
@@ -99,13 +93,30 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True)
+class AskedSite:
+    """Which blocks, or which parts of them, a user says may be left out."""
+
+    blocks: tuple[int, int] | None = None  # of the trunk, as in a slice; None: all
+    part: str = ""  # "attention", say, of each of them; "": whole blocks
+
+    def __str__(self) -> str:
+        return repr(self.blocks if not self.part else self.part if self.blocks is None else (self.part, *self.blocks))
+
+
+@dataclass(frozen=True, slots=True)
+class AskedRule:
+    """What one rule decides on."""
+
+    probe_depth: int = 1  # blocks
+    sites: tuple[AskedSite, ...] = (AskedSite(),)
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What a user says of a graph."""
 
     trunk: tuple[str, ...] = ()  # the containers of its blocks; none: they are to be found
-    probe_depth: int = 1  # blocks
-    parts: tuple[str, ...] = ()  # of the blocks, that may be left out; none: whole blocks
-    sites: tuple[tuple[int, int], ...] = ()  # from which block of the trunk to which; none: the whole trunk is one
+    rules: tuple[AskedRule, ...] = (AskedRule(),)
     timestep_input: str | None = None  # the name of the timestep; None: it is to be found
     ranks_agree: bool = False  # whether all ranks of a process group decide alike
     knows_time: bool = False  # whether there is a timestep besides the graph's inputs: an earlier graph's, or a count
@@ -128,13 +139,26 @@ class Plan:
 
     graph_module: fx.GraphModule
     asked: Asked = Asked()
-    found: Partition | None = None  # where it is cut
+    found: tuple[
+        Partition, ...
+    ] = ()  # where it is cut, in the order in which it runs; one inside of another comes later
     told: Inputs | None = None  # what its placeholders are
 
     @property
     def partition(self) -> Partition:
-        assert self.found is not None
-        return self.found
+        """The first one."""
+        return self.found[0]
+
+    @property
+    def beside(self) -> tuple[Block, ...]:
+        """The blocks outside of all sites."""
+        inside = {block for partition in self.found for block in partition.trunk.blocks}
+        return tuple(block for block in self.partition.all_blocks if block not in inside)
+
+    @property
+    def deep(self) -> set[fx.Node]:
+        """What a step may leave out."""
+        return {node for partition in self.found for node in partition.nodes(Region.DEEP)}
 
     @property
     def inputs(self) -> Inputs:

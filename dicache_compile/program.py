@@ -27,7 +27,7 @@ class Kind(enum.Enum):
     CROSSING = "crossing"  # what the model's graph computes in one piece and reads in another
     DECISION = "decision"  # whether the sites of a rule are reused: bool, shape ()
     AID = "aid"  # what an estimator takes from before the decision
-    STEP = "step"  # what is known of the step: "index", "time", "since"
+    STEP = "step"  # what is known of the step: "index", "time", "since", "fresh", "anew"
     OUTPUT = "output"  # what the model's graph returns
 
 
@@ -45,7 +45,12 @@ class Value:
         return f"{self.kind.value}.{self.name}" if self.name else self.kind.value
 
 
-DECISION = Value(Kind.DECISION)
+DECISION = Value(Kind.DECISION)  # of the first rule
+
+
+def of_rule(name: str, rule: int) -> str:
+    """What a slot is called that each rule has of its own: that of the first one has the plain name."""
+    return f"{name}.rule{rule}" if rule else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,8 @@ class Program:
     inputs: tuple[Value, ...]  # in the order of the graph's placeholders
     slots: tuple[Slot, ...]
     outputs: tuple[Value, ...]  # in the order in which the graph returns them
+    # All that runs on a reused step, where the host knows that it is one; None: only the device does.
+    reused: Piece | None = None
 
     def pieces(self) -> Iterator[Piece]:
         """In the order in which they stand; of a choice the deep ones first."""

@@ -44,6 +44,7 @@ class Seen:
     error: Tensor = _ABSENT  # the step's, in `judge`; the one that was compared, in `settle`
     check: Tensor = _ABSENT  # what `CheckedEstimator.check` gave, in `EstimateGate.measure_estimate`
     reused: Tensor = _ABSENT  # whether this step is, in what runs after the decision: bool, shape ()
+    before: Tensor = _ABSENT  # in `judge` and `settle`: whether the rule before reused on this step: bool, shape ()
 
     @property
     def times(self) -> Tensor:

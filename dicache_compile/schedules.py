@@ -20,6 +20,7 @@ class Schedule:
     period: int | None = None  # after the first `after` steps every so manyth
     after: int = 0  # this many first steps
     last: int = 0  # this many last steps
+    rows: tuple[Schedule, ...] = ()  # or one for each site
 
     def __post_init__(self) -> None:
         for name, value, least in (("after", self.after, 0), ("last", self.last, 0), ("period", self.period, 1)):
@@ -53,6 +54,17 @@ class Schedule:
         return cls(listed=tuple(steps))
 
     @classmethod
+    def table(cls, *rows: Schedule | Sequence[bool | int]) -> Schedule:
+        """A schedule for each of a rule's `sites`, in their order; a row may be written as a mask.
+
+        With `sites=("attention", "mlp")` and two rows it is SmoothCache's form (arXiv 2411.10510); with a part of one
+        block as each site, as in ("mlp", 3, 4), it is Learning-to-Cache's (arXiv 2406.01733).
+        """
+        if not rows:
+            raise ValueError("schedule: expected a row for each site, got none")
+        return cls(rows=tuple(row if isinstance(row, Schedule) else cls.mask(row) for row in rows))
+
+    @classmethod
     def mask(cls, mask: Sequence[bool | int]) -> Schedule:
         """The steps at which a mask is true, as other caches write them: `mask([1, 1, 0, 0, 1])` is 0, 1, 4."""
         return cls(listed=tuple(step for step, deep in enumerate(mask) if deep))
@@ -62,7 +74,7 @@ class Schedule:
 
     def needs_num_steps(self) -> bool:
         """Whether it depends on the number of steps of a generation."""
-        return self._has_shares() or self.last > 0
+        return self._has_shares() or self.last > 0 or any(row.needs_num_steps() for row in self.rows)
 
     def deep_steps(self, num_steps: int | None) -> tuple[int, ...]:
         """The steps that run deep of a generation of that many; of an unknown number those that can be told apart.
@@ -83,6 +95,8 @@ class Schedule:
         return tuple(sorted(step for step in found if step < MASKED_STEPS))
 
     def __str__(self) -> str:
+        if self.rows:
+            return f"Schedule.table({', '.join(map(str, self.rows))})"
         if self.period is None:
             return f"Schedule.steps({', '.join(map(str, self.listed))})"
         last = f", last={self.last}" if self.last else ""

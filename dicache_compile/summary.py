@@ -5,20 +5,36 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import nn
 
 from .calls.session import Session
 from .config import DiCacheConfig
+from .program import of_rule
 from .subject import subject, why_nothing_ran
+from .write.control import of_rules
 
 MAX_GENERATIONS = 16
 
 
 @dataclass(frozen=True, slots=True)
+class Decision:
+    """What one rule decided on one step."""
+
+    deep: bool  # whether its sites ran
+    forced: bool  # whether they had to, whatever the error
+    error: float | None  # of this step; None on the first
+    accumulated: float | None  # what was compared with the threshold; None on the first
+    gamma: float | None  # of the estimate; None where the sites ran, or there was one anchor only
+
+    def __str__(self) -> str:
+        return ("d" if self.forced else "D") if self.deep else "."
+
+
+@dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One step of one stream."""
+    """One step of one stream; of several rules what the first one decided, and then what `others` did."""
 
     index: int  # in its generation, from 0
     timestep: float  # as the model got it; of several the largest
@@ -27,6 +43,12 @@ class StepRecord:
     error: float | None  # of this step; None on the first
     accumulated: float | None  # what was compared with the threshold; None on the first
     gamma: float | None  # of the estimate; None where the deep blocks ran, or there was one anchor only
+    others: tuple[Decision | None, ...] = ()  # of the config's later rules; None where one was not asked
+
+    @property
+    def decisions(self) -> tuple[Decision | None, ...]:
+        """Of all rules."""
+        return Decision(self.deep, self.forced, self.error, self.accumulated, self.gamma), *self.others
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +73,13 @@ class Summary:
         lines = ["generation  stream        steps  deep  share  decisions (D deep, d deep and forced, . reused)"]
         for number, generation in enumerate(self.generations):
             for name, steps in generation.streams.items():
-                deep = sum(step.deep for step in steps)
-                marks = "".join(("d" if step.forced else "D") if step.deep else "." for step in steps)
-                lines.append(
-                    f"{number:>10}  {name:<12}  {len(steps):>5}  {deep:>4}  {deep / len(steps):>5.0%}  {marks}"
-                )
+                for rule, decisions in enumerate(zip(*(step.decisions for step in steps), strict=True)):
+                    deep = sum(decision is not None and decision.deep for decision in decisions)
+                    marks = "".join("-" if decision is None else str(decision) for decision in decisions)
+                    whose = name if not rule else f"  rule {rule + 1}"
+                    lines.append(
+                        f"{number:>10}  {whose:<12}  {len(steps):>5}  {deep:>4}  {deep / len(steps):>5.0%}  {marks}"
+                    )
         for config, numbers in itertools.groupby(enumerate(self.generations), key=lambda one: one[1].config):
             first, *_, last = [number for number, _ in numbers] * 2
             lines.append(f"{first if first == last else f'{first}-{last}':>10}  config  {config.brief()}")
@@ -89,15 +113,17 @@ def _generations(session: Session) -> list[Generation]:
 
 
 def _record(row: Mapping[str, float]) -> StepRecord:
-    def number(name: str) -> float | None:
-        return None if math.isnan(row[name]) else row[name]
+    first, *others = (_decision(row, rule) for rule in range(len(of_rules("deep", row))))
+    assert first is not None
+    decided = {field.name: getattr(first, field.name) for field in fields(Decision)}
+    return StepRecord(index=int(row["index"]), timestep=row["timestep"], **decided, others=tuple(others))
 
-    return StepRecord(
-        index=int(row["index"]),
-        timestep=row["timestep"],
-        deep=bool(row["deep"]),
-        forced=bool(row["forced"]),
-        error=number("error"),
-        accumulated=number("accumulated"),
-        gamma=number("gamma"),
-    )
+
+def _decision(row: Mapping[str, float], rule: int) -> Decision | None:
+    def number(name: str) -> float | None:
+        found = row[of_rule(name, rule)]
+        return None if math.isnan(found) else found
+
+    if number("deep") is None:
+        return None
+    return Decision(bool(number("deep")), bool(number("forced")), *map(number, ("error", "accumulated", "gamma")))

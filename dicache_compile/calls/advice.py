@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..config import DiCacheConfig
 from ..errors import CacheWarning, StepError
+from ..write.control import of_rules
 from .record import History, Row
 from .state import StreamState
 from .store import Lost
@@ -40,9 +41,10 @@ class Advice:
 
     def contradicted(self, config: DiCacheConfig, own: int, said: int) -> None:
         """A run is of another number of steps than the config says. Raises StepError if that has a schedule."""
-        if config.deep_steps and not config.deep_shares():
+        rule = next((rule for rule in config.all_rules() if rule.deep_steps and not rule.deep_shares()), None)
+        if rule is not None:
             raise StepError(
-                f"deep_steps={config.deep_steps} are steps of num_steps={own}, and this run has {said}: give "
+                f"deep_steps={rule.deep_steps} are steps of num_steps={own}, and this run has {said}: give "
                 f"deep_steps as shares of a run, from 0 to below 1, or num_steps={said} and the steps of that many"
             )
         self.say(
@@ -94,7 +96,7 @@ class Advice:
         return True
 
     def _much(self, name: str, steps: Sequence[Row]) -> None:
-        reused = sum(not step["deep"] for step in steps)
+        reused = sum(not _ran_deep(step) for step in steps)
         if len(steps) >= _LONG and reused >= _MUCH * len(steps):
             self.say(
                 "much",
@@ -104,11 +106,12 @@ class Advice:
 
     def _nothing(self, name: str, generations: Sequence[Sequence[Row]], configs: Sequence[DiCacheConfig]) -> None:
         steps = [step for generation in generations for step in generation]
-        if any(len(generation) < _SHORT for generation in generations) or not all(step["deep"] for step in steps):
+        if any(len(generation) < _SHORT for generation in generations) or not all(map(_ran_whole, steps)):
             return
-        if any(config.schedule is not None or (config.threshold == 0 and config.gate is None) for config in configs):
+        rules = [rule for config in configs for rule in config.all_rules()]
+        if any(rule.schedule is not None or (rule.threshold == 0 and rule.gate is None) for rule in rules):
             return  # as it was asked for
-        config = configs[-1]
+        config = configs[-1].all_rules()[0]
         lengths = " and ".join(str(len(generation)) for generation in generations)
         text = f"nothing was reused in two generations of stream {name!r}, of {lengths} steps: "
         errors = [step["accumulated"] for step in steps if not step["forced"] and not math.isnan(step["accumulated"])]
@@ -138,3 +141,13 @@ class Advice:
                 f"the last {MAX_ALIKE} calls came with weights that no call before had, so each began anew and nothing "
                 "can be reused: keep the model's parameters the same objects from call to call",
             )
+
+
+def _ran_deep(step: Row) -> bool:
+    """Whether any rule's sites ran."""
+    return any(step[name] == 1 for name in of_rules("deep", step))
+
+
+def _ran_whole(step: Row) -> bool:
+    """Whether no rule's sites were reused."""
+    return all(step[name] != 0 for name in of_rules("deep", step))

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ..config import DiCacheConfig
-from ..write.control import LOG_COLUMNS, LOG_ROWS
+from ..program import of_rule
+from ..write.record import LOG_ROWS, RULE_COLUMNS, STEP_COLUMNS
 
-Row = Mapping[str, float]  # by `LOG_COLUMNS`
+Row = Mapping[str, float]  # by column; of later rules by `of_rule`
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,10 @@ class History:
             return []
         logged = int(self.tensors["logged"])
         table = self.tensors["log"].tolist()
+        rules = (len(table[0]) - len(STEP_COLUMNS)) // len(RULE_COLUMNS)
+        names = [*STEP_COLUMNS, *(of_rule(name, rule) for rule in range(rules) for name in RULE_COLUMNS)]
         numbers = range(max(0, logged - LOG_ROWS), logged)
-        rows = [dict(zip(LOG_COLUMNS, table[number % LOG_ROWS], strict=True)) for number in numbers]
+        rows = [dict(zip(names, table[number % LOG_ROWS], strict=True)) for number in numbers]
         # A step that failed before it was recorded is a call without a row.
         found: list[list[tuple[Row, Call]]] = []
         for row, call in zip(rows, list(self.calls)[-len(rows) :] if rows else [], strict=False):

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from ..config import DiCacheConfig
 from .adjustments import adjusted, adjusted_models, tell_of_configure
 from .advice import MAX_ALIKE, Advice
+from .ahead import Ahead
 from .marks import Mark, mark_of, marks_of
 from .numbering import Numbering
 from .record import Call, Calls
 from .runs import Run
 from .settings import Told
+from .state import StreamState
 from .store import Store
 
 _numbers = itertools.count(1)
@@ -40,6 +42,7 @@ class Session(Store):
         self._overridden: tuple[Told, dict[str, Any], Told] | None = None  # the last run's that overrides fields
         self.number = next(_numbers)
         self.advice = Advice()
+        self._ahead: weakref.WeakKeyDictionary[StreamState, Ahead] = weakref.WeakKeyDictionary()
         self._mark = weakref.ref(mark) if mark is not None else None
 
     def is_of(self, marks: set[Mark]) -> bool:
@@ -87,6 +90,10 @@ class Session(Store):
     def tell(self, config: DiCacheConfig) -> None:
         """From the next generation of each stream on, this config counts; it differs in run-time fields only."""
         self.told = Told(config)
+
+    def ahead_of(self, state: StreamState) -> Ahead:
+        """What the host knows of a stream."""
+        return self._ahead.setdefault(state, Ahead())
 
     def begin_call(self, name: str, run: Run | None, config: DiCacheConfig) -> None:
         """A step of a stream begins; `config` is the one that it was told."""

@@ -9,7 +9,9 @@ import torch
 
 from ..config import DiCacheConfig
 from ..errors import StepError
+from ..program import of_rule as slot_name
 from ..rules import Setting
+from ..site_rule import SiteRule
 from ..write.control import DEEP_STEPS, LIMITS, NO_LIMIT
 
 
@@ -25,7 +27,9 @@ class Told:
 
     def __init__(self, config: DiCacheConfig) -> None:
         self.config = config
-        self._of_rule = {slot: _floats(setting) for slot, setting in config.rule().settings().items()}
+        self._of_rules = [
+            {slot: _floats(setting) for slot, setting in rule.settings().items()} for rule in config.rules_in_force()
+        ]
         self._known: dict[tuple[int | None, int], Settings] = {}
 
     def settings(self, num_steps: int | None, warmup: int = 0) -> Settings:
@@ -39,20 +43,26 @@ class Told:
         return self._known[steps, warmup]
 
     def _settings(self, steps: int | None, warmup: int) -> Settings:
-        config = self.config
-        if steps is None and config.needs_num_steps():
-            told = "which only a diffusers pipeline tells by itself: set num_steps"
-            raise StepError(f"{_which_need_it(config)} of a generation, {told}")
-        if config.schedule is not None:
-            deep = config.schedule.deep_steps(steps)
-            return Settings({LIMITS: (warmup, NO_LIMIT, NO_LIMIT), DEEP_STEPS: deep, **self._of_rule})
-        first, last = forced_steps(config, steps)
-        limit = config.max_consecutive_skips
-        limits = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
-        return Settings({LIMITS: limits, DEEP_STEPS: _listed(config, steps), **self._of_rule})
+        found: dict[str, tuple[float, ...]] = {}
+        for number, (rule, settings) in enumerate(zip(self.config.all_rules(), self._of_rules, strict=True)):
+            if steps is None and SiteRule.needs_num_steps(rule):
+                told = "which only a diffusers pipeline tells by itself: set num_steps"
+                raise StepError(f"{_which_need_it(rule)} of a generation, {told}")
+            of_rule = {**_limits(rule, steps, warmup), **settings}
+            found |= {slot_name(slot, number): value for slot, value in of_rule.items()}
+        return Settings(found)
 
 
-def _which_need_it(config: DiCacheConfig) -> str:
+def _limits(rule: SiteRule, steps: int | None, warmup: int) -> dict[str, tuple[float, ...]]:
+    if rule.schedule is not None:
+        return {LIMITS: (warmup, NO_LIMIT, NO_LIMIT), DEEP_STEPS: rule.schedule.deep_steps(steps)}
+    first, last = forced_steps(rule, steps)
+    limit = rule.max_consecutive_skips
+    limits = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
+    return {LIMITS: limits, DEEP_STEPS: _listed(rule, steps)}
+
+
+def _which_need_it(config: SiteRule) -> str:
     if config.schedule is not None:
         return f"{config.schedule} needs the number of steps"
     if config.deep_shares():
@@ -60,7 +70,7 @@ def _which_need_it(config: DiCacheConfig) -> str:
     return f"warmup_ratio={config.warmup_ratio} and final_steps={config.final_steps} need the number of steps"
 
 
-def forced_steps(config: DiCacheConfig, steps: int | None) -> tuple[int, int | None]:
+def forced_steps(config: SiteRule, steps: int | None) -> tuple[int, int | None]:
     """(steps of warm-up, index from which every step is forced or None) for a generation of that many steps."""
     warmup, last = config.warmup_steps, None
     if steps is not None:
@@ -71,7 +81,7 @@ def forced_steps(config: DiCacheConfig, steps: int | None) -> tuple[int, int | N
     return warmup, last
 
 
-def _listed(config: DiCacheConfig, steps: int | None) -> tuple[int, ...]:
+def _listed(config: SiteRule, steps: int | None) -> tuple[int, ...]:
     """The steps that `deep_steps` are in a generation of that many; shares need the number."""
     if not config.deep_shares():
         return tuple(int(step) for step in config.deep_steps)

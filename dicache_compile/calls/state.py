@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..program import Slot
-from ..write.control import DEEP_STEPS, RUN, TIMES
+from ..write.control import ANCHORS, RUN, SKIPPED, TIMES, of_rules
 from .settings import Settings
 
 KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps
@@ -64,6 +64,7 @@ class StreamState:
         self.index: int | None = None  # of the next step, where the host knows it
         self.place: float | None = None  # where the caller said that the last call stood
         self.way = 0.0  # in which direction that moves
+        self.anchored = False  # whether there certainly is an anchor: after every step
         self._pool = {layout.form(slot): known[slot.name] for slot in layout.slots if slot.name in known}
         self._views: dict[Key, View] = {}
         self._view = self._views[layout.key] = self._new(layout)
@@ -130,15 +131,16 @@ class StreamState:
         """Asks for a new generation with the next step; waits for nothing."""
         self.order()
         self.tensors["restart"].fill_(True)
-        self.calls = 0
+        self.calls, self.anchored = 0, False
         self.index = self.place = None
         self.way = 0.0
 
     def renew(self) -> None:
         """Has the next step find no anchor, and the count go on; waits for nothing."""
         self.order()
-        self.tensors["anchors"].zero_()
-        self.tensors["skipped"].zero_()
+        self.anchored = False
+        for slot in (*of_rules(ANCHORS, self.tensors), *of_rules(SKIPPED, self.tensors)):
+            self.tensors[slot].zero_()
 
     def move_to(self, index: int) -> None:
         """Says which step of its generation the next one is."""
@@ -161,7 +163,7 @@ class StreamState:
             return
         self.order()
         for slot, value in changed.items():
-            if slot == DEEP_STEPS:
+            if self.tensors[slot].dtype is torch.bool:  # a mask
                 _mark(self.tensors[slot], value)
             else:
                 # One place at a time: a copy from the host would wait for the device.

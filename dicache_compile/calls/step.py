@@ -51,6 +51,7 @@ class CompiledStep:
     clock: Clock
     function: Function | None  # that the graph is of
     work: int  # of the trunk, in multiplications
+    told_ahead: bool  # whether a step may be known to be reused before it runs
     number: int = field(default_factory=lambda: next(_numbers))
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by what the shapes depend on
 
@@ -76,15 +77,17 @@ class CompiledStep:
             self._follow(session, state, run, plain, serves)
         state.tell(settings)
         self.clock.write(state, time)
+        reused = self.told_ahead and session.ahead_of(state).reuses(state, [inputs[i] for i in self.places.conditions])
         session.begin_call(name, run, told.config)
         note_run(self.function, self.work)
         try:
-            outputs = self.engine.step(inputs, state)
+            outputs = self.engine.step(inputs, state, reused)
         except BaseException:
             # The step may have written half of its state.
             session.drop(name)
             raise
         state.calls += 1
+        state.anchored = True
         if state.index is not None:
             state.index += 1
             if run is not None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..write.control import JOINT, LEADER_TIME, LED
+from ..write.control import JOINT, LEADER_TIME, LED, of_rules
 from .record import History
 from .state import KEPT, Key, Layout, StreamState
 from .streams import request_of
@@ -105,8 +105,8 @@ class Store:
             self.history[old].tensors = {kept: state.tensors[kept].clone() for kept in KEPT}
             for kept in KEPT:
                 state.tensors[kept].copy_(before[kept]) if before else state.tensors[kept].zero_()
-            if LED in state.tensors:
-                state.tensors[LED].zero_()
+            for led in of_rules(LED, state.tensors):
+                state.tensors[led].zero_()
         state.restart()
         state.run = None
         return state
@@ -122,7 +122,8 @@ class Store:
     def _of_request(self, name: str, device: torch.device) -> dict[str, Tensor]:
         """The slots that the streams of a stream's request share, if it has one that keeps them on this device."""
         for other, state in self.streams.items():
-            shared = {slot: state.tensors[slot] for slot in JOINT if slot in state.tensors}
+            names = [name for slot in JOINT for name in of_rules(slot, state.tensors)]
+            shared = {name: state.tensors[name] for name in names}
             if shared and request_of(other) == request_of(name) and shared[LEADER_TIME].device == device:
                 return shared
         return {}
@@ -134,7 +135,8 @@ class Store:
             # What it decided is not what it did. The device itself may have failed.
             with suppress(Exception):
                 state.order()
-                state.tensors[LEADER_TIME].fill_(math.nan)
+                for time in of_rules(LEADER_TIME, state.tensors):
+                    state.tensors[time].fill_(math.nan)
 
     def clear(self) -> None:
         """Forgets the state of every stream, and frees it and what was captured for it."""

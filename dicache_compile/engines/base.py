@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeAlias
 from torch import Tensor
 
 from ..lowering import Lowering
-from ..program import Kind, Op, Program, Run, Value
+from ..program import Kind, Op, Piece, Program, Run, Value
 from ..write import single_graph
 
 Pick = Callable[[Sequence[Any]], Sequence[Any]]
@@ -40,8 +40,11 @@ class Engine(Protocol):
         """Why not in the way that the config or the device would have it; None where it is that way."""
         ...
 
-    def step(self, inputs: Sequence[Any], state: State) -> Sequence[Any]:
-        """The model's outputs for its inputs (in the order of its placeholders); updates `state`."""
+    def step(self, inputs: Sequence[Any], state: State, reused: bool = False) -> Sequence[Any]:
+        """The model's outputs for its inputs (in the order of its placeholders); updates `state`.
+
+        `reused`: whether it is known that the step is reused; only where `Program.reused` tells what runs then.
+        """
         ...
 
 
@@ -81,6 +84,7 @@ class LoweredProgram:
     ops: tuple[LoweredOp, ...]
     given: int  # how many registers there are besides those of the inputs and the state
     outputs: Pick
+    reused: LoweredRun | None = None  # all of a step that is known to be reused
 
     def registers(self, inputs: Sequence[Any], state: Sequence[Any]) -> list[Any]:
         """A register for each value of a step, of which the inputs and the state are known."""
@@ -94,14 +98,18 @@ def lower_program(program: Program, lower: Lowering) -> LoweredProgram:
     def lowered(ops: Sequence[Op]) -> tuple[LoweredOp, ...]:
         return tuple(map(one, ops))
 
+    def run(piece: Piece) -> LoweredRun:
+        return LoweredRun(lower(piece), _pick(piece.reads, places), tuple(places[value] for value in piece.gives))
+
     def one(op: Op) -> LoweredOp:
         if isinstance(op, Run):
-            return LoweredRun(lower(op.piece), _pick(op.piece.reads, places), tuple(places[v] for v in op.piece.gives))
+            return run(op.piece)
         deep = lowered(op.deep)
         return LoweredChoice(places[op.by], deep, lowered(op.reused))
 
     known = len(program.inputs) + len(program.slots)
-    return LoweredProgram(lowered(program.ops), len(places) - known, _pick(program.outputs, places))
+    ops, reused = lowered(program.ops), run(program.reused) if program.reused is not None else None
+    return LoweredProgram(ops, len(places) - known, _pick(program.outputs, places), reused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +123,10 @@ class CallsEngine:
     def name(self) -> str:
         return "calls"
 
-    def step(self, inputs: Sequence[Any], state: State) -> Sequence[Any]:
+    def step(self, inputs: Sequence[Any], state: State, reused: bool = False) -> Sequence[Any]:
         registers = self.program.registers(inputs, state.values)
-        for op in self.program.ops:
+        known = self.program.reused
+        for op in (known,) if reused and known is not None else self.program.ops:
             op(registers)
         return self.program.outputs(registers)
 
@@ -136,7 +145,7 @@ class CondEngine:
     def name(self) -> str:
         return "cond"
 
-    def step(self, inputs: Sequence[Any], state: State) -> Sequence[Any]:
+    def step(self, inputs: Sequence[Any], state: State, reused: bool = False) -> Sequence[Any]:
         results = self.single(*self.reads((*inputs, *state.values)))
         for slot, new in zip(self.written, results[self.outputs :], strict=True):
             state.values[slot].copy_(new)

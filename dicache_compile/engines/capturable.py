@@ -30,7 +30,7 @@ def why_not_capturable(found: Cut, examples: Mapping[str, object]) -> str | None
     timestep = found.inputs.timestep
     if timestep is not None and is_number(timestep, device):
         return f"the timestep {input_name(timestep)} is on the host, and each would need a capture of its own"
-    inputs, nodes = found.placeholders, found.partition.regions
+    inputs, nodes = found.placeholders, found.partitions[-1].regions
     weights = set(found.inputs.weights)
     reasons = itertools.chain(
         (_of_input(node, examples[node.name], node in weights, device) for node in inputs),

@@ -50,7 +50,7 @@ class CapturedEngine:
     def reason(self) -> str | None:
         return self._last.reason
 
-    def step(self, inputs: Sequence[Any], state: State) -> Sequence[Any]:
+    def step(self, inputs: Sequence[Any], state: State, reused: bool = False) -> Sequence[Any]:
         recording: Recording | None = state.recording
         if recording is None or not recording.fits(inputs):
             if recording is not None:
@@ -59,7 +59,7 @@ class CapturedEngine:
             state.recording = recording = None
             recording = state.recording = self._record(inputs, state)
             if recording is None:
-                return self._calls.step(inputs, state)
+                return self._calls.step(inputs, state, reused)
         self._last = recording.rung
         return recording.run(inputs)
 

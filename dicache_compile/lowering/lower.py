@@ -21,7 +21,7 @@ from ..program import Kind, Piece, Slot, Value
 from .fake_values import record_fake_values
 
 Callee = Callable[..., Sequence[Any]]
-_COUNTS = {"index": torch.int64, "since": torch.int64}  # of what is known of a step
+_KNOWN = {"index": torch.int64, "since": torch.int64, "fresh": torch.bool, "anew": torch.bool}  # of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class Lowering:
             return values.value(next(node for node in nodes if node.name == value.name))
         if value in self.given:
             return self.given[value]
-        dtype = _COUNTS.get(value.name, torch.float32)
+        dtype = torch.bool if value.kind is Kind.DECISION else _KNOWN.get(value.name.partition(".")[0], torch.float32)
         return self._fake(lambda device: torch.empty((), dtype=dtype, device=device))
 
     def _example_state(self, name: str) -> Tensor:

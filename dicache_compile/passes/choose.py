@@ -28,13 +28,13 @@ def cut_trunk(plan: Plan) -> Plan:
     Raises UnsupportedGraphError, with the likeliest trunk's reason, where none can be cut.
     """
     gm, asked = copy_module(plan.graph_module), plan.asked
-    found = find_partition(gm, Dataflow(gm.graph), asked)
+    found = find_partitions(gm, Dataflow(gm.graph), asked)
     return dataclasses.replace(plan, graph_module=gm, found=found)
 
 
-def find_partition(gm: fx.GraphModule, flow: Dataflow, asked: Asked) -> Partition:
-    """The partition of a graph, to which it may add nodes. Raises what `cut_trunk` does."""
-    trunks, probe_depth = list(find_trunks(gm, flow, asked.trunk)), asked.probe_depth
+def find_partitions(gm: fx.GraphModule, flow: Dataflow, asked: Asked) -> tuple[Partition, ...]:
+    """The partitions of a graph, to which it may add nodes. Raises what `cut_trunk` does."""
+    trunks, probe_depth = list(find_trunks(gm, flow, asked.trunk)), asked.rules[0].probe_depth
     sizes = {trunk: trunk_work(trunk) for trunk in trunks}
     alike = [trunk for trunk in trunks if sizes[trunk] * 2 >= max(sizes.values())]
     if len(alike) > 1:

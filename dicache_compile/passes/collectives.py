@@ -7,6 +7,7 @@ or meets another one.
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 
 import torch
 from torch import fx
@@ -23,15 +24,16 @@ _WAITING = "wait_tensor"  # for one that has begun
 
 def check_collectives(plan: Plan) -> Plan:
     """The same graph. Raises CollectiveError if ranks would have to decide together, and nothing says that they do."""
-    if not plan.asked.ranks_agree and (reason := why_not_alone(plan.partition)):
+    if not plan.asked.ranks_agree and (reason := _why_not_alone(plan.found)):
         raise CollectiveError(reason)
     return plan
 
 
-def why_not_alone(partition: Partition) -> str | None:
+def _why_not_alone(partitions: Iterable[Partition]) -> str | None:
     """The reason why the ranks must decide together, or None."""
-    owners = {node: block.path for block in partition.trunk.blocks for node in block.nodes}
-    for node in partition.nodes(Region.PROBE, Region.DEEP):
+    found = list(partitions)
+    owners = {node: block.path for partition in found for block in partition.trunk.blocks for node in block.nodes}
+    for node in (node for partition in found for node in partition.nodes(Region.PROBE, Region.DEEP)):
         if name := collective(node):
             where = f" ({owners[node]})" if node in owners else ""
             return (

@@ -54,14 +54,14 @@ def check_plan(plan: Plan) -> None:
     """Raises AssertionError where a plan is not what passes may give: for tests, and for who looks for a fault."""
     graph = plan.graph_module.graph
     graph.lint()
-    if plan.found is None:
-        return
-    nodes, regions = set(graph.nodes), plan.found.regions
-    assert regions.keys() <= nodes, "a region is given to a node of another graph"
-    for node in graph.nodes:
-        for needed in node.all_input_nodes:
-            if node in regions and needed in regions:
-                ordered = regions[needed].value <= regions[node].value or plan.found.in_turns
-                assert ordered, f"{node.name} reads {needed.name} of a later region"
-    for carried in plan.found.carried:
-        assert {carried.x, carried.h, carried.y} <= nodes, "what is carried is of another graph"
+    nodes = set(graph.nodes)
+    for found in plan.found:
+        regions = found.regions
+        assert regions.keys() <= nodes, "a region is given to a node of another graph"
+        for node in graph.nodes:
+            for needed in node.all_input_nodes:
+                if node in regions and needed in regions:
+                    ordered = regions[needed].value <= regions[node].value or found.in_turns
+                    assert ordered, f"{node.name} reads {needed.name} of a later region"
+        for carried in found.carried:
+            assert {carried.x, carried.h, carried.y} <= nodes, "what is carried is of another graph"

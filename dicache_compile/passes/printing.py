@@ -11,7 +11,7 @@ from torch import fx
 
 from ..graph import effects, values
 from ..graph.input_names import input_name
-from ..plan import Plan, Region
+from ..plan import Partition, Plan, Region, Trunk
 from .pipeline import Passed
 
 
@@ -21,10 +21,11 @@ def did(passed: Passed) -> str:
     told = []
     if changed := len(after.graph_module.graph.nodes) - len(before.graph_module.graph.nodes):
         told.append(f"{changed:+d} operations")
-    if after.found is not None and (before.found is None or before.found.regions != after.found.regions):
-        if before.found is None:
-            told.append(f"{len(after.found.trunk.blocks)} blocks of {', '.join(after.found.trunk.owners)}")
-        told.append(_regions(after))
+    if after.found and [one.regions for one in before.found] != [one.regions for one in after.found]:
+        if not before.found:
+            trunk = Trunk(after.partition.all_blocks)
+            told.append(f"{len(trunk.blocks)} blocks of {', '.join(trunk.owners)}")
+        told += [_regions(after, one) for one in after.found]
     if after.told is not None and before.told is None:
         told.append(_inputs(after))
     return "; ".join(told) or "nothing to do"
@@ -32,15 +33,14 @@ def did(passed: Passed) -> str:
 
 def plan_text(plan: Plan) -> str:
     """Every operation with its region, its block and its line in the user's code; then what is known of all."""
-    found = plan.found
-    paths = {node: block.path for block in found.trunk.blocks for node in block.nodes} if found is not None else {}
-    regions = {node: region.name.lower() for node, region in found.regions.items()} if found is not None else {}
+    paths = {node: block.path for one in plan.found[:1] for block in one.all_blocks for node in block.nodes}
+    regions = {node: _region(node, plan) for node in plan.graph_module.graph.nodes}
     lines = []
     for (region, path), nodes in groupby(_operations(plan), lambda node: (regions.get(node, ""), paths.get(node, ""))):
         if region or path:
             lines.append(" ".join(filter(None, (region, path))))
         lines += [f"    {line(node)}" for node in nodes]
-    if found is not None:
+    for found in plan.found:
         lines += [f"carried   x={c.x.name} h={c.h.name} y={c.y.name} {_shape(c.y)}" for c in found.carried]
         lines.append(f"crossing  {' '.join(node.name for node in found.crossing)}")
     if plan.told is not None:
@@ -58,9 +58,13 @@ def _operations(plan: Plan) -> Iterator[fx.Node]:
     return (node for node in plan.graph_module.graph.nodes if node.op.startswith("call_"))
 
 
-def _regions(plan: Plan) -> str:
-    assert plan.found is not None
-    counted = Counter(plan.found.regions[node] for node in _operations(plan) if node in plan.found.regions)
+def _region(node: fx.Node, plan: Plan) -> str:
+    """'deep'; where there are several cuts, its region in each: 'epilogue, deep'."""
+    return ", ".join(one.regions[node].name.lower() for one in plan.found if node in one.regions)
+
+
+def _regions(plan: Plan, found: Partition) -> str:
+    counted = Counter(found.regions[node] for node in _operations(plan) if node in found.regions)
     return ", ".join(f"{region.name.lower()} {counted[region]}" for region in Region) + " operations"
 
 

@@ -21,18 +21,32 @@ from ..graph import effects, randomness
 from ..graph.dataflow import Dataflow
 from ..plan import Partition, Plan, Region
 from .crossing import ABOVE, find_crossing, why_not_passable
+from .sites import is_inside
 
 
 def sink(plan: Plan) -> Plan:
-    """The same graph, cut with those nodes in the deep region."""
-    return dataclasses.replace(plan, found=_sunk(Dataflow(plan.graph_module.graph), plan.partition))
+    """The same graph, cut with those nodes in the deep regions."""
+    flow = Dataflow(plan.graph_module.graph)
+    return dataclasses.replace(
+        plan, found=tuple(_sunk(flow, one, _elsewhere(one, place, plan.found)) for place, one in enumerate(plan.found))
+    )
 
 
-def _sunk(flow: Dataflow, partition: Partition) -> Partition:
+def _elsewhere(partition: Partition, place: int, cuts: tuple[Partition, ...]) -> set[fx.Node]:
+    """What is above a cut, but runs in a piece of a cut before it."""
+    found = set[fx.Node]()
+    for before in cuts[:place]:
+        here = Region.DEEP if is_inside(partition, before) else Region.EPILOGUE
+        found |= {node for node, region in before.regions.items() if region is not here}
+    return found
+
+
+def _sunk(flow: Dataflow, partition: Partition, elsewhere: set[fx.Node]) -> Partition:
     regions = partition.regions
     above = {node for node in flow.order if regions.get(node) in ABOVE}
     if any(map(effects.is_opaque, above)):
         return partition
+    above -= elsewhere
     free = above - flow.upstream(_kept(flow, partition))
     heavy = {node for node in free if effects.is_heavy(node)}
     moved = free & flow.upstream(heavy)

@@ -10,7 +10,7 @@ attention and an MLP in it, as in a parallel block, is an attention.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import fx
 
@@ -28,34 +28,45 @@ ATTENTION, CROSS_ATTENTION, MLP = KINDS = ("attention", "cross_attention", "mlp"
 _GATES = {"mul", "__mul__", "__rmul__", "mul_"}
 
 
-def cut_sublayers(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, kinds: tuple[str, ...]) -> Partition:
-    """The partition of a graph at the sublayers of these kinds.
+def cut_sublayers(
+    gm: fx.GraphModule, trunk: Trunk, asked: Sequence[tuple[str, Trunk]], apart: bool = False
+) -> list[Partition]:
+    """The partition of a graph at the sublayers of these kinds, each of these blocks; or `apart`, one for each.
 
     Raises NothingToSkipError where there are none, EffectError where one does more than compute.
     """
-    carried: list[Carried] = []
-    deep = set[fx.Node]()
-    for block in trunk.blocks:
-        for result, nodes in _branches(block, flow):
-            if _kind(nodes, flow) in kinds:
-                carried.append(Carried(result, result, result, "value"))
-                deep |= nodes
-    if not deep:
+    flow = Dataflow(gm.graph)
+    blocks = {block: {kind for kind, of in asked if block in of.blocks} for block in trunk.blocks}
+    found: list[tuple[Block, fx.Node, set[fx.Node]]] = []
+    for block, kinds in blocks.items():
+        if kinds:
+            found += [(block, result, nodes) for result, nodes in _branches(block, flow) if _kind(nodes, flow) in kinds]
+    names = tuple(dict.fromkeys(kind for kind, _ in asked))
+    if not found:
         what = ", ".join(trunk.owners)
-        raise NothingToSkipError(f"no part of a block is {' or '.join(kinds)} by its form, among the blocks of {what}")
-    regions = _regions(flow, deep)
+        raise NothingToSkipError(f"no part of a block is {' or '.join(names)} by its form, among the blocks of {what}")
+    parts = " and ".join(names)
+    groups = [[one] for one in found] if apart else [found]
+    return [_cut(gm, flow, group, parts) for group in groups]
+
+
+def _cut(
+    gm: fx.GraphModule, flow: Dataflow, found: Sequence[tuple[Block, fx.Node, set[fx.Node]]], parts: str
+) -> Partition:
+    carried = tuple(Carried(result, result, result, "value") for _, result, _ in found)
+    regions = _regions(flow, set().union(*(nodes for _, _, nodes in found)), sunk=len(found) == 1)
     _check_carried(flow, regions, {value.y for value in carried})
-    check_effects(flow, regions, tuple(carried), in_order=False)
+    check_effects(flow, regions, carried, in_order=False)
     return Partition(
         gm,
-        trunk,
+        Trunk(tuple(dict.fromkeys(block for block, _, _ in found))),
         0,
         regions,
-        tuple(carried),
+        carried,
         find_crossing(gm, regions, carried),
         effects.autocast_scopes(gm.graph),
-        parts=" and ".join(kinds),
-        in_turns=True,
+        parts=parts,
+        in_turns=len(found) > 1,
     )
 
 
@@ -120,17 +131,27 @@ def _check_carried(flow: Dataflow, regions: dict[fx.Node, Region], carried: set[
             raise NotCarriedError("what a part of a block computes on its way is read outside of it", node)
 
 
-def _regions(flow: Dataflow, deep: set[fx.Node]) -> dict[fx.Node, Region]:
-    """Deep: the branches and what only they need. Prologue: what needs none of them. Epilogue: all else."""
+def _regions(flow: Dataflow, deep: set[fx.Node], sunk: bool) -> dict[fx.Node, Region]:
+    """Deep: the branches and what only they need. Prologue: what needs none of them. Epilogue: all else; `sunk`: what
+    only that needs, too, as it may be another site's.
+    """
     after = flow.downstream(deep)
     regions: dict[fx.Node, Region] = {}
+
+    def unread_before(node: fx.Node) -> bool:
+        return not effects.written(node) and all(
+            regions.get(user, Region.EPILOGUE) is Region.EPILOGUE for user in flow.needed_by(node)
+        )
+
     for node in reversed(flow.order):
         if node.op in ("placeholder", "get_attr", "output") or effects.is_mode(node):
             continue
-        # What nobody reads, as what a last block makes of the prompt, is not missed either.
-        unread = all(regions.get(user) is Region.DEEP for user in flow.needed_by(node))
+        # What nobody reads, as what a last block makes of the prompt, is not missed either; but it is no one site's.
+        users = flow.needed_by(node)
+        unread = all(regions.get(user) is Region.DEEP for user in users) and bool(users or not sunk)
         if node in deep or (unread and not effects.written(node) and not effects.is_opaque(node)):
             regions[node] = Region.DEEP
         else:
-            regions[node] = Region.EPILOGUE if node in after else Region.PROLOGUE
+            late = node in after or (sunk and unread_before(node))
+            regions[node] = Region.EPILOGUE if late else Region.PROLOGUE
     return {node: regions[node] for node in flow.order if node in regions}

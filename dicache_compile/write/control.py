@@ -5,22 +5,25 @@ Plain torch functions over the control slots, traced into the probe's piece. Eve
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-LOG_ROWS = 1024  # steps that a stream remembers
-LOG_COLUMNS = ("index", "timestep", "deep", "forced", "error", "accumulated", "gamma")
+from ..program import Slot, of_rule
+from .record import LOG_ROWS, width
+
 NO_LIMIT = 2**62
 MASKED_STEPS = 4096  # of a generation, from its start, that can be deep by their number
 NOW = ".now"  # ends the name of a slot that holds what the running generation goes by, of what the host tells
 # Slots of streams that decide together: what those of a request share, and what each keeps for itself.
 LEADER_TIME, LEADER_REUSES = JOINT = ("leader_time", "leader_reuses")
 LED = "led"
-LIMITS, DEEP_STEPS = "limits", "deep_steps"  # what the host tells of each generation
+LIMITS, DEEP_STEPS = "limits", "deep_steps"  # what the host tells of each generation, for a rule
+ANCHORS, SKIPPED = "anchors", "skipped"
 # The slot in which the host says what starts generations, and the index of a generation's first step.
 RUN = "run"
 UNANNOUNCED, ANNOUNCED = 0, -1  # by the timesteps; by the host alone. A number of steps: when so many are done
@@ -49,22 +52,13 @@ TOLD = (
 )
 
 
-def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
-    """What every stream keeps besides the gate's and the estimator's slots, for that many condition inputs."""
-    together = (
-        ControlSlot(LEADER_TIME, (), torch.float32, math.nan),  # the timestep of the last step that led,
-        ControlSlot(LEADER_REUSES, (), torch.bool),  # and what it decided
-        ControlSlot(LED, (), torch.bool),  # whether this stream's last step was such a one
-    )
+def step_slots(conditions: int, rules: int) -> tuple[ControlSlot, ...]:
+    """What every stream keeps whatever its rules are, for that many condition inputs."""
     return (
         ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
         ControlSlot("clock", (), torch.float32),  # host: the timestep, where the graph itself does not get it
-        *TOLD,
-        *(ControlSlot(slot.name + NOW, slot.shape, slot.dtype) for slot in TOLD),
         ControlSlot(RUN, (2,), torch.int64),
         ControlSlot("index", (), torch.int64),  # steps done in this generation
-        ControlSlot("anchors", (), torch.int64),  # deep steps done since there were none that serve
-        ControlSlot("skipped", (), torch.int64),  # reused steps since the last deep one
         ControlSlot("time", (), torch.float32),  # the last step's timestep; of several the largest
         ControlSlot("direction", (), torch.float32),  # the way the timestep moves: -1, 1; 0 unknown
         ControlSlot("first", (2,), torch.float32, math.nan),  # the generation's first: the largest, the smallest
@@ -72,10 +66,35 @@ def control_slots(conditions: int, joint: bool) -> tuple[ControlSlot, ...]:
         ControlSlot("repeated", (), torch.bool),  # whether the generation began because the timestep stood still
         ControlSlot("checksums", (conditions,), torch.float32),
         ControlSlot("stable", (conditions,), torch.bool),  # whether it stayed the same while the timestep moved
-        ControlSlot("log", (LOG_ROWS, len(LOG_COLUMNS)), torch.float32),
+        ControlSlot("log", (LOG_ROWS, width(rules)), torch.float32),
         ControlSlot("logged", (), torch.int64),  # rows ever written
+    )
+
+
+def rule_slots(joint: bool) -> tuple[ControlSlot, ...]:
+    """What is kept for each rule besides the gate's and the estimator's slots."""
+    together = (
+        ControlSlot(LEADER_TIME, (), torch.float32, math.nan),  # the timestep of the last step that led,
+        ControlSlot(LEADER_REUSES, (), torch.bool),  # and what it decided
+        ControlSlot(LED, (), torch.bool),  # whether this stream's last step was such a one
+    )
+    return (
+        *TOLD,
+        *(ControlSlot(slot.name + NOW, slot.shape, slot.dtype) for slot in TOLD),
+        ControlSlot(ANCHORS, (), torch.int64),  # deep steps done since there were none that serve
+        ControlSlot(SKIPPED, (), torch.int64),  # reused steps since the last deep one
         *(together if joint else ()),
     )
+
+
+def as_slots(slots: Sequence[ControlSlot], device: torch.device, rule: int = 0) -> list[Slot]:
+    return [Slot(of_rule(one.name, rule), None, one.shape, one.dtype, device, one.initial) for one in slots]
+
+
+def of_rules(name: str, known: Container[str]) -> list[str]:
+    """The slots of that name of all rules that are known."""
+    names = (of_rule(name, rule) for rule in itertools.count())
+    return list(itertools.takewhile(lambda own: own in known, names))
 
 
 def checksum(condition: Tensor) -> Tensor:
@@ -134,15 +153,12 @@ def begin(
 
     # A direction that the second step already contradicts was learned from an abandoned run.
     unlearned = torch.where(against & (index <= 1), torch.zeros_like(direction), direction)
-    none = torch.zeros_like(index)
     return (
         fresh,
         anew,
         {
             "restart": torch.zeros_like(state["restart"]),
             "index": torch.where(fresh, start, index),
-            "anchors": torch.where(anew, none, state["anchors"]),
-            "skipped": torch.where(anew, none, state["skipped"]),
             "time": ends[0],
             TIMES: times,
             "direction": torch.where(fresh, unlearned, learned),
@@ -153,6 +169,35 @@ def begin(
             "stable": ~changed & (state["stable"] | ~still),
         },
     )
+
+
+def go_on(timestep: Tensor, state: Mapping[str, Tensor]) -> tuple[_Updates, _Updates]:
+    """(the index and the time, the slots then) of a step of which the host knows that it goes on with a generation, and
+    that no condition has changed.
+    """
+    times, index = timestep.float(), copied(state["index"])
+    time = torch.stack((times.amax(), times.amin()))[0]
+    still = (times == state[TIMES]).all()
+    updates = {"index": index + 1, "time": time, TIMES: times, "stable": state["stable"] | ~still}
+    return {"index": index, "time": time}, updates
+
+
+def copied(number: Tensor) -> Tensor:
+    return number.clone()
+
+
+def reused(like: Tensor) -> Tensor:
+    return torch.ones_like(like, dtype=torch.bool)
+
+
+def not_forced(like: Tensor) -> Tensor:
+    return torch.zeros_like(like)
+
+
+def serving(anew: Tensor, anchors: Tensor, skipped: Tensor) -> _Updates:
+    """A rule's counters before the decision: nothing where no anchor serves."""
+    none = torch.zeros_like(anchors)
+    return {ANCHORS: torch.where(anew, none, anchors), SKIPPED: torch.where(anew, none, skipped)}
 
 
 def in_force(fresh: Tensor, told: Tensor, now: Tensor) -> Tensor:
@@ -191,39 +236,14 @@ def decide_together(
     }
 
 
-def finish(now: Mapping[str, Tensor], reuse: Tensor) -> _Updates:
-    """The counters after the decision."""
-    skipped = now["skipped"]
-    return {"index": now["index"] + 1, "skipped": torch.where(reuse, skipped + 1, torch.zeros_like(skipped))}
+def next_index(index: Tensor) -> Tensor:
+    return index + 1
 
 
-def columns(
-    now: Mapping[str, Tensor],
-    reuse: Tensor,
-    forced: Tensor,
-    first: Tensor,
-    error: Tensor | None,
-    compared: Tensor | None,
-    gamma: Tensor | None,
-) -> tuple[Tensor, ...]:
-    """The values of LOG_COLUMNS; NaN where a step has none. `gamma`: the estimator's aid, if it is one number."""
-    nothing = torch.full_like(now["time"], float("nan"))
-    return (
-        now["index"],
-        now["time"],
-        ~reuse,
-        forced,
-        nothing if error is None else torch.where(first, nothing, error),
-        nothing if compared is None else torch.where(first, nothing, compared),
-        nothing if gamma is None else torch.where(reuse, gamma, nothing),
-    )
+def skipped_after(skipped: Tensor, reuse: Tensor) -> Tensor:
+    return torch.where(reuse, skipped + 1, torch.zeros_like(skipped))
 
 
-def record(values: tuple[Tensor, ...], state: Mapping[str, Tensor]) -> _Updates:
-    """The log with one more row, in the order of LOG_COLUMNS; the oldest row is overwritten when it is full."""
-    row = torch.stack([column.to(torch.float32) for column in values])
-    place = state["logged"] % LOG_ROWS
-    return {
-        "log": state["log"].index_copy(0, place.reshape(1), row.reshape(1, -1)),
-        "logged": state["logged"] + 1,
-    }
+def asked_first(like: Tensor) -> Tensor:
+    """`Seen.before` of the first rule, and of one inside of another: nothing is reused before."""
+    return torch.zeros_like(like)

@@ -1,9 +1,9 @@
-"""What every piece of a step is written from: the cut graph, the rule, and how both see a carried value."""
+"""What the pieces of a rule are written from: its cuts, and how the rule sees what they carry."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -13,65 +13,79 @@ from torch import Tensor, fx
 
 from ..graph import symbols, values
 from ..passes.crossing import ABOVE
-from ..plan import Inputs, Partition, Region
-from ..program import Kind, Slot, Value
+from ..plan import Carried, Inputs, Partition, Region
+from ..program import Kind, Slot, Value, of_rule
 from ..rules import ESTIMATOR, Aid, Rule, Seen, setting_slot
 from . import control
 from .emit import Emitter
 from .slots import CarriedSlots, Updates
 from .trial import try_rule
 
-_COUNTS = {"index": "index", "time": "time", "anchors": "anchors", "since": "skipped"}  # what `Seen` has: the slots
-
 
 @dataclass(frozen=True)
 class Parts:
-    """A cut graph and a rule. Raises TypeError or ValueError where the rule's methods give what they may not."""
+    """A rule with its cuts. Raises TypeError or ValueError where the rule's methods give what they may not."""
 
-    partition: Partition
-    inputs: Inputs
+    number: int  # of the rule
     rule: Rule
-    slots: tuple[Slot, ...] = field(init=False)  # the tensors of a stream's state
-    aids: tuple[Aid, ...] = field(init=False)  # what the estimator's aids look like, by carried value
+    cuts: tuple[Partition, ...]  # in the order in which they run
+    first: int  # the place of its first carried value among those of all rules
+    slots: tuple[Slot, ...] = field(init=False)  # what a stream keeps for it
+    aids: Mapping[int, Aid] = field(init=False)  # what the estimator's aids look like, by carried value
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "slots", self._all_slots())  # first, because it refuses slots that clash
+        object.__setattr__(self, "slots", tuple(self._slots()))  # first, because it refuses slots that clash
         shown = [
             self.slots_of(place).shown((carried.x, carried.h, carried.y), self.rule.slots())
-            for place, carried in enumerate(self.partition.carried)
+            for place, carried in self.carried.items()
         ]
-        object.__setattr__(self, "aids", tuple(try_rule(self.rule.gate, self.rule.estimator, shown, self.device)))
-
-    def emitter(self, name: str) -> Emitter:
-        shaped_like = {slot.value: slot.like for slot in self.slots if slot.like is not None}
-        return Emitter(
-            name, self.partition.graph_module, self.partition.autocast, shaped_like, self._sizes, self.device
-        )
+        tried = try_rule(self.rule.gate, self.rule.estimator, shown, self.device)
+        object.__setattr__(self, "aids", dict(zip(self.carried, tried, strict=True)))
 
     @cached_property
-    def _sizes(self) -> Mapping[Any, fx.Node]:
-        """The nodes that give the symbols of shapes; of those of the deep region nobody else knows."""
-        regions = self.partition.regions
-        nodes = self.partition.graph_module.graph.nodes
-        return symbols.definers(node for node in nodes if regions.get(node) is not Region.DEEP)
+    def carried(self) -> Mapping[int, Carried]:
+        """By its place among those of all rules."""
+        return dict(enumerate((value for cut in self.cuts for value in cut.carried), start=self.first))
+
+    def places(self, cut: Partition) -> list[int]:
+        """Those of what one of the cuts carries."""
+        return [place for place, value in self.carried.items() if value in cut.carried]
+
+    @cached_property
+    def measured(self) -> tuple[int, ...]:
+        """The places of the carried values that are known before the decision: those of the first site."""
+        regions = self.cuts[0].regions
+        return tuple(p for p in self.places(self.cuts[0]) if regions.get(self.carried[p].h, Region.PROBE) in ABOVE)
+
+    @property
+    def decision(self) -> Value:
+        return Value(Kind.DECISION, str(self.number) if self.number else "")
+
+    def own(self, name: str) -> str:
+        """The slot of that name that is the rule's own."""
+        return of_rule(name, self.number)
+
+    def step_value(self, name: str) -> Value:
+        """What is known of the step: of "since" each rule has its own."""
+        return Value(Kind.STEP, self.own(name) if name == "since" else name)
 
     def seen(self, emitter: Emitter, place: int, role: str, now: Updates, told: Updates) -> Seen:
         """A carried value before the decision, as the gate or the estimator sees it."""
-        carried, of = self.partition.carried[place], self.rule.by(role)
+        carried, of = self.carried[place], self.rule.by(role)
         specs = [spec for spec in of.slots() if not spec.shared]
         return _in_nodes(
             emitter.read(carried.x),
             emitter.read(carried.h),
             {**self.slots_of(place).read(emitter, specs, now["anchors"]), **self.told(role, told)},
-            {name: now[slot] for name, slot in _COUNTS.items()},
+            {name: now[name] for name in ("index", "time", "anchors")} | {"since": now["skipped"]},
         )
 
     def later(self, emitter: Emitter, place: int) -> Seen:
         """A carried value after the decision, as the estimator sees it; what is told is what P left behind."""
-        carried, anchors = self.partition.carried[place], emitter.state("anchors")
-        counts = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time", "since")}
+        carried, anchors = self.carried[place], emitter.state(self.own("anchors"))
+        counts = {name: emitter.input(self.step_value(name)) for name in ("index", "time", "since")}
         state = self.slots_of(place).read(emitter, self.rule.estimator.slots(), anchors)
-        told = {name: emitter.state(f"{name}{control.NOW}") for name in self.rule.settings()}
+        told = {name: emitter.state(self.own(f"{name}{control.NOW}")) for name in self.rule.settings()}
         # A value that is kept as it is has nothing before it.
         nothing = emitter.trace(torch.zeros, ()) if carried.form == "value" else None
         seen = _in_nodes(
@@ -94,34 +108,20 @@ class Parts:
         """The settings of a gate or an estimator, by the names that it knows, of the values of all."""
         return {setting.name: told[setting_slot(role, setting.name)] for setting in self.rule.by(role).settings()}
 
-    def control_slots(self) -> tuple[control.ControlSlot, ...]:
-        return control.control_slots(len(self.inputs.conditions), self.rule.joint)
-
-    @cached_property
-    def measured(self) -> tuple[int, ...]:
-        """The places of the carried values that are known before the decision: those of the first site."""
-        regions, carried = self.partition.regions, self.partition.carried
-        return tuple(place for place, value in enumerate(carried) if regions.get(value.h, Region.PROBE) in ABOVE)
-
     def slots_of(self, place: int) -> CarriedSlots:
-        x = self.partition.carried[place].x
-        carried = tensor(x)
-        return CarriedSlots(place, x, carried.dtype, self.rule.state_dtype or carried.dtype, carried.device)
+        x = self.carried[place].x
+        own, dtype = tensor(x).dtype, self.rule.state_dtype
+        return CarriedSlots(place, x, own, dtype or own, tensor(x).device, self.number)
 
     @property
     def device(self) -> torch.device:
-        return tensor(self.partition.carried[0].x).device
+        return tensor(self.cuts[0].carried[0].x).device
 
-    def _all_slots(self) -> tuple[Slot, ...]:
-        found = [
-            Slot(slot.name, None, slot.shape, slot.dtype, self.device, slot.initial) for slot in self.control_slots()
-        ]
-        timestep = self.inputs.timestep
-        shaped = timestep if timestep is not None and values.tensor(timestep) is not None else None
-        found.append(Slot(control.TIMES, shaped, (), torch.float32, self.device, math.nan))
+    def _slots(self) -> list[Slot]:
+        found = control.as_slots(control.rule_slots(self.rule.joint), self.device, self.number)
         for name, setting in self.rule.settings().items():
             both = (name, name + control.NOW)
-            found += [Slot(slot, None, setting.shape, torch.float32, self.device, 0) for slot in both]
+            found += [Slot(self.own(slot), None, setting.shape, torch.float32, self.device, 0) for slot in both]
         gate = self.rule.gate
         if gate is not None and any(spec.history for spec in gate.slots()):
             raise ValueError("a gate's slot cannot have a history: `follow` writes it on every step")
@@ -131,13 +131,57 @@ class Parts:
             for place in self.measured[:1] if spec.shared else self.measured:
                 found += self.slots_of(place).slots([spec])
         for spec in self.rule.estimator.slots():
-            for place in range(len(self.partition.carried)):
+            for place in self.carried:
                 found += self.slots_of(place).slots([spec])
+        return found
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A cut graph with its rules, each with its parts."""
+
+    cuts: tuple[Partition, ...]  # in the order in which they run; one inside of another comes later
+    inputs: Inputs
+    parts: tuple[Parts, ...]  # by rule
+    slots: tuple[Slot, ...] = field(init=False)  # the tensors of a stream's state
+
+    def __post_init__(self) -> None:
+        timestep, device = self.inputs.timestep, self.parts[0].device
+        shaped = timestep if timestep is not None and values.tensor(timestep) is not None else None
+        own = control.step_slots(len(self.inputs.conditions), len(self.parts))
+        found = control.as_slots(own, device)
+        found.append(Slot(control.TIMES, shaped, (), torch.float32, device, math.nan))
+        found += [slot for parts in self.parts for slot in parts.slots]
         names = [slot.name for slot in found]
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two slots are named {name!r}: the gate and the estimator need names of their own")
-        return tuple(found)
+        object.__setattr__(self, "slots", tuple(found))
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        return self.cuts[0].graph_module
+
+    def emitter(self, name: str) -> Emitter:
+        shaped_like = {slot.value: slot.like for slot in self.slots if slot.like is not None}
+        autocast, device = self.cuts[-1].autocast, self.parts[0].device
+        return Emitter(name, self.graph_module, autocast, shaped_like, self._sizes, device)
+
+    @cached_property
+    def _sizes(self) -> Mapping[Any, fx.Node]:
+        """The nodes that give the symbols of shapes; of those of a deep region nobody else knows."""
+        nodes = self.graph_module.graph.nodes
+        deep = {node for cut in self.cuts for node in cut.nodes(Region.DEEP)}
+        return symbols.definers(node for node in nodes if node not in deep)
+
+
+def whole(cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rule]) -> Whole:
+    """Raises TypeError or ValueError where the rules' methods give what they may not."""
+    parts: list[Parts] = []
+    for number, rule in enumerate(rules):
+        own = tuple(cut for cut in cuts if cut.rule == number)
+        parts.append(Parts(number, rule, own, sum(len(before.carried) for before in parts)))
+    return Whole(tuple(cuts), inputs, tuple(parts))
 
 
 def _in_nodes(x: fx.Node, h: fx.Node, state: Mapping[str, fx.Node], counts: Mapping[str, fx.Node]) -> Seen:

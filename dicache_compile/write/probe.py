@@ -1,16 +1,15 @@
-"""Writes what runs on every step: prologue, probe, statistics and decision."""
+"""Writes what a rule computes on every step that asks it: statistics, decision, record."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
-from ..plan import Region
-from ..program import DECISION, Kind, Value
+from ..program import Kind, Value
 from ..rules import (
     ESTIMATOR,
     GATE,
@@ -22,20 +21,19 @@ from ..rules import (
     Seen,
     SlotSpec,
 )
-from . import control
+from . import control, record
 from .emit import Emitter, write_back
-from .parts import Parts, aid_values, tensor
+from .parts import Parts, Whole, aid_values, tensor
 from .slots import Updates, check_names
 from .trial import method_name
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """What is known of a step before the decision."""
+    """What is known of a step before a rule's decision."""
 
-    old: Updates  # the control slots, as the last step left them
-    now: Updates  # those of them that the start of this step changes
-    told: Updates  # what the host tells of this generation, by slot
+    now: Updates  # "index", "time", and the rule's "anchors" and "skipped" as this step finds them
+    told: Updates  # what the host tells the rule of this generation, by its plain name
     anew: fx.Node  # whether no anchor serves
     forced: fx.Node  # whether the step runs deep in any case
     may: fx.Node  # whether it may reuse if the gate says so
@@ -48,75 +46,138 @@ class _Decided:
     updates: Updates
 
 
-def write_probe(parts: Parts, emitter: Emitter) -> None:
-    """P: gives the decision, what is known of the step, and the estimator's aids."""
-    emitter.copy(parts.partition.nodes(Region.PROLOGUE, Region.PROBE))
-    begun = _begun(parts, emitter)
-    now, places = begun.now, parts.measured
-    known = {place: parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places}
-    for place in places:
-        aid = emitter.trace(parts.rule.estimator.aid, known[place])
-        known[place] = replace(known[place], aid=aid)
-        given = aid if isinstance(aid, tuple) else (aid,)
-        for value, node in zip(_aid_values(parts, place, aid), given, strict=False):
-            emitter.offer(value, node)
-    gate = parts.rule.gate
-    decided = _by_schedule(begun) if gate is None else _by_gate(parts, emitter, gate, begun, known)
-    reuse = decided.reuse
-    emitter.offer(DECISION, reuse)
-    for name, node in (("index", now["index"]), ("time", now["time"]), ("since", now["skipped"])):
-        emitter.offer(Value(Kind.STEP, name), node)
+def write_decision(whole: Whole, parts: Parts, emitter: Emitter, nested: bool) -> None:
+    """What ends the piece before a rule's choice: gives the decision, what is known of the step, the estimator's aids.
 
-    updates: Updates = {**now, **{name + control.NOW: node for name, node in begun.told.items()}}
-    updates |= emitter.trace(control.finish, now, reuse)
-    number = bool(places) and isinstance(shape := parts.aids[places[0]], Tensor) and not shape.dim()
-    gamma = known[places[0]].aid if number else None
-    row = emitter.trace(control.columns, now, reuse, begun.forced, *decided.shown, gamma)
-    updates |= emitter.trace(control.record, row, begun.old)
+    The first rule's also begins the step. `nested`: whether the rule is asked in another one's deep way.
+    """
+    if parts.number == 0:
+        now, fresh, anew, updates = _step_begun(whole, emitter)
+    else:
+        now, updates = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time")}, {}
+        fresh, anew = (emitter.input(Value(Kind.STEP, name)) for name in ("fresh", "anew"))
+    begun = _begun(parts, emitter, now, fresh, anew)
+    now, places = begun.now, parts.measured
+    seen = {place: parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places}
+    known = {place: offer_aid(parts, emitter, place, one) for place, one in seen.items()}
+    gate = parts.rule.gate
+    decided = _by_schedule(begun)
+    if gate is not None:
+        decided = _by_gate(parts, emitter, gate, begun, known, _before(whole, parts, emitter, nested, begun.may))
+    reuse = decided.reuse
+    emitter.offer(parts.decision, reuse)
+    emitter.offer(parts.step_value("since"), now[control.SKIPPED])
+
+    columns = log_of(parts, emitter, known, now, reuse, begun.forced, decided.shown)
+    log = {name: emitter.state(name) for name in ("log", "logged")}
+    if parts.number == 0:
+        updates |= emitter.trace(record.record, now, columns, log, len(whole.parts))
+    else:
+        updates["log"] = emitter.trace(record.record_more, columns, log["log"], log["logged"], parts.number)
+    skipped = emitter.trace(control.skipped_after, now[control.SKIPPED], reuse)
+    own = {control.ANCHORS: now[control.ANCHORS], control.SKIPPED: skipped}
+    own |= {name + control.NOW: node for name, node in begun.told.items()}
+    updates |= {parts.own(name): node for name, node in own.items()}
     updates |= decided.updates
     for place in places:
-        updates |= _counted(parts, emitter, place, replace(known[place], reused=reuse))
+        updates |= counted(parts, emitter, place, replace(known[place], reused=reuse))
     write_back(emitter, updates)
 
 
-def _begun(parts: Parts, emitter: Emitter) -> _Begun:
-    """Whether a generation starts with this step, and what is forced."""
-    old = {slot.name: emitter.state(slot.name) for slot in parts.control_slots()}
+def offer_aid(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Seen:
+    """What is seen with the estimator's aid, which later pieces may read."""
+    aid = emitter.trace(parts.rule.estimator.aid, seen)
+    for value, node in zip(_aid_values(parts, place, aid), aid if isinstance(aid, tuple) else (aid,), strict=False):
+        emitter.offer(value, node)
+    return replace(seen, aid=aid)
+
+
+def log_of(
+    parts: Parts,
+    emitter: Emitter,
+    known: Mapping[int, Seen],
+    now: Updates,
+    reuse: fx.Node,
+    forced: fx.Node,
+    shown: tuple[Any, Any, Any],
+) -> tuple[fx.Node, ...]:
+    """The rule's columns of the record."""
+    first = next(iter(known), None)
+    number = first is not None and isinstance(shape := parts.aids[first], Tensor) and not shape.dim()
+    gamma = known[first].aid if number and first is not None else None
+    columns: tuple[fx.Node, ...] = emitter.trace(record.columns, now, reuse, forced, *shown, gamma)
+    return columns
+
+
+def _step_begun(whole: Whole, emitter: Emitter) -> tuple[Updates, fx.Node, fx.Node, Updates]:
+    """(the step's index and time, whether a generation starts with it, whether no anchor serves it, the step's slots
+    after it).
+    """
+    slots = control.step_slots(len(whole.inputs.conditions), len(whole.parts))
+    old = {slot.name: emitter.state(slot.name) for slot in slots}
     old[control.TIMES] = emitter.state(control.TIMES)
-    timestep = parts.inputs.timestep
+    timestep = whole.inputs.timestep
     time = old["clock"] if timestep is None else emitter.read(timestep)
-    fresh, anew, now = emitter.trace(control.begin, time, *_checksums(parts, emitter, old), old)
-    told = {
-        name: emitter.trace(control.in_force, fresh, *(emitter.state(f"{name}{at}") for at in ("", control.NOW)))
-        for name in (*(slot.name for slot in control.TOLD), *parts.rule.settings())
-    }
+    fresh, anew, begun = emitter.trace(control.begin, time, *_checksums(whole, emitter, old), old)
+    now = {name: begun[name] for name in ("index", "time")}
+    known = {**now, "fresh": fresh, "anew": anew}
+    if len(whole.parts) > 1:
+        # Another rule finds the slot with this step's timestep.
+        known["last_time"] = emitter.trace(torch.clone, old["time"])
+    for name, node in known.items():
+        emitter.offer(Value(Kind.STEP, name), node)
+    return now, fresh, anew, {**begun, "index": emitter.trace(control.next_index, now["index"])}
+
+
+def _begun(parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: fx.Node) -> _Begun:
+    """What is forced, and by how many anchors."""
+    counts = [emitter.state(parts.own(name)) for name in (control.ANCHORS, control.SKIPPED)]
+    now = now | emitter.trace(control.serving, anew, *counts)
+    told: Updates = {}
+    for name in (*(slot.name for slot in control.TOLD), *parts.rule.settings()):
+        both = (emitter.state(parts.own(f"{name}{at}")) for at in ("", control.NOW))
+        told[name] = emitter.trace(control.in_force, fresh, *both)
     forced = emitter.trace(control.forced, now, told[control.LIMITS], told[control.DEEP_STEPS])
-    may = emitter.trace(control.may_reuse, forced, now["skipped"], told[control.LIMITS])
-    return _Begun(old, now, told, anew, forced, may)
+    may = emitter.trace(control.may_reuse, forced, now[control.SKIPPED], told[control.LIMITS])
+    return _Begun(now, told, anew, forced, may)
+
+
+def _before(whole: Whole, parts: Parts, emitter: Emitter, nested: bool, like: fx.Node) -> fx.Node:
+    """Whether the rule before this one reused on this step."""
+    if parts.number == 0 or nested:
+        first: fx.Node = emitter.trace(control.asked_first, like)
+        return first
+    return emitter.input(whole.parts[parts.number - 1].decision)
 
 
 def _by_schedule(begun: _Begun) -> _Decided:
     return _Decided(begun.may, (None, None, None), {})
 
 
-def _by_gate(parts: Parts, emitter: Emitter, gate: Decider, begun: _Begun, known: Mapping[int, Seen]) -> _Decided:
+def _by_gate(
+    parts: Parts, emitter: Emitter, gate: Decider, begun: _Begun, known: Mapping[int, Seen], before: fx.Node
+) -> _Decided:
     """The gate's decision, and what its slots become."""
     seen = {place: parts.seen(emitter, place, GATE, begun.now, begun.told) for place in known}
     errors = [_error(parts, emitter, gate, seen[place], known[place]) for place in known]
     error, first = emitter.trace(_largest_error, errors, begun.now["anchors"])
     shared = {
-        spec.name: emitter.trace(_zero_if, begun.anew, emitter.state(spec.name)) for spec in gate.slots() if spec.shared
+        spec.name: emitter.trace(_zero_if, begun.anew, emitter.state(parts.own(spec.name)))
+        for spec in gate.slots()
+        if spec.shared
     }
-    judged = replace(seen[parts.measured[0]], state=shared | parts.told(GATE, begun.told), error=error)
+    state, earlier = shared | parts.told(GATE, begun.told), cast(Any, before)
+    judged = replace(seen[parts.measured[0]], state=state, error=error, before=earlier)
     within, compared = emitter.trace(gate.judge, judged)
     if parts.rule.joint:
-        arguments = (begun.now, begun.old, begun.may, within, error)
-        reuse, updates = emitter.trace(control.decide_together, *arguments)
+        old = {name: emitter.state(parts.own(name)) for name in (*control.JOINT, control.LED)}
+        old["time"] = emitter.input(Value(Kind.STEP, "last_time")) if parts.number else emitter.state("time")
+        reuse, updates = emitter.trace(control.decide_together, begun.now, old, begun.may, within, error)
     else:
         reuse, updates = emitter.trace(torch.logical_and, begun.may, within), {}
     settled = emitter.trace(gate.settle, replace(judged, error=compared, reused=reuse))
     check_names(gate.settle, settled, list(shared))
-    updates = {**updates, **settled}
+    updates = {parts.own(name): node for name, node in {**updates, **settled}.items()}
     for place, of_gate in seen.items():
         updates |= _followed(parts, emitter, gate, place, replace(of_gate, reused=reuse))
     return _Decided(reuse, (first, error, compared), updates)
@@ -152,7 +213,7 @@ def _followed(parts: Parts, emitter: Emitter, gate: Decider, place: int, seen: S
     return _written(parts, emitter, place, written, new, seen)
 
 
-def _counted(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Updates:
+def counted(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Updates:
     """What a carried value's estimator counts on every step."""
     estimator = parts.rule.estimator
     if not isinstance(estimator, FollowingEstimator):
@@ -172,12 +233,12 @@ def _written(
     return updates
 
 
-def _checksums(parts: Parts, emitter: Emitter, old: Updates) -> tuple[fx.Node, fx.Node]:
+def _checksums(whole: Whole, emitter: Emitter, old: Updates) -> tuple[fx.Node, fx.Node]:
     """(the conditions' checksums, their sizes, against which a change of those counts)."""
-    if not parts.inputs.conditions:
+    if not whole.inputs.conditions:
         return old["checksums"], old["checksums"]
     sums, sizes = [], []
-    for node in parts.inputs.conditions:
+    for node in whole.inputs.conditions:
         condition = emitter.read(node)
         sums.append(emitter.trace(control.checksum, condition))
         of = control.size if tensor(node).is_floating_point() else control.nothing

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from ..graph import values
 from ..kernels.float8 import FLOAT8, scaled, value
-from ..program import Slot
+from ..program import Slot, of_rule
 from ..rules import SlotSpec
 from .emit import Emitter
 from .trial import Shown, method_name
@@ -36,6 +36,7 @@ class CarriedSlots:
     own: torch.dtype  # of the carried value
     dtype: torch.dtype  # in which its tensors are kept, but for those that float8 is too coarse for
     device: torch.device
+    rule: int = 0
 
     def slots(self, specs: Sequence[SlotSpec]) -> list[Slot]:
         """All that these specs need."""
@@ -60,7 +61,7 @@ class CarriedSlots:
 
     def names(self, spec: SlotSpec) -> tuple[str, ...]:
         """The slots that hold `spec`, by place of its ring: "r.0.0" and "r.0.1"."""
-        name = spec.name if spec.shared else f"{spec.name}.{self.place}"
+        name = of_rule(spec.name, self.rule) if spec.shared else f"{spec.name}.{self.place}"
         return tuple(f"{name}.{turn}" for turn in range(spec.history)) if spec.history > 1 else (name,)
 
     def stored(self, emitter: Emitter, spec: SlotSpec) -> tuple[list[fx.Node], list[fx.Node]]:

@@ -88,7 +88,7 @@ class _Trial:
     def _try_gate(self, gate: Decider, bare: Seen, known: Seen) -> None:
         number, reused = torch.empty(()), torch.empty((), dtype=torch.bool)
         own = replace(bare, state=self._state(gate, lambda spec: not spec.shared))
-        shared = replace(bare, state=self._state(gate, lambda spec: spec.shared), error=number)
+        shared = replace(bare, state=self._state(gate, lambda spec: spec.shared), error=number, before=reused)
         if isinstance(gate, EstimateGate):
             assert isinstance(self.estimator, CheckedEstimator)
             _number(self.estimator.check, known)

@@ -1,4 +1,4 @@
-"""Writes what comes after the decision: the deep blocks, what stands in for them, and the epilogue."""
+"""Writes what comes after a decision: the deep blocks, and what stands in for them."""
 
 from __future__ import annotations
 
@@ -8,48 +8,49 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from ..plan import Partition, Region
+from ..plan import Partition
 from ..program import Kind, Value
 from ..rules import ANCHOR_TIME
-from . import strides
+from . import control, strides
 from .emit import Emitter, memory_of, write_back
 from .parts import Parts, tensor
 from .slots import Updates, check_names
 
 
-def write_deep(parts: Parts, emitter: Emitter) -> None:
-    """D: deep blocks and new anchor. Of several sites also what runs between and after them."""
-    partition = parts.partition
+def write_deep(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[fx.Node], last: bool) -> None:
+    """D: deep blocks and new anchor. Of several sites also what runs between them. `last`: of the rule's cuts."""
     updates: Updates = {}
-    regions = (Region.DEEP, Region.EPILOGUE) if partition.in_turns else (Region.DEEP,)
-    stretches, rest = _up_to_each(partition, partition.nodes(*regions))
-    for place, nodes in stretches:
+    stretches, rest = _up_to_each(parts, cut, nodes)
+    for place, up_to in stretches:
         # What comes after may write to y.
-        emitter.copy(nodes)
-        updates |= _anchored(parts, emitter, place, apart=partition.in_turns)
+        emitter.copy(up_to)
+        updates |= _anchored(parts, emitter, place, apart=cut.in_turns)
     emitter.copy(rest)
-    write_back(emitter, {"anchors": emitter.trace(_one_more, emitter.state("anchors")), **updates})
+    if last:
+        anchors = parts.own(control.ANCHORS)
+        updates = {anchors: emitter.trace(_one_more, emitter.state(anchors)), **updates}
+    write_back(emitter, updates)
 
 
-def write_stand_in(parts: Parts, emitter: Emitter) -> None:
-    """R: the estimates of what the deep blocks would give. Of several sites also what runs between and after them."""
-    partition = parts.partition
-    regions = (Region.EPILOGUE,) if partition.in_turns else ()
-    stretches, rest = _up_to_each(partition, partition.nodes(*regions))
-    for place, nodes in stretches:
-        emitter.copy(nodes)
-        emitter.replace(partition.carried[place].y, _estimated(parts, emitter, place))
+def write_stand_in(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[fx.Node]) -> None:
+    """R: the estimates of what the deep blocks would give. Of several sites also what runs between them."""
+    stretches, rest = _up_to_each(parts, cut, nodes)
+    for place, up_to in stretches:
+        emitter.copy(up_to)
+        emitter.replace(parts.carried[place].y, _estimated(parts, emitter, place))
     emitter.copy(rest)
 
 
 def _up_to_each(
-    partition: Partition, nodes: Sequence[fx.Node]
+    parts: Parts, cut: Partition, nodes: Sequence[fx.Node]
 ) -> tuple[list[tuple[int, list[fx.Node]]], list[fx.Node]]:
-    """(for each carried value, in the order of their y, the nodes up to it since the one before; the nodes left)."""
-    order = {node: place for place, node in enumerate(partition.graph_module.graph.nodes)}
-    ends = [order[value.y] for value in partition.carried]
+    """(for each value that a cut carries, in the order of their y, the nodes up to it since the one before; the nodes
+    left).
+    """
+    order = {node: place for place, node in enumerate(cut.graph_module.graph.nodes)}
+    ends = {place: order[parts.carried[place].y] for place in parts.places(cut)}
     left, found = list(nodes), []
-    for place in sorted(range(len(ends)), key=lambda place: ends[place]):
+    for place in sorted(ends, key=lambda place: ends[place]):
         found.append((place, [node for node in left if order[node] <= ends[place]]))
         left = [node for node in left if order[node] > ends[place]]
     return found, left
@@ -57,7 +58,7 @@ def _up_to_each(
 
 def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates:
     """A carried value's new anchor; `apart`: in memory of its own, because it is written later."""
-    estimator, y = parts.rule.estimator, emitter.read(parts.partition.carried[place].y)
+    estimator, y = parts.rule.estimator, emitter.read(parts.carried[place].y)
     given: Any = y
     seen = replace(parts.later(emitter, place), y=given)
     new = emitter.trace(estimator.anchor, seen)
@@ -69,13 +70,13 @@ def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Update
         value: Any = seen.time if spec.name == ANCHOR_TIME else new[spec.name]
         if apart and memory_of(value) in (y, memory_of(y)):
             value = emitter.graph.call_method("clone", (value,))
-        updates |= parts.slots_of(place).write(emitter, spec, value, emitter.state("anchors"))
+        updates |= parts.slots_of(place).write(emitter, spec, value, emitter.state(parts.own(control.ANCHORS)))
     return updates
 
 
 def _estimated(parts: Parts, emitter: Emitter, place: int) -> fx.Node:
     """What stands in for a carried value's y, as that is: of its dtype, lying in memory as it does."""
-    carried = parts.partition.carried[place]
+    carried = parts.carried[place]
     y: fx.Node = emitter.trace(parts.rule.estimator.estimate, parts.later(emitter, place))
     recorded = tensor(carried.y)
     if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
@@ -86,11 +87,9 @@ def _estimated(parts: Parts, emitter: Emitter, place: int) -> fx.Node:
     return y
 
 
-def write_epilogue(parts: Parts, emitter: Emitter) -> tuple[Value, ...]:
-    """E: what comes after the trunk, if that is not written yet. The values that the model's graph returns."""
-    if not parts.partition.in_turns:
-        emitter.copy(parts.partition.nodes(Region.EPILOGUE))
-    returned = next(iter(reversed(parts.partition.graph_module.graph.nodes))).args[0]
+def write_outputs(graph_module: fx.GraphModule, emitter: Emitter) -> tuple[Value, ...]:
+    """The values that the model's graph returns, given by its last piece."""
+    returned = next(iter(reversed(graph_module.graph.nodes))).args[0]
     assert isinstance(returned, (tuple, list))
     outputs = tuple(Value(Kind.OUTPUT, str(place)) for place in range(len(returned)))
     for value, node in zip(outputs, returned, strict=True):

@@ -196,7 +196,7 @@ def test_a_model_without_such_parts_says_so() -> None:
 def test_parts_of_a_diffusers_models_blocks_are_found(name: str, sites: str) -> None:
     entry = zoo.entries()[name]
     model, call = entry.build(), entry.call()
-    config = DiCacheConfig(sites=sites, lowering="eager", strict=True, num_steps=4, streams=1, **SCHEDULE)
+    config = DiCacheConfig(sites=sites, lowering="eager", strict=True, num_steps=8, streams=1, **SCHEDULE)
     compiled_model = torch.compile(model, backend="dicache", fullgraph=True, options=config.options())
     changed = []
     with torch.no_grad():

@@ -10,7 +10,8 @@ import torch
 
 from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
 from dicache_compile.summary import MAX_GENERATIONS
-from dicache_compile.write.control import LOG_ROWS, MASKED_STEPS
+from dicache_compile.write.control import MASKED_STEPS
+from dicache_compile.write.record import LOG_ROWS
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 

@@ -34,7 +34,7 @@ class ByTable(Interval):
         return {"count": seen.error}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors have no one answer to ==, which Dynamo asks for
 class Kept(Reuse):
     """A gain for each channel, which the object keeps as a tensor, and an offset that cancels out."""
 

@@ -1,0 +1,65 @@
+"""The record that a stream keeps of its steps: a table on the device, a row for each step.
+
+Plain torch functions, traced into the pieces that decide.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+LOG_ROWS = 1024  # steps that a stream remembers
+# Of a step, and then of each rule: NaN where that was not asked, as of one inside of a region that is reused.
+STEP_COLUMNS = ("index", "timestep")
+RULE_COLUMNS = ("deep", "forced", "error", "accumulated", "gamma")
+
+
+def width(rules: int) -> int:
+    """The columns of a record of so many rules."""
+    return len(STEP_COLUMNS) + rules * len(RULE_COLUMNS)
+
+
+def columns(
+    now: Mapping[str, Tensor],
+    reuse: Tensor,
+    forced: Tensor,
+    first: Tensor,
+    error: Tensor | None,
+    compared: Tensor | None,
+    gamma: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """The values of RULE_COLUMNS; NaN where a step has none. `gamma`: the estimator's aid, if it is one number."""
+    nothing = torch.full_like(now["time"], float("nan"))
+    return (
+        ~reuse,
+        forced,
+        nothing if error is None else torch.where(first, nothing, error),
+        nothing if compared is None else torch.where(first, nothing, compared),
+        nothing if gamma is None else torch.where(reuse, gamma, nothing),
+    )
+
+
+def record(
+    now: Mapping[str, Tensor], values: tuple[Tensor, ...], state: Mapping[str, Tensor], rules: int
+) -> dict[str, Tensor]:
+    """The log with one more row, of which the first rule's columns are known; the oldest one is overwritten when it is
+    full.
+    """
+    others = [torch.full_like(now["time"], math.nan)] * ((rules - 1) * len(RULE_COLUMNS))
+    row = torch.stack([column.to(torch.float32) for column in (now["index"], now["time"], *values, *others)])
+    place = state["logged"] % LOG_ROWS
+    return {
+        "log": state["log"].index_copy(0, place.reshape(1), row.reshape(1, -1)),
+        "logged": state["logged"] + 1,
+    }
+
+
+def record_more(values: tuple[Tensor, ...], log: Tensor, logged: Tensor, rule: int) -> Tensor:
+    """The log with a later rule's columns in its last row."""
+    place, start = ((logged - 1) % LOG_ROWS).reshape(1), width(rule)
+    row, own = log.index_select(0, place), torch.stack([column.to(torch.float32) for column in values]).reshape(1, -1)
+    row = torch.cat((row[:, :start], own, row[:, start + len(RULE_COLUMNS) :]), dim=1)
+    return log.index_copy(0, place, row)
