@@ -21,18 +21,16 @@ import torch
 from torch import fx
 
 from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError, source_line
-from ..graph import effects, values
+from ..graph import operators, values
 from ..graph.dataflow import Dataflow
 from ..graph.latents import latents
-from ..graph.layout import CONCATENATIONS, Window, is_counted, is_like, size_of, traced_back
+from ..graph.layout import Window, is_counted, is_like, size_of, traced_back
 from ..graph.links import links
 from ..graph.residual_path import Path, Step, Trail, residual_path, residual_walk
 from ..plan import Carried, Region, Trunk
 from .joins import parts_of
 from .parts import joined_again, part_of, real
 from .replay import replay, why_not_replayable
-
-_SHUFFLES = {"roll", "index_select", "gather", "flip", "take_along_dim"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +188,8 @@ class _Search:
 
         def shuffled(step: Step, trail: Trail) -> bool:
             came_from = self._is_probe(step[0]) and values.same_size(step[0], y)
-            names = {effects.name(node) for node in trail()} if came_from else set()
-            return bool(names & _SHUFFLES) and not names & CONCATENATIONS  # parts are looked at one by one
+            path = trail() if came_from else ()  # parts are looked at one by one
+            return any(map(operators.shuffles, path)) and not any(map(operators.joins, path))
 
         found = residual_walk((y, None), shuffled)
         reason = why_not_replayable(found[1], None, self.flow, self.regions) if found is not None else None
@@ -202,7 +200,7 @@ class _Search:
         """Where y, or a part of it, stands in a node, every element at its place; False where it does not."""
         if is_counted(path):  # of which no point can be followed: the sizes and the order of joining have to do
             window = step[1]
-            known = not any(effects.name(node) in _SHUFFLES for node in path)
+            known = not any(map(operators.shuffles, path))
             return (window or True) if known and is_like(step, y) else False
         found = traced_back(path, part)
         if found is True:

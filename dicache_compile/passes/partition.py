@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from torch import fx
 
 from ..errors import CrossingError, EffectError, NotCarriedError, NothingToSkipError, UnsupportedGraphError
-from ..graph import effects, randomness, values
+from ..graph import effects, operators, randomness, values
 from ..graph.dataflow import Dataflow
 from ..graph.links import links
-from ..graph.residual_path import SLICES, residual_path
+from ..graph.residual_path import residual_path
 from ..plan import Carried, Partition, Region, Trunk
 from .carried import find_carried
 from .crossing import ABOVE, find_crossing, why_not_passable
@@ -140,7 +140,7 @@ def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[
             continue
         for user in outside:
             needs = flow.needs(user)
-            if effects.name(user) in SLICES and all(
+            if operators.takes_part(user) and all(
                 n not in regions or regions[n].value <= Region.DEEP.value for n in needs
             ):
                 regions[user] = Region.DEEP

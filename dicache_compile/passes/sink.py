@@ -17,7 +17,7 @@ import dataclasses
 
 from torch import fx
 
-from ..graph import effects, randomness
+from ..graph import effects, operators, randomness
 from ..graph.dataflow import Dataflow
 from ..plan import Partition, Plan, Region
 from .crossing import ABOVE, find_crossing, why_not_passable
@@ -34,7 +34,7 @@ def _sunk(flow: Dataflow, partition: Partition) -> Partition:
     if any(map(effects.is_opaque, above)):
         return partition
     free = above - flow.upstream(_kept(flow, partition))
-    heavy = {node for node in free if effects.is_heavy(node)}
+    heavy = {node for node in free if operators.is_heavy(node)}
     moved = free & flow.upstream(heavy)
     # What needs something that moves cannot stay; nothing that is kept does.
     moved |= free & flow.downstream(moved)

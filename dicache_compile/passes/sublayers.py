@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from torch import fx
 
 from ..errors import NotCarriedError, NothingToSkipError
-from ..graph import effects, values
+from ..graph import effects, operators, values
 from ..graph.dataflow import Dataflow
-from ..graph.layout import ADDITIONS
 from ..graph.residual_path import residual_path
 from ..plan import Block, Carried, Partition, Region, Trunk
 from .crossing import find_crossing
@@ -25,7 +24,6 @@ from .partition import check_effects
 from .stacks import mixes_tokens
 
 ATTENTION, CROSS_ATTENTION, MLP = KINDS = ("attention", "cross_attention", "mlp")
-_GATES = {"mul", "__mul__", "__rmul__", "mul_"}
 
 
 def cut_sublayers(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, kinds: tuple[str, ...]) -> Partition:
@@ -69,7 +67,7 @@ def _branches(block: Block, flow: Dataflow) -> list[tuple[fx.Node, set[fx.Node]]
     found: dict[fx.Node, set[fx.Node]] = {}
     for path in paths:
         for added in path:
-            if effects.name(added) not in ADDITIONS:
+            if not operators.is_addition(added):
                 continue
             for operand in added.all_input_nodes:
                 if operand in moving and operand not in stream and values.same_size(operand, added):
@@ -81,7 +79,7 @@ def _branches(block: Block, flow: Dataflow) -> list[tuple[fx.Node, set[fx.Node]]
 
 def _ungated(result: fx.Node, moving: set[fx.Node]) -> fx.Node:
     """A branch's result before it is scaled by what does not depend on the stream."""
-    while effects.name(result) in _GATES:
+    while operators.is_product(result):
         operands = [n for n in result.all_input_nodes if n in moving and values.same_size(n, result)]
         others = [n for n in result.all_input_nodes if n in moving and n not in operands]
         if len(operands) != 1 or others:
@@ -106,10 +104,10 @@ def _kind(nodes: Iterable[fx.Node], flow: Dataflow) -> str:
     inside = set(nodes)
     mixing = [node for node in inside if mixes_tokens((node,))]
     if not mixing:
-        return MLP if any(map(effects.is_heavy, inside)) else ""
+        return MLP if any(map(operators.is_heavy, inside)) else ""
     # Attention over others has keys that are projected of other tokens; a mask is projected of nothing.
     others = {needed for node in mixing for needed in node.all_input_nodes} - inside
-    return CROSS_ATTENTION if any(map(effects.is_heavy, flow.upstream(others))) else ATTENTION
+    return CROSS_ATTENTION if any(map(operators.is_heavy, flow.upstream(others))) else ATTENTION
 
 
 def _check_carried(flow: Dataflow, regions: dict[fx.Node, Region], carried: set[fx.Node]) -> None:
