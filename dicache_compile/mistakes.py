@@ -21,7 +21,7 @@ _IN_PLACE = "compile the whole denoiser, in place: model.compile(backend=...)"
 def told(gm: fx.GraphModule, refusal: UnsupportedGraphError) -> UnsupportedGraphError:
     """The refusal of a graph with what is known beyond it: how the model was compiled, or why its graph broke."""
     use = about_use(gm) if refusal.asks_for_use else None
-    return refusal.extended(use or about_break(gm))
+    return refusal.advising(use) if use else refusal.advising(refusal.advice, about_break(gm))
 
 
 def about_use(gm: fx.GraphModule) -> str | None:

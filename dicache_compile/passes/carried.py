@@ -23,7 +23,7 @@ from functools import partial
 import torch
 from torch import fx
 
-from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError, source_line
+from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError
 from ..graph import operators, values
 from ..graph.dataflow import Dataflow
 from ..graph.latents import latents
@@ -66,7 +66,8 @@ def find_carried(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[f
         if regions.get(node) is Region.DEEP and any(regions.get(user) is not Region.DEEP for user in node.users)
     ]
     if not results:
-        raise NotCarriedError("nothing after the trunk reads the deep blocks' result")
+        last, advice = trunk.blocks[-1].nodes[-1], "name the blocks that lead to the output with trunk="
+        raise NotCarriedError("nothing after the trunk reads the deep blocks' result", last, advice)
     search = _Search(flow, trunk, probe_depth, regions, flow.downstream(latents(flow)), links(trunk))
     # All are found before the graph is touched.
     found = {y: search.counterparts(y) for y in results}
@@ -107,10 +108,7 @@ class _Search:
         recorded = values.tensor(y)
         if recorded is None or not (recorded.is_floating_point() or recorded.is_complex()):
             kind = "no tensor" if recorded is None else f"of {recorded.dtype}"
-            where = source_line(y)
-            raise NotCarriedError(
-                f"the deep region's result `{y.name}` is {kind}, of which there is no estimate ({where})"
-            )
+            raise NotCarriedError(f"the deep region's result `{y.name}` is {kind}, of which there is no estimate", y)
         self._check_order(y)
         if (found := self._by_form(y)) is not None:
             return [found]
@@ -253,5 +251,5 @@ class _Search:
 
     def _no_counterpart(self, y: fx.Node, missing: str) -> NoCounterpartError:
         shape = ", ".join(values.size_text(y) or ())
-        reason = f"the deep region's result `{y.name}` of shape ({shape}) has no counterpart {missing}"
-        return NoCounterpartError(f"{reason} ({source_line(y)})")
+        what = f"the deep region's result `{y.name}` of shape ({shape})"
+        return NoCounterpartError(f"{what} has no counterpart {missing}", y)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..errors import CollectiveError
 from ..graph import values
 from ..graph.observed import called, subgraphs
-from ..plan import Partition, Plan, Region
+from ..plan import Plan, Region
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "symm_mem", "_dtensor")
 _WAITING = "wait_tensor"  # for one that has begun
@@ -23,21 +23,15 @@ _WAITING = "wait_tensor"  # for one that has begun
 
 def check_collectives(plan: Plan) -> Plan:
     """The same graph. Raises CollectiveError if ranks would have to decide together, and nothing says that they do."""
-    if not plan.asked.ranks_agree and (reason := why_not_alone(plan.partition)):
-        raise CollectiveError(reason)
-    return plan
-
-
-def why_not_alone(partition: Partition) -> str | None:
-    """The reason why the ranks must decide together, or None."""
-    owners = {node: block.path for block in partition.trunk.blocks for node in block.nodes}
-    for node in partition.nodes(Region.PROBE, Region.DEEP):
+    if plan.asked.ranks_agree:
+        return plan
+    owners = {node: block.path for block in plan.partition.trunk.blocks for node in block.nodes}
+    for node in plan.partition.nodes(Region.PROBE, Region.DEEP):
         if name := collective(node):
             where = f" ({owners[node]})" if node in owners else ""
-            return (
-                f"the blocks run the collective `{name}`{where}, but each rank decides for itself whether to run them"
-            )
-    return None
+            found = f"the blocks run the collective `{name}`{where}"
+            raise CollectiveError(f"{found}, but each rank decides for itself whether to run them", node)
+    return plan
 
 
 def collective(node: fx.Node) -> str | None:

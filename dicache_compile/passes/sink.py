@@ -20,7 +20,7 @@ from torch import fx
 from ..graph import effects, operators, randomness
 from ..graph.dataflow import Dataflow
 from ..plan import Partition, Plan, Region
-from .crossing import ABOVE, find_crossing, why_not_passable
+from .crossing import ABOVE, find_crossing, not_passable
 
 
 def sink(plan: Plan) -> Plan:
@@ -43,7 +43,7 @@ def _sunk(flow: Dataflow, partition: Partition) -> Partition:
         return partition
     sunk = {**regions, **dict.fromkeys(moved, Region.DEEP)}
     crossing = find_crossing(partition.graph_module, sunk, partition.carried)
-    if why_not_passable(crossing):
+    if not_passable(crossing) is not None:
         return partition
     return dataclasses.replace(partition, regions=sunk, crossing=crossing)
 

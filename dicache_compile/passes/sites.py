@@ -63,7 +63,8 @@ def _ranges(trunk: Trunk, asked: Asked) -> list[Trunk]:
         least = max(2, 1 + (0 if found else asked.probe_depth))
         if not end <= first < last <= count or last - first < least:
             need = f"ranges in order of at least {least} blocks, in the first of them the probe's {asked.probe_depth}"
-            raise NothingToSkipError(f"sites: {site!r} is no such range of the trunk's {count} blocks; expected {need}")
+            found_not = f"sites: {site!r} is no such range of the trunk's {count} blocks"
+            raise NothingToSkipError(found_not, advice=f"give {need}")
         found.append(Trunk(trunk.blocks[first:last]))
         end = last
     return found

@@ -40,7 +40,8 @@ def cut_sublayers(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, kinds: tuple
                 deep |= nodes
     if not deep:
         what = ", ".join(trunk.owners)
-        raise NothingToSkipError(f"no part of a block is {' or '.join(kinds)} by its form, among the blocks of {what}")
+        reason = f"no part of a block is {' or '.join(kinds)} by its form, among the blocks of {what}"
+        raise NothingToSkipError(reason, advice="set sites= to another part, or to whole blocks")
     regions = _regions(flow, deep)
     _check_carried(flow, regions, {value.y for value in carried})
     check_effects(flow, regions, tuple(carried), in_order=False)
@@ -115,7 +116,8 @@ def _check_carried(flow: Dataflow, regions: dict[fx.Node, Region], carried: set[
     inside = [node for node in flow.order if regions.get(node) is Region.DEEP and node not in carried]
     for node in inside:
         if any(user in regions and regions[user] is not Region.DEEP for user in flow.needed_by(node)):
-            raise NotCarriedError("what a part of a block computes on its way is read outside of it", node)
+            reason = "what a part of a block computes on its way is read outside of it"
+            raise NotCarriedError(reason, node, "set sites= to another part, or to whole blocks")
 
 
 def _regions(flow: Dataflow, deep: set[fx.Node]) -> dict[fx.Node, Region]:

@@ -50,8 +50,9 @@ def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
             return found[0]
         if found:
             meant = ", ".join(map(input_name, found))
-            raise TimestepError(f"timestep_input={wanted!r} may be any of {meant}: give the whole path")
-        raise TimestepError(f"no tensor input named {wanted!r}; the tensor inputs are: {tensor_inputs(flow)}")
+            raise TimestepError(f"timestep_input={wanted!r} may be any of {meant}", advice="give the whole path")
+        known = f"no tensor input named {wanted!r}; the tensor inputs are: {tensor_inputs(flow)}"
+        raise TimestepError(known, advice="set timestep_input= to one of these, or leave it out")
     fates = {node: _fate(flow, node, inputs) for node in inputs if _may_be_followed(node)}
     alike = [node for node in fates if is_time(input_name(node)) and _may_be_named(flow, node, fates[node])]
     if alike:
@@ -64,7 +65,7 @@ def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
 
 
 def why_no_timestep(gm: fx.GraphModule, flow: Dataflow) -> str:
-    """Why none was found, and what to do."""
+    """Why none was found."""
     numbers = [*symbolic_times(flow), *filter(is_time, numbers_of(gm))]
     unlike = [node for node in passed(flow) if is_time(input_name(node))]
     if numbers:
@@ -77,10 +78,7 @@ def why_no_timestep(gm: fx.GraphModule, flow: Dataflow) -> str:
         )
     else:
         about = ""
-    return (
-        f"no timestep found among the tensor inputs ({tensor_inputs(flow)}){about}; name it with timestep_input=, or, "
-        "for a model that has none, set streams=1 and num_steps= so that its steps are counted"
-    )
+    return f"no timestep found among the tensor inputs ({tensor_inputs(flow)}){about}"
 
 
 def is_time(name: str) -> bool:

@@ -188,7 +188,10 @@ def test_a_model_without_such_parts_says_so() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, sites="cross_attention", strict=False, **SCHEDULE)
     found = explain(call, *models.inputs(model, 0, STEPS))
-    assert found.reason == "no part of a block is cross_attention by its form, among the blocks of blocks"
+    assert found.reason == (
+        "no part of a block is cross_attention by its form, among the blocks of blocks; set sites= to another part, or "
+        "to whole blocks"
+    )
 
 
 @pytest.mark.parametrize("name", ["wan", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("flux", "sd3"))])
