@@ -23,7 +23,7 @@ from .cost import left_whole
 from .cut import Cut, cut, told_timestep
 from .engines.choice import choose_engine
 from .errors import UnsupportedGraphError
-from .graph import effects, values
+from .graph import operators, values
 from .graph.calling import note_call
 from .graph.fragment import Function, broken_function, own_function, resumed_function
 from .graph.input_names import input_name
@@ -204,4 +204,4 @@ def _is_worth_a_word(gm: fx.GraphModule) -> bool:
 def _heavy(gm: fx.GraphModule) -> int:
     """How many heavy operations a graph has, those of its subgraphs (of a checkpoint, say) among them."""
     graphs = [module.graph for module in gm.modules() if isinstance(module, fx.GraphModule)]
-    return sum(effects.is_heavy(node) for graph in graphs for node in graph.nodes)
+    return sum(operators.is_heavy(node) for graph in graphs for node in graph.nodes)

@@ -1,7 +1,7 @@
 """What can go wrong: a graph that cannot be cut, a step that cannot be captured, a call that cannot be answered.
 
-A refusal is a class for each kind of reason. It is made of what was found and of the node where it was; the operation,
-its line in the user's code and what to do about it are added here.
+A refusal is a class for each kind of reason. It is made of what was found, of the node where it was, and of what to do
+about it where that is not the same for all of its kind; the operation and its line in the user's code are added here.
 """
 
 from __future__ import annotations
@@ -31,22 +31,26 @@ def source_line(node: fx.Node) -> str:
 class UnsupportedGraphError(RuntimeError):
     """A graph that is not cached. Its `reason` is one sentence: what was found, where, and what can be done."""
 
-    advice: ClassVar[str] = ""
+    advice: str = ""  # what the user can do
     asks_for_use: ClassVar[bool] = True  # whether the true reason may be how the model was compiled: see `mistakes`
 
-    def __init__(self, found: str, node: fx.Node | None = None) -> None:
+    def __init__(self, found: str, node: fx.Node | None = None, advice: str = "") -> None:
         self.stage = ""  # the pass that refused, once it is known
-        where = f"{found}: {place(node)}" if node is not None else found
-        self.reason = f"{where}; {self.advice}" if self.advice else where
+        self.found = f"{found}: {place(node)}" if node is not None else found
+        self.advice = advice or self.advice
         super().__init__(self.reason)
+
+    @property
+    def reason(self) -> str:
+        return "; ".join(filter(None, (self.found, self.advice)))
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}" if self.stage else self.reason
 
-    def extended(self, more: str | None) -> UnsupportedGraphError:
-        """The same refusal with more of its reason."""
+    def advising(self, *advice: str | None) -> UnsupportedGraphError:
+        """The same refusal with other advice."""
         other = copy.copy(self)
-        other.reason = f"{self.reason}; {more}" if more else self.reason
+        other.advice = "; ".join(filter(None, advice))
         return other
 
 
@@ -60,29 +64,43 @@ class TrainingError(UnsupportedGraphError):
 class NoTrunkError(UnsupportedGraphError):
     """No chain of blocks was found, or none of that name."""
 
+    advice = "name the list of its blocks with trunk="
+
 
 class NothingToSkipError(UnsupportedGraphError):
     """A trunk with too few blocks to leave any out."""
+
+    advice = "if there are more blocks, name all lists of them with trunk="
 
 
 class NotCarriedError(UnsupportedGraphError):
     """What leaves the deep blocks cannot be estimated: it is no tensor of numbers, or of no known size."""
 
+    advice = "compute it before the blocks, or after them from what they carry"
+
 
 class NoCounterpartError(NotCarriedError):
     """Of what leaves the deep blocks it is not known where it enters the trunk or leaves the probe."""
+
+    advice = "leave out only blocks that hand on values of one shape, with sites=(first, last) or trunk="
 
 
 class TokenOrderError(UnsupportedGraphError):
     """The deep blocks' tokens stand in an order that cannot be followed back."""
 
+    advice = "leave out only blocks that keep the order of their tokens, with sites=(first, last) or trunk="
+
 
 class EffectError(UnsupportedGraphError):
     """The deep blocks do more than compute: they draw random numbers, or write to what others read."""
 
+    advice = "have the model make a new tensor there, as with x = x + y for x += y"
+
 
 class CrossingError(UnsupportedGraphError):
     """A value would have to cross the cut that cannot."""
+
+    advice = "make a tensor of it, or compute it in the blocks that read it"
 
 
 class CollectiveError(UnsupportedGraphError):
@@ -95,6 +113,10 @@ class CollectiveError(UnsupportedGraphError):
 class TimestepError(UnsupportedGraphError):
     """It is not known which input is the timestep."""
 
+    advice = (
+        "name it with timestep_input=, or, for a model that has none, set streams=1 and num_steps= so that its steps "
+        "are counted"
+    )
     asks_for_use = False
 
 

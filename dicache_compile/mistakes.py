@@ -8,13 +8,12 @@ from collections import defaultdict
 from torch import fx
 
 from .errors import UnsupportedGraphError
-from .graph import effects, values
+from .graph import operators, values
 from .graph.calling import is_direct
 from .graph.fragment import about_break, broken_function, frames_of_break, resumed_function
 from .graph.module_path import entries
 
 _OTHER_CACHE = re.compile(r"diffusers/hooks/(\w*cache\w*|pyramid_attention_broadcast|layer_skip)\.py")
-_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum"}
 _OF_ONE_BLOCK = 8  # products of tokens: attention on itself, on the prompt and on an image, each written as two
 _IN_PLACE = "compile the whole denoiser, in place: model.compile(backend=...)"
 
@@ -22,7 +21,7 @@ _IN_PLACE = "compile the whole denoiser, in place: model.compile(backend=...)"
 def told(gm: fx.GraphModule, refusal: UnsupportedGraphError) -> UnsupportedGraphError:
     """The refusal of a graph with what is known beyond it: how the model was compiled, or why its graph broke."""
     use = about_use(gm) if refusal.asks_for_use else None
-    return refusal.extended(use or about_break(gm))
+    return refusal.advising(use) if use else refusal.advising(refusal.advice, about_break(gm))
 
 
 def about_use(gm: fx.GraphModule) -> str | None:
@@ -68,9 +67,8 @@ def _calls(gm: fx.GraphModule) -> dict[str, dict[str, set[str]]]:
 
 
 def _mixes_tokens(node: fx.Node) -> bool:
-    called = effects.name(node)
     if node.op not in ("call_function", "call_method"):
         return False
-    if called in _PRODUCTS:
+    if operators.is_contraction(node):
         return sum(values.tensor(n) is not None and n.op != "placeholder" for n in node.all_input_nodes) > 1
-    return "attention" in called or "attn" in called
+    return operators.is_attention(node)

@@ -11,12 +11,10 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..cut import Cut
 from ..errors import source_line
-from ..graph import effects, randomness, values
+from ..graph import effects, operators, randomness, values
 from ..graph.input_names import input_name
 
 DEVICES = ("cuda",)  # types of devices that can capture
-_READS = {"item", "tolist", "_local_scalar_dense"}
-_COPIES = {"to", "cuda", "_to_copy", "copy_", "type_as"}
 
 
 def why_not_capturable(found: Cut, examples: Mapping[str, object]) -> str | None:
@@ -62,7 +60,7 @@ def is_number(node: fx.Node, device: torch.device) -> bool:
     recorded = values.tensor(node)
     if recorded is None or recorded.device.type != "cpu" or recorded.dim():
         return False
-    read = [effects.name(user) in _READS for user in node.users]
+    read = [operators.reads_on_host(user) for user in node.users]
     return device.type != "cpu" or (node.op == "placeholder" and bool(read) and all(read))
 
 
@@ -71,13 +69,13 @@ def _of_node(node: fx.Node, device: torch.device) -> str | None:
         return f"it draws random numbers ({source_line(node)})"
     on_host = [needed for needed in node.all_input_nodes if is_number(needed, device)]
     recorded = values.tensor(node)
-    if effects.name(node) in _READS and not on_host:
+    if operators.reads_on_host(node) and not on_host:
         return f"it reads a value on the host ({source_line(node)})"
     if recorded is None or node.op == "get_attr" or is_number(node, device):
         return None
     if recorded.device != device:
         return f"it computes on {recorded.device} and not on {device} ({source_line(node)})"
-    if effects.name(node) in _COPIES and on_host:
+    if operators.may_move(node) and on_host:
         return f"it copies from the host ({source_line(node)})"
     if any(values.is_data_dependent(str(size)) for size in recorded.shape):
         return f"the size of a result depends on data ({source_line(node)})"

@@ -6,61 +6,28 @@ Dataflow alone does not order these, so `dataflow` adds the edges that `ordering
 from __future__ import annotations
 
 import inspect
-import operator
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import fx
 
-from . import values
-
-OUT_OF_PLACE: dict[Callable[..., Any] | str, Callable[..., Any]] = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.itruediv: operator.truediv,
-}
-_IN_PLACE_FUNCTIONS = {getattr(operator, name) for name in dir(operator) if name.startswith("i") and name[1:] in (
-    "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift",
-)} | {operator.setitem, operator.delitem}  # fmt: skip
-_HEAVY = {
-    "linear", "conv1d", "conv2d", "conv3d", "matmul", "__matmul__", "mm", "bmm", "addmm", "baddbmm", "einsum",
-    "scaled_dot_product_attention",
-}  # fmt: skip
-_MODES = {"_enter_autocast", "_exit_autocast", "_set_grad_enabled"}
-
-
-def name(node: fx.Node) -> str:
-    """The short name of what a node calls: "linear", "add", "setitem"; `aten.add.Tensor` is "add" too."""
-    if isinstance(node.target, torch._ops.OpOverload):
-        return str(node.target.overloadpacket.__name__)
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+from . import operators, values
 
 
 def written(node: fx.Node) -> tuple[fx.Node, ...]:
     """The arguments that a node changes in place, those in lists among them."""
     if node.op == "call_function":
-        if called := overloads(node.target):
+        if called := operators.overloads(node.target):
             return tuple(dict.fromkeys(changed for each in called for changed in _written_by(each._schema, node)))
         out = node.kwargs.get("out")
         if out is not None:
             return _tensors(out)
-        in_place = node.target in _IN_PLACE_FUNCTIONS or _is_told_to_write(node)
-        in_place |= _ends_in_place(name(node))
-    elif node.op == "call_method":
-        in_place = _ends_in_place(name(node)) or name(node) == "__setitem__"
-    else:
-        in_place = False
+    elif node.op != "call_method":
+        return ()
+    in_place = operators.writes(node) or _is_told_to_write(node)
     return _tensors(node.args[0]) if in_place and node.args else ()
-
-
-def overloads(target: Any) -> list[Any]:
-    """An operator of `torch.ops`, or all the overloads of one that is called without saying which."""
-    if isinstance(target, torch._ops.OpOverloadPacket):
-        return [getattr(target, overload) for overload in target.overloads()]  # type: ignore[no-untyped-call]
-    return [target] if isinstance(target, torch._ops.OpOverload) else []
 
 
 def _written_by(schema: Any, node: fx.Node) -> tuple[fx.Node, ...]:
@@ -90,23 +57,19 @@ def is_opaque(node: fx.Node) -> bool:
 def is_part(node: fx.Node) -> bool:
     """Whether a node is one of a tuple's values. No tuple can cross a cut: its parts are taken where it is made."""
     source = node.args[0] if node.args else None
-    is_taken = name(node) == "getitem" and isinstance(source, fx.Node)
+    is_taken = operators.is_item(node) and isinstance(source, fx.Node)
     return is_taken and isinstance(values.value(source), (tuple, list))  # type: ignore[arg-type]
-
-
-def is_heavy(node: fx.Node) -> bool:
-    """Whether a node is one of the operations that a transformer spends its time in."""
-    return name(node) in _HEAVY
 
 
 def is_mode(node: fx.Node) -> bool:
     """Whether a node switches autocast or gradients for the nodes after it."""
-    return node.op == "call_function" and name(node) in _MODES
+    return node.op == "call_function" and operators.switches_mode(node)
 
 
 def switches(node: fx.Node) -> bool:
     """Whether running a node changes how others run after it, by its name: a mode, a level of `torch.vmap`."""
-    return is_mode(node) or name(node).startswith(("_enter_", "_exit_", "_set_", "set_")) or "_nesting" in name(node)
+    called = operators.name(node)
+    return is_mode(node) or called.startswith(("_enter_", "_exit_", "_set_", "set_")) or "_nesting" in called
 
 
 def autocast_scopes(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
@@ -114,9 +77,9 @@ def autocast_scopes(graph: fx.Graph) -> dict[fx.Node, tuple[fx.Node, ...]]:
     scopes: dict[fx.Node, tuple[fx.Node, ...]] = {}
     current: tuple[fx.Node, ...] = ()
     for node in graph.nodes:
-        if name(node) == "_enter_autocast":
+        if operators.enters_autocast(node):
             current = (*current, node)
-        elif name(node) == "_exit_autocast":
+        elif operators.exits_autocast(node):
             current = tuple(entered for entered in current if entered is not node.args[0])
         elif current and node.op not in ("placeholder", "output"):
             scopes[node] = current
@@ -129,10 +92,10 @@ def vmap_scopes(nodes: Iterable[fx.Node]) -> list[tuple[fx.Node, ...]]:
     inside: list[fx.Node] = []
     depth = 0
     for node in nodes:
-        depth += name(node) == "_vmap_increment_nesting"
+        depth += operators.enters_vmap(node)
         if depth:
             inside.append(node)
-        depth -= name(node) == "_vmap_decrement_nesting"
+        depth -= operators.exits_vmap(node)
         if inside and not depth:
             scopes.append(tuple(inside))
             inside = []
@@ -173,12 +136,3 @@ def _is_told_to_write(node: fx.Node) -> bool:
     names = list(inspect.signature(node.target).parameters)  # type: ignore[arg-type]
     place = names.index("inplace") if "inplace" in names else len(node.args)
     return place < len(node.args) and node.args[place] is True
-
-
-def _ends_in_place(called: str) -> bool:
-    return (
-        called.endswith("_")
-        and not called.endswith("__")
-        and (not called.startswith("_") or called.startswith("_foreach_"))
-        and called not in ("requires_grad_", "and_", "or_", "not_", "is_")  # operators named around Python's keywords
-    )

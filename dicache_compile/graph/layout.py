@@ -19,25 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from . import effects, values
+from . import operators, values
 
-_SIZED_AS = {"view_as", "expand_as", "reshape_as"}
 _ALONG = 33  # points along each dimension,
 _WITHIN = 64  # and anywhere in the value
-CONCATENATIONS = {"cat", "concat", "concatenate"}
-ADDITIONS = {"add", "iadd", "sub", "isub", "add_", "sub_", "addcmul", "addcdiv", "addcmul_", "addcdiv_"}
-SAME = {
-    "to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous", "clone", "detach", "dropout",
-    "identity", "masked_fill", "clamp", "clip", "nan_to_num", "_to_copy", "alias", "checkpoint", "positive",
-}  # fmt: skip
-SCALED = {"mul", "imul", "mul_", "truediv", "div", "where", "layer_norm", "rms_norm", "lerp", "lerp_"}
-LAYOUTS = {  # what only puts elements at other places
-    "view", "reshape", "flatten", "unflatten", "permute", "transpose", "unsqueeze", "squeeze", "expand", "rearrange",
-    "movedim", "swapaxes", "moveaxis", "repeat", "repeat_interleave", "roll", "pad", "index_select", "gather",
-    "_unsafe_view", "flip", "take_along_dim", "swapdims", "t", "tile", "view_as", "expand_as", "reshape_as",
-    "getitem", "narrow", "slice", "split", "chunk", "split_with_sizes", "tensor_split", "unbind", "select",
-}  # fmt: skip
-_IN_PLACE = ADDITIONS | SAME | SCALED  # what leaves every element at its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +72,7 @@ def points_back(path: Sequence[fx.Node], window: Window | None) -> tuple[Tensor,
         points[:, window.dim] += window.start
     features = False
     for node, needed in itertools.pairwise(path):
-        features |= effects.name(node) == "linear"
+        features |= operators.is_linear(node)
         points = back_through(node, needed, points, features)
         if points is None:
             return None
@@ -133,17 +118,29 @@ def _points(sizes: Sequence[int]) -> Tensor:
     return torch.cat(rows)
 
 
+def keeps_places(node: fx.Node) -> bool:
+    """Whether every element of an operand of a node's own size stays at its place, by what the node does."""
+    return operators.is_addition(node) or operators.hands_on(node) or operators.scales(node)
+
+
+def is_unmoved(node: fx.Node, operand: fx.Node) -> bool:
+    """Whether a view is its operand as it was, by their sizes and strides."""
+    mine, theirs = values.tensor(node), values.tensor(operand)
+    if mine is None or theirs is None or not mine.layout == theirs.layout == torch.strided:
+        return False
+    return str((mine.shape, mine.stride())) == str((theirs.shape, theirs.stride()))
+
+
 def back_through(node: fx.Node, needed: fx.Node, points: Tensor, features: bool = False) -> Tensor | None:
     """Where elements of `node` were in its operand `needed`, [points, dimensions]; None where that is not known.
 
     `features`: whether places along the last dimension mean nothing.
     """
-    called = effects.name(node)
-    if called in CONCATENATIONS:
+    if operators.joins(node):
         return _before_concatenation(node, needed, points, features)
-    if called in _IN_PLACE and values.same_size(node, needed):
+    if keeps_places(node) and values.same_size(node, needed):
         return points
-    if called == "linear":
+    if operators.is_linear(node):
         return points
     view = _view(node, needed)
     if view is None:
@@ -212,7 +209,7 @@ def _run(node: fx.Node, needed: fx.Node, base: Tensor) -> Any:
         if isinstance(known, torch.Size):
             return tuple(values.hint(size) for size in known)
         recorded = values.tensor(other)
-        if recorded is not None and effects.name(node) in _SIZED_AS:
+        if recorded is not None and operators.is_sized_as(node):
             return torch.empty(values.shape_hint(recorded), device="meta")
         raise ValueError(f"{other.name} is not known before it runs")
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from ..plan import Block, Trunk
-from . import effects, values
+from . import operators, values
 from .align import in_order
 
 
@@ -70,7 +70,7 @@ def _followed(
 
 def _places(first: Block, other: Block) -> dict[int, int]:
     """For places in one block's nodes the same ones in another's."""
-    mine, theirs = ([effects.name(node) for node in block.nodes] for block in (first, other))
+    mine, theirs = ([operators.name(node) for node in block.nodes] for block in (first, other))
     if mine == theirs:
         return {place: place for place in range(len(mine))}
     numbers = {name: number for number, name in enumerate({*mine, *theirs})}

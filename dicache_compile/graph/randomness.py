@@ -9,13 +9,13 @@ Not handled: random numbers of operators that do not have the tag, as a user's o
 from __future__ import annotations
 
 import types
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import fx
 
-from . import effects, values
+from . import operators, values
 from .observed import Called, called, subgraphs
 
 _KNOWN = "dicache_random"  # in a node's metadata, once it has been looked at
@@ -35,7 +35,7 @@ def is_random(node: fx.Node) -> bool:
 def _draws(node: fx.Node) -> bool:
     if graphs := subgraphs(node):
         return any(is_random(inner) for part in graphs for inner in part.graph.nodes)
-    may = [overload for overload in _overloads(node) if torch.Tag.nondeterministic_seeded in overload.tags]
+    may = [overload for overload in operators.meant(node) if torch.Tag.nondeterministic_seeded in overload.tags]
     if not isinstance(node.target, types.FunctionType):
         # Its arguments are the operator's own; a number among them may be one that changes between calls.
         if not any(_drew(Called(overload, node.args, node.kwargs)) for overload in may):
@@ -72,16 +72,6 @@ def _form(argument: Any) -> Hashable:
             return type(recorded), recorded.dtype, recorded.dim(), recorded.device
         return str(recorded)
     return argument if isinstance(argument, (int, float, str, bool, type(None))) else str(argument)
-
-
-def _overloads(node: fx.Node) -> Sequence[Any]:
-    """The operators that a node may call, as far as its name tells."""
-    if isinstance(node.target, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
-        return effects.overloads(node.target)
-    try:
-        return effects.overloads(getattr(torch.ops.aten, effects.name(node)))
-    except AttributeError:
-        return ()
 
 
 def _drew(call: Called) -> bool:

@@ -12,19 +12,14 @@ from functools import partial
 
 from torch import fx
 
-from . import effects, values
-from .layout import ADDITIONS, CONCATENATIONS, LAYOUTS, SAME, SCALED, Window, concatenated_dim, is_counted, traced_back
-
-SLICES = {"getitem", "narrow", "slice", "split", "chunk", "split_with_sizes", "tensor_split", "unbind"}
-_ORDERED = {"view", "reshape", "expand"}  # layouts that leave a tensor as it is where they leave its size
-_MIXED = {"linear"}
+from . import operators, values
+from .layout import Window, concatenated_dim, is_counted, is_unmoved, traced_back
 
 Step = tuple[fx.Node, Window | None]
-
-
 Path = tuple[fx.Node, ...]
 Trail = Callable[[], Path]  # gives the nodes from the start back to where the walk stands
 Arrived = Callable[[Step, Trail], bool]
+Also = Callable[[fx.Node], bool]  # what is followed besides additions
 
 
 def residual_path(start: fx.Node, arrived: Callable[[fx.Node], bool]) -> tuple[fx.Node, ...] | None:
@@ -45,13 +40,12 @@ def residual_walk(
     `norm(x + f(x))`), then linears that join a stream with an earlier one (`linear(cat(x, skip))`): both of these for
     `rather` before any for `arrived`, since a gate by which a branch is scaled may be of the stream's size.
     """
-    plain, wider = frozenset[str](), (frozenset(SCALED), frozenset(SCALED | _MIXED))
     aims = (arrived,) if rather is None else (rather, arrived)
-    tries = [(aim, plain) for aim in aims] + [(aim, also) for aim in aims for also in wider]
+    tries = [(aim, _nothing) for aim in aims] + [(aim, also) for aim in aims for also in (operators.scales, _mixes)]
     return next((found for aim, also in tries if (found := _walk(start, aim, also)) is not None), None)
 
 
-def _walk(start: Step, arrived: Arrived, also: frozenset[str]) -> tuple[Step, tuple[fx.Node, ...]] | None:
+def _walk(start: Step, arrived: Arrived, also: Also) -> tuple[Step, tuple[fx.Node, ...]] | None:
     # Depth first with an explicit stack: trunks are deeper than Python's recursion limit.
     came_from: dict[Step, Step | None] = {start: None}
 
@@ -74,32 +68,33 @@ def _walk(start: Step, arrived: Arrived, also: frozenset[str]) -> tuple[Step, tu
     return None
 
 
-def is_layout(node: fx.Node) -> bool:
-    """Whether a node gives its operand's values in another shape or order."""
-    return effects.name(node) in LAYOUTS | SAME
+def _nothing(_: fx.Node) -> bool:
+    return False
 
 
-def _sources(node: fx.Node, window: Window | None, also: frozenset[str]) -> list[Step]:
+def _mixes(node: fx.Node) -> bool:
+    return operators.scales(node) or operators.is_linear(node)
+
+
+def _sources(node: fx.Node, window: Window | None, also: Also) -> list[Step]:
     """The operands that `node` passes through, likeliest first."""
-    called = effects.name(node)
     if node.op not in ("call_function", "call_method"):
         return []
-    if called in SLICES:
+    if operators.takes_part(node):
         return _sliced(node, window)
-    if called in CONCATENATIONS:
+    if operators.joins(node):
         return _concatenated(node, window)
     operands = [n for n in node.all_input_nodes if values.tensor(n) is not None]
-    if called in ADDITIONS or called in also:
-        if called in _MIXED:
+    if operators.is_addition(node) or also(node):
+        if operators.is_linear(node):
             whole = window is None or window.dim == len(values.size_text(node) or ()) - 1
             return [(operands[0], None if whole else window)] if operands else []
         # The latest first: of a stream and a skip connection, the stream.
         return [(n, window) for n in sorted(operands, reverse=True) if values.same_size(n, node)]
-    if called in SAME:
+    if operators.hands_on(node):
         return [(n, window) for n in operands[:1]]
-    if called in LAYOUTS:
-        in_order = called in _ORDERED and operands and values.size_text(operands[0]) == values.size_text(node)
-        return [(n, window if in_order else None) for n in operands[:1]]
+    if operators.is_layout(node):
+        return [(n, window if is_unmoved(node, n) else None) for n in operands[:1]]
     return []
 
 
@@ -121,7 +116,7 @@ def _slice_window(node: fx.Node, source: fx.Node) -> Window | None:
     if not is_counted((node, source)):
         found = traced_back((node, source))
         return found if isinstance(found, Window) else None
-    if effects.name(node) != "getitem" or isinstance(values.value(node.all_input_nodes[0]), (tuple, list)):
+    if not operators.is_item(node) or isinstance(values.value(node.all_input_nodes[0]), (tuple, list)):
         return None
     # Of a size that depends on data no number is known: `x[:, :n]` is its front, `x[:, n:]` its end.
     before, after = values.size_text(source) or (), values.size_text(node) or ()

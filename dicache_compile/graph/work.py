@@ -8,14 +8,12 @@ import torch
 from torch import fx
 
 from ..plan import Trunk
-from . import effects, values
-
-_ATTENTION = "scaled_dot_product_attention"
+from . import operators, values
 
 
 def work(nodes: Iterable[fx.Node]) -> int:
     """About how many multiplications these nodes are: only products count, attention as two of them."""
-    return sum(_multiplications(node) for node in nodes if effects.is_heavy(node))
+    return sum(_multiplications(node) for node in nodes if operators.is_heavy(node))
 
 
 def trunk_work(trunk: Trunk) -> int:
@@ -28,10 +26,9 @@ def _multiplications(node: fx.Node) -> int:
     operands = [shape for needed in node.all_input_nodes if (shape := _shape(needed))]
     if result is None or not operands:
         return 0
-    called = effects.name(node)
-    if called == _ATTENTION and len(operands) > 1:
+    if operators.is_dot_product(node) and len(operands) > 1:
         return 2 * _count(operands[0]) * operands[1][-2]
-    if called.startswith("conv") and len(operands) > 1:
+    if operators.is_convolution(node) and len(operands) > 1:
         return _count(result) * _count(operands[1][1:])
     # A product sums over what its operands have and its result has not.
     return _count(result) * operands[0][-1]

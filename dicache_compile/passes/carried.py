@@ -1,12 +1,15 @@
 """Finds the carried of a cut: where each value that leaves the deep region enters the trunk and leaves the probe.
 
+Blocks of one form say so themselves: what block i + 1 takes from block i stands at the same place of block i (`links`).
+Names of operators are asked where that tells nothing, as of blocks of several kinds.
+
 Requires: a region for every node. Ensures: x, h and y of one shape each, with every element at the same place; x from
 before the trunk, h from the probe, or x itself where there is no probe.
 Where a value is a part of a sequence that is never apart from its neighbour, x and h are slices of that sequence; where
 it was joined of several, each of them is a stream; where the blocks change layout or order, x and h are brought into
 that of y.
-Not handled: a value whose residual path leads nowhere, unless the form of the blocks tells its counterparts or only one
-value of its shape goes from probe to deep; parts of sequences whose length is not fixed (the whole is taken).
+Not handled: a value that neither form nor a residual path leads back, unless only one of its shape goes from probe to
+deep; parts of sequences whose length is not fixed (the whole is taken).
 """
 
 from __future__ import annotations
@@ -20,19 +23,17 @@ from functools import partial
 import torch
 from torch import fx
 
-from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError, source_line
-from ..graph import effects, values
+from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError
+from ..graph import operators, values
 from ..graph.dataflow import Dataflow
 from ..graph.latents import latents
-from ..graph.layout import CONCATENATIONS, Window, is_counted, is_like, size_of, traced_back
-from ..graph.links import links
+from ..graph.layout import Window, is_counted, is_like, size_of, traced_back
+from ..graph.links import Link, links
 from ..graph.residual_path import Path, Step, Trail, residual_path, residual_walk
 from ..plan import Carried, Region, Trunk
 from .joins import parts_of
 from .parts import joined_again, part_of, real
 from .replay import replay, why_not_replayable
-
-_SHUFFLES = {"roll", "index_select", "gather", "flip", "take_along_dim"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,9 @@ def find_carried(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[f
         if regions.get(node) is Region.DEEP and any(regions.get(user) is not Region.DEEP for user in node.users)
     ]
     if not results:
-        raise NotCarriedError("nothing after the trunk reads the deep blocks' result")
-    search = _Search(flow, trunk, probe_depth, regions, flow.downstream(latents(flow)))
+        last, advice = trunk.blocks[-1].nodes[-1], "name the blocks that lead to the output with trunk="
+        raise NotCarriedError("nothing after the trunk reads the deep blocks' result", last, advice)
+    search = _Search(flow, trunk, probe_depth, regions, flow.downstream(latents(flow)), links(trunk))
     # All are found before the graph is touched.
     found = {y: search.counterparts(y) for y in results}
     carried: list[tuple[bool, Carried]] = []
@@ -99,25 +101,23 @@ class _Search:
     probe_depth: int
     regions: dict[fx.Node, Region]
     from_latents: set[fx.Node]
+    links: tuple[Link, ...]  # between the blocks
 
     def counterparts(self, y: fx.Node) -> list[_Found]:
         """Those of a result; of one that was joined of several and has none itself, those of each part."""
         recorded = values.tensor(y)
         if recorded is None or not (recorded.is_floating_point() or recorded.is_complex()):
             kind = "no tensor" if recorded is None else f"of {recorded.dtype}"
-            where = source_line(y)
-            raise NotCarriedError(
-                f"the deep region's result `{y.name}` is {kind}, of which there is no estimate ({where})"
-            )
+            raise NotCarriedError(f"the deep region's result `{y.name}` is {kind}, of which there is no estimate", y)
         self._check_order(y)
+        if (found := self._by_form(y)) is not None:
+            return [found]
         try:
             return [self._found(y, None)]
         except NoCounterpartError:
             with suppress(NoCounterpartError):
                 if parts := parts_of(y, self.regions):
                     return [self._found(y, part) for part in parts]
-            if (found := self._by_form(y)) is not None:
-                return [found]
             raise
 
     def emitted(self, place: _Place) -> fx.Node:
@@ -190,8 +190,8 @@ class _Search:
 
         def shuffled(step: Step, trail: Trail) -> bool:
             came_from = self._is_probe(step[0]) and values.same_size(step[0], y)
-            names = {effects.name(node) for node in trail()} if came_from else set()
-            return bool(names & _SHUFFLES) and not names & CONCATENATIONS  # parts are looked at one by one
+            path = trail() if came_from else ()  # parts are looked at one by one
+            return any(map(operators.shuffles, path)) and not any(map(operators.joins, path))
 
         found = residual_walk((y, None), shuffled)
         reason = why_not_replayable(found[1], None, self.flow, self.regions) if found is not None else None
@@ -202,7 +202,7 @@ class _Search:
         """Where y, or a part of it, stands in a node, every element at its place; False where it does not."""
         if is_counted(path):  # of which no point can be followed: the sizes and the order of joining have to do
             window = step[1]
-            known = not any(effects.name(node) in _SHUFFLES for node in path)
+            known = not any(map(operators.shuffles, path))
             return (window or True) if known and is_like(step, y) else False
         found = traced_back(path, part)
         if found is True:
@@ -216,15 +216,27 @@ class _Search:
         return node.op in ("placeholder", "get_attr") or self.regions.get(node) is Region.PROLOGUE
 
     def _by_form(self, y: fx.Node) -> _Found | None:
-        """The counterparts of a result that a block hands on in whatever way, by the form of the blocks."""
-        for link in links(self.trunk):
-            path = residual_path(y, partial(operator.is_, link.exit))
-            if path is None or (y is not link.exit and self._stands(y, None, path, (path[-1], None)) is not True):
-                continue
+        """The counterparts of what the last block hands on, in whatever way, or of a part of it; None where it is not
+        the blocks' form that tells them: of several kinds of blocks, or where they hand on another layout or order.
+        """
+        for link in sorted(self.links, key=lambda link: link.entries[0] not in self.from_latents):
             x, h = link.entries[0], link.entries[self.probe_depth]
-            if self._is_before(x) and (self._is_probe(h) or not self.probe_depth):
-                return _Found(y, None, _Place(x, None), _Place(h, None))
+            path = residual_path(y, partial(operator.is_, link.exit))
+            if path is None or not self._is_before(x) or not (self._is_probe(h) or not self.probe_depth):
+                continue
+            part = self._stands(y, None, path, (path[-1], None))
+            if part and self._keeps_order(link):
+                window = part if isinstance(part, Window) else None
+                return _Found(y, None, _Place(x, window), _Place(h, window))
         return None
+
+    def _keeps_order(self, link: Link) -> bool:
+        """Whether nothing is known that would put a link's elements at other places on their way through the blocks."""
+        for entry in dict.fromkeys((link.entries[self.probe_depth], link.entries[0])):
+            path = residual_path(link.exit, partial(operator.is_, entry))
+            if path is not None and self._stands(link.exit, None, path, (entry, None)) is not True:
+                return False
+        return True
 
     def _only_candidate(self, y: fx.Node) -> fx.Node | None:
         """The only value of y's shape that goes from the probe to the deep blocks: for trunks with no residual path."""
@@ -239,5 +251,5 @@ class _Search:
 
     def _no_counterpart(self, y: fx.Node, missing: str) -> NoCounterpartError:
         shape = ", ".join(values.size_text(y) or ())
-        reason = f"the deep region's result `{y.name}` of shape ({shape}) has no counterpart {missing}"
-        return NoCounterpartError(f"{reason} ({source_line(y)})")
+        what = f"the deep region's result `{y.name}` of shape ({shape})"
+        return NoCounterpartError(f"{what} has no counterpart {missing}", y)

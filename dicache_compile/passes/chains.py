@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from ..graph import effects, values
+from ..graph import operators, values
 from ..graph.dataflow import Dataflow
-from ..graph.layout import CONCATENATIONS
 from ..graph.residual_path import residual_path
 from .stacks import Stack
 
@@ -51,7 +50,7 @@ def _carries_on(chain: list[Stack], after: Stack, flow: Dataflow) -> bool:
             if _onward(path[-1], earlier) is not None:
                 continue
             return False
-        joined = [node for node in (*path, *onward) if effects.name(node) in CONCATENATIONS]
+        joined = [node for node in (*path, *onward) if operators.joins(node)]
         if any(part not in later for node in joined for part in node.all_input_nodes):
             return False
         found = True

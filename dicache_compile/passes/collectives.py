@@ -7,7 +7,6 @@ or meets another one.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
 
 import torch
 from torch import fx
@@ -16,7 +15,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from ..errors import CollectiveError
 from ..graph import values
 from ..graph.observed import called, subgraphs
-from ..plan import Partition, Plan, Region
+from ..plan import Plan, Region
 
 _NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "c10d", "c10d_functional", "symm_mem", "_dtensor")
 _WAITING = "wait_tensor"  # for one that has begun
@@ -24,22 +23,15 @@ _WAITING = "wait_tensor"  # for one that has begun
 
 def check_collectives(plan: Plan) -> Plan:
     """The same graph. Raises CollectiveError if ranks would have to decide together, and nothing says that they do."""
-    if not plan.asked.ranks_agree and (reason := _why_not_alone(plan.found)):
-        raise CollectiveError(reason)
-    return plan
-
-
-def _why_not_alone(partitions: Iterable[Partition]) -> str | None:
-    """The reason why the ranks must decide together, or None."""
-    found = list(partitions)
-    owners = {node: block.path for partition in found for block in partition.trunk.blocks for node in block.nodes}
-    for node in (node for partition in found for node in partition.nodes(Region.PROBE, Region.DEEP)):
+    if plan.asked.ranks_agree:
+        return plan
+    owners = {node: block.path for one in plan.found for block in one.trunk.blocks for node in block.nodes}
+    for node in (node for one in plan.found for node in one.nodes(Region.PROBE, Region.DEEP)):
         if name := collective(node):
             where = f" ({owners[node]})" if node in owners else ""
-            return (
-                f"the blocks run the collective `{name}`{where}, but each rank decides for itself whether to run them"
-            )
-    return None
+            found = f"the blocks run the collective `{name}`{where}"
+            raise CollectiveError(f"{found}, but each rank decides for itself whether to run them", node)
+    return plan
 
 
 def collective(node: fx.Node) -> str | None:

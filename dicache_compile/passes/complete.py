@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from ..graph import effects
+from ..graph import effects, operators
 from ..graph.dataflow import Dataflow
 from ..graph.residual_path import residual_path
 from ..plan import Block
@@ -73,7 +73,7 @@ def _alike(
             break
         if not any(needed in inside for needed in node.all_input_nodes):
             continue
-        if effects.name(node) != effects.name(wanted[len(found)]):
+        if operators.name(node) != operators.name(wanted[len(found)]):
             break
         found.append(node)
         inside.add(node)
@@ -88,7 +88,7 @@ def _before(block: Block, wanted: Sequence[fx.Node], flow: Dataflow, order: dict
             break
         if not any(user in inside for user in node.users) or not node.op.startswith("call_"):
             continue
-        if effects.name(node) == effects.name(wanted[-1 - len(found)]):
+        if operators.name(node) == operators.name(wanted[-1 - len(found)]):
             found.append(node)
             inside.add(node)
     return found[::-1] if len(found) == len(wanted) else []

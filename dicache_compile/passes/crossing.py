@@ -33,13 +33,10 @@ def find_crossing(
     return tuple(node for node in above if node in read_below)
 
 
-def why_not_passable(crossing: Sequence[fx.Node]) -> str | None:
-    """The reason why one of these values cannot cross, or None."""
-    for node in crossing:
-        recorded = values.value(node)
-        if not isinstance(recorded, (torch.Tensor, torch.SymInt, int)):
-            return f"`{node.name}` of type {type(recorded).__name__} crosses the cut; only tensors and sizes can"
-    return None
+def not_passable(crossing: Sequence[fx.Node]) -> fx.Node | None:
+    """The first of these values that cannot cross, or None."""
+    passable = (torch.Tensor, torch.SymInt, int)
+    return next((node for node in crossing if not isinstance(values.value(node), passable)), None)
 
 
 def _behind_numbers(node: fx.Node) -> Iterator[fx.Node]:

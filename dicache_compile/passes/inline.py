@@ -12,23 +12,19 @@ from __future__ import annotations
 import dataclasses
 import operator
 
-import torch
 from torch import fx
 
-from ..graph import effects
+from ..graph import operators
 from ..graph.copying import copy_module
 from ..plan import Plan
-
-# Operators that call a graph, by name, with the arguments between that graph and its own.
-_CALLING = {"tag_activation_checkpoint": 0, "wrap_activation_checkpoint": 0, "invoke_subgraph": 1}
 
 
 def inline(plan: Plan) -> Plan:
     """A graph with these graphs in it; the same one if it has none."""
-    if not any(map(_is_call, plan.graph_module.graph.nodes)):
+    if not any(map(operators.calls_graph, plan.graph_module.graph.nodes)):
         return plan
     copy = copy_module(plan.graph_module)
-    while calls := [node for node in copy.graph.nodes if _is_call(node)]:  # one may be inside of another
+    while calls := [node for node in copy.graph.nodes if operators.calls_graph(node)]:  # one may be inside of another
         for node in calls:
             _inline(copy, node)
     copy.graph.eliminate_dead_code(lambda node: node.op != "get_attr")
@@ -38,16 +34,12 @@ def inline(plan: Plan) -> Plan:
 
 def has_checkpoints(gm: fx.GraphModule) -> bool:
     """Whether a part of the graph is to run again for its gradients."""
-    return any("checkpoint" in effects.name(node) for node in gm.graph.nodes if node.op.startswith("call_"))
-
-
-def _is_call(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.HigherOrderOperator) and effects.name(node) in _CALLING
+    return any(operators.is_checkpoint(node) for node in gm.graph.nodes if node.op.startswith("call_"))
 
 
 def _inline(gm: fx.GraphModule, call: fx.Node) -> None:
     body = getattr(gm, str(call.args[0].target))  # type: ignore[union-attr]
-    given = iter(call.args[1 + _CALLING[effects.name(call)] :])
+    given = iter(call.args[1 if operators.is_checkpoint(call) else 2 :])  # after the graph, or its name too
     copies: dict[fx.Node, object] = {}
     results: object = None
     with gm.graph.inserting_before(call):

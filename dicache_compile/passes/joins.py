@@ -7,8 +7,8 @@ import itertools
 import torch
 from torch import fx
 
-from ..graph import effects, values
-from ..graph.layout import CONCATENATIONS, Window, concatenated_dim, is_counted, points_back
+from ..graph import operators, values
+from ..graph.layout import Window, concatenated_dim, is_counted, points_back
 from ..graph.residual_path import Path, Step, Trail, residual_walk
 from ..plan import Region
 
@@ -29,7 +29,7 @@ def parts_of(y: fx.Node, regions: dict[fx.Node, Region]) -> tuple[Window, ...]:
 
     def joins(step: Step, trail: Trail) -> bool:
         node = step[0]
-        if effects.name(node) not in CONCATENATIONS or regions.get(node) is not Region.DEEP:
+        if not operators.joins(node) or regions.get(node) is not Region.DEEP:
             return False
         return not is_counted(trail()) and joined_along(trail()) is not None
 

@@ -4,8 +4,8 @@ A residual trunk that adds in place (`x += attn(x)`) keeps x, h and y in one mem
 
 Requires: a Dynamo graph. Ensures: the same values for the output and for everything outside.
 Not handled: a value of which a view was taken before the write and is read after it; a graph input (writing to one
-is an effect on the outside); in-place operations other than the operators of `effects.OUT_OF_PLACE` and the methods
-below. They stay, and the partition refuses them where it must.
+is an effect on the outside); in-place operations other than those of `operators.out_of_place`. They stay, and the
+partition refuses them where it must.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ from collections import defaultdict
 import torch
 from torch import fx
 
-from ..graph import effects, values
+from ..graph import operators, values
 from ..graph.copying import copy_module
 from ..plan import Plan
-
-_METHODS = {"add_": "add", "sub_": "sub", "mul_": "mul", "div_": "div", "clamp_": "clamp", "addcmul_": "addcmul"}
 
 
 def out_of_place(plan: Plan) -> Plan:
@@ -43,9 +41,7 @@ def out_of_place(plan: Plan) -> Plan:
 def _is_rewritable(node: fx.Node) -> bool:
     if node.op == "call_function" and isinstance(out := node.kwargs.get("out"), fx.Node):
         return _is_alike(node, out)
-    if node.op == "call_method":
-        return node.target in _METHODS and not node.kwargs
-    return node.op == "call_function" and node.target in effects.OUT_OF_PLACE
+    return operators.out_of_place(node) is not None and not node.kwargs
 
 
 def _is_alike(node: fx.Node, out: fx.Node) -> bool:
@@ -93,10 +89,13 @@ def _rewrite(node: fx.Node, order: dict[fx.Node, int]) -> None:
         return
     kept = values.tensor(target)
     assert kept is not None
-    node.target = _METHODS[str(node.target)] if node.op == "call_method" else effects.OUT_OF_PLACE[node.target]
+    plain = operators.out_of_place(node)
+    assert plain is not None
+    node.target = plain
     result = node
-    if any((other := values.tensor(n)) is not None and other.dtype != kept.dtype for n in node.all_input_nodes):
-        # The in-place operation keeps its target's dtype, whatever the other operand's.
+    dtypes = {other.dtype for n in node.all_input_nodes if (other := values.tensor(n)) is not None}
+    if not dtypes <= {kept.dtype, torch.bool}:
+        # The in-place operation keeps its target's dtype, whatever the other operand's. A mask's changes no result's.
         with node.graph.inserting_after(node):
             result = node.graph.call_method("to", (node, kept.dtype))
         result.meta = dict(node.meta)

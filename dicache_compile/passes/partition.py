@@ -13,13 +13,13 @@ from collections.abc import Iterable, Mapping
 from torch import fx
 
 from ..errors import CrossingError, EffectError, NotCarriedError, NothingToSkipError, UnsupportedGraphError
-from ..graph import effects, randomness, values
+from ..graph import effects, operators, randomness, values
 from ..graph.dataflow import Dataflow
 from ..graph.links import links
-from ..graph.residual_path import SLICES, residual_path
+from ..graph.residual_path import residual_path
 from ..plan import Carried, Partition, Region, Trunk
 from .carried import find_carried
-from .crossing import ABOVE, find_crossing, why_not_passable
+from .crossing import ABOVE, find_crossing, not_passable
 
 
 def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:
@@ -32,7 +32,7 @@ def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:
 def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int) -> Partition:
     """Cuts `gm` after the first `probe_depth` blocks of its trunk. Raises UnsupportedGraphError where it must not."""
     if reason := why_not_splittable(trunk, probe_depth):
-        raise NothingToSkipError(reason)
+        raise NothingToSkipError(reason, advice="set a smaller probe_depth")
     regions = regions_of(flow, trunk, probe_depth)
     pulled = _with_slices_pulled(regions, flow)
     try:
@@ -41,11 +41,11 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int
     except UnsupportedGraphError:  # the slice is of a stream that is never apart from its neighbour: keep it whole
         streams = find_carried(flow, trunk, probe_depth, regions)
     check_effects(flow, regions, streams)
-    if reason := _why_not_sized(streams):
-        raise NotCarriedError(reason)
+    _check_sizes(streams)
     crossing = find_crossing(gm, regions, streams)
-    if reason := why_not_passable(crossing):
-        raise CrossingError(reason)
+    if (node := not_passable(crossing)) is not None:
+        kind = type(values.value(node)).__name__
+        raise CrossingError(f"`{node.name}` of type {kind} crosses the cut; only tensors and sizes can", node)
     return Partition(gm, trunk, probe_depth, regions, streams, crossing, effects.autocast_scopes(gm.graph))
 
 
@@ -140,7 +140,7 @@ def _with_slices_pulled(regions: dict[fx.Node, Region], flow: Dataflow) -> dict[
             continue
         for user in outside:
             needs = flow.needs(user)
-            if effects.name(user) in SLICES and all(
+            if operators.takes_part(user) and all(
                 n not in regions or regions[n].value <= Region.DEEP.value for n in needs
             ):
                 regions[user] = Region.DEEP
@@ -161,7 +161,8 @@ def check_effects(
         if regions.get(node) is not Region.DEEP:
             continue
         if randomness.is_random(node):
-            raise EffectError("the deep region draws random numbers", node)
+            advice = "call model.eval() if it is dropout, or draw the numbers before the blocks"
+            raise EffectError("the deep region draws random numbers", node, advice)
         for target in effects.written(node):
             if values.storages(target) & outside:
                 raise EffectError("the deep region writes to an input or a buffer of the model", node)
@@ -184,9 +185,9 @@ def _memories(nodes: Iterable[fx.Node]) -> set[int]:
     return {memory for node in nodes for memory in values.storages(node)}
 
 
-def _why_not_sized(streams: tuple[Carried, ...]) -> str | None:
+def _check_sizes(streams: tuple[Carried, ...]) -> None:
     for stream in streams:
         size = values.size_text(stream.x) or ()
         if any(map(values.is_data_dependent, size)):
-            return f"the stream `{stream.x.name}` has a size that depends on data: ({', '.join(size)})"
-    return None
+            found = f"the stream `{stream.x.name}` has a size that depends on data: ({', '.join(size)})"
+            raise NotCarriedError(found, stream.x, "pad it to a size that the shapes of the inputs tell")

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 
-from ..graph import effects, values
+from ..graph import operators, values
 from ..graph.input_names import input_name
 from ..plan import Partition, Plan, Region, Trunk
 from .pipeline import Passed
@@ -51,7 +51,7 @@ def plan_text(plan: Plan) -> str:
 def line(node: fx.Node) -> str:
     """`matmul_1 = matmul(x, getattr_1)  [2, 4, 4] float32`."""
     arguments = [*map(_text, node.args), *(f"{key}={_text(item)}" for key, item in node.kwargs.items())]
-    return f"{node.name} = {effects.name(node)}({', '.join(arguments)})  {_shape(node)}".rstrip()
+    return f"{node.name} = {operators.name(node)}({', '.join(arguments)})  {_shape(node)}".rstrip()
 
 
 def _operations(plan: Plan) -> Iterator[fx.Node]:

@@ -20,24 +20,11 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import place
-from ..graph import effects, values
+from ..graph import effects, operators, values
 from ..graph.dataflow import Dataflow
-from ..graph.layout import (
-    ADDITIONS,
-    CONCATENATIONS,
-    LAYOUTS,
-    SAME,
-    SCALED,
-    Window,
-    concatenated_dim,
-    points_back,
-    traced_back,
-)
+from ..graph.layout import Window, concatenated_dim, is_unmoved, keeps_places, points_back, traced_back
 from ..plan import Region
 from .crossing import ABOVE
-
-_KEEPING = ADDITIONS | SAME | SCALED | {"linear"}
-
 
 Pairs = list[tuple[fx.Node, fx.Node]]  # (node, its operand on the path)
 
@@ -50,7 +37,7 @@ def _moving(path: Sequence[fx.Node], window: Window | None) -> tuple[Pairs, Wind
     left = [True] * (len(path) - 1)
     place = len(path) - 2
     while place >= 0:
-        if effects.name(path[place]) in CONCATENATIONS:
+        if operators.joins(path[place]):
             if window is not None and traced_back(path[: place + 2], window) is True:
                 left[: place + 1], window = [False] * (place + 1), None
                 break
@@ -61,8 +48,14 @@ def _moving(path: Sequence[fx.Node], window: Window | None) -> tuple[Pairs, Wind
                 place = same
         place -= 1
     pairs = [pair for pair, stays in zip(itertools.pairwise(path), left, strict=True) if stays]
-    moving = [(n, o) for n, o in pairs if effects.name(n) not in _KEEPING or not values.same_size(n, o)]
+    moving = [(n, o) for n, o in pairs if not _keeps(n, o)]
     return moving[::-1], window
+
+
+def _keeps(node: fx.Node, operand: fx.Node) -> bool:
+    if operators.is_view(node) and is_unmoved(node, operand):
+        return True
+    return (keeps_places(node) or operators.is_linear(node)) and values.same_size(node, operand)
 
 
 def why_not_replayable(
@@ -70,13 +63,13 @@ def why_not_replayable(
 ) -> str | None:
     """The reason why the value at the path's end cannot be brought to where the one at its start stands, or None."""
     pairs, _ = _moving(path, window)
-    joins = [node for node, _ in pairs if effects.name(node) in CONCATENATIONS]
+    joins = [node for node, _ in pairs if operators.joins(node)]
     for node, operand in pairs:
         where = place(node)
         if node in joins:
             if any(not isinstance(size, int) for part in _parts(node) for size in _shape(part)):
                 return f"what {where} joins has a size that is no number"
-        elif effects.name(node) not in LAYOUTS:
+        elif not operators.is_layout(node):
             return f"what {where} does to the order of tokens is not known"
         elif any(effects.written(node)):
             return f"{where} writes in place"
@@ -126,7 +119,7 @@ def replay(path: Sequence[fx.Node], window: Window | None, flow: Dataflow, regio
         return new
 
     for node, operand in pairs:
-        if effects.name(node) in CONCATENATIONS:
+        if operators.joins(node):
             here = added(torch.cat, (_joined(node, operand, here, added),), {"dim": concatenated_dim(node)})
             continue
         copies = {operand: here}
@@ -154,7 +147,7 @@ def _steps(node: fx.Node, operand: fx.Node) -> tuple[fx.Node, ...]:
 
 def _others(node: fx.Node, operand: fx.Node) -> list[fx.Node]:
     """What else is needed to do again what a node does, all of it computed somewhere."""
-    if effects.name(node) in CONCATENATIONS:
+    if operators.joins(node):
         return []
     steps = _steps(node, operand)
     return [n for step in steps for n in step.all_input_nodes if n is not operand and n not in steps]

@@ -17,10 +17,10 @@ import dataclasses
 
 from torch import fx
 
-from ..graph import effects, randomness
+from ..graph import effects, operators, randomness
 from ..graph.dataflow import Dataflow
 from ..plan import Partition, Plan, Region
-from .crossing import ABOVE, find_crossing, why_not_passable
+from .crossing import ABOVE, find_crossing, not_passable
 from .sites import is_inside
 
 
@@ -48,7 +48,7 @@ def _sunk(flow: Dataflow, partition: Partition, elsewhere: set[fx.Node]) -> Part
         return partition
     above -= elsewhere
     free = above - flow.upstream(_kept(flow, partition))
-    heavy = {node for node in free if effects.is_heavy(node)}
+    heavy = {node for node in free if operators.is_heavy(node)}
     moved = free & flow.upstream(heavy)
     # What needs something that moves cannot stay; nothing that is kept does.
     moved |= free & flow.downstream(moved)
@@ -57,7 +57,7 @@ def _sunk(flow: Dataflow, partition: Partition, elsewhere: set[fx.Node]) -> Part
         return partition
     sunk = {**regions, **dict.fromkeys(moved, Region.DEEP)}
     crossing = find_crossing(partition.graph_module, sunk, partition.carried)
-    if why_not_passable(crossing):
+    if not_passable(crossing) is not None:
         return partition
     return dataclasses.replace(partition, regions=sunk, crossing=crossing)
 

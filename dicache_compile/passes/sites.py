@@ -41,8 +41,8 @@ def cut_sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, asked: Asked) ->
         several = {one.rule for one in wrong if len(one.carried) > 1 and one.in_turns} - apart
         if not several:
             first, second = (", ".join(map(str, asked.rules[one.rule].sites)) for one in wrong)
-            need = "one after the other, or one inside of a range of the other's"
-            raise NothingToSkipError(f"sites: {first} and {second} of two rules overlap; expected {need}")
+            advice = "give them one after the other, or one inside of a range of the other's"
+            raise NothingToSkipError(f"sites: {first} and {second} of two rules overlap", advice=advice)
         apart |= several
 
 
@@ -152,6 +152,6 @@ def _range(trunk: Trunk, site: AskedSite, end: int, least: int) -> Trunk:
     first, last = (place + count if place < 0 else place for place in site.blocks or (0, count))
     if not end <= first < last <= count or last - first < least:
         blocks = "one block" if least == 1 else f"{least} blocks, the probe's among them"
-        need = f"ranges in order, each of at least {blocks}"
-        raise NothingToSkipError(f"sites: {site} is no such range of the trunk's {count} blocks; expected {need}")
+        reason = f"sites: {site} is no such range of the trunk's {count} blocks"
+        raise NothingToSkipError(reason, advice=f"give ranges in order, each of at least {blocks}")
     return Trunk(trunk.blocks[first:last])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..graph import effects, values
+from ..graph import operators, values
 from ..graph.dataflow import Dataflow
 from ..graph.module_path import Entry, entries
 from ..graph.residual_path import residual_path
@@ -22,8 +22,6 @@ from .complete import completed
 from .structure import repeated_blocks
 
 Nodes = tuple[fx.Node, ...]
-_ATTENTION = {"scaled_dot_product_attention", "flex_attention", "softmax", "_transformer_encoder_layer_fwd"}
-_CONTRACTIONS = {"matmul", "bmm", "baddbmm", "einsum", "__matmul__", "__rmatmul__"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +133,9 @@ def is_entered_from(after: Nodes, before: Nodes, rather_than: Nodes = ()) -> boo
 def mixes_tokens(nodes: Nodes) -> bool:
     """Whether some nodes compute attention, or otherwise multiply activations with each other."""
     for node in nodes:
-        called = effects.name(node)
-        if called in _ATTENTION or "attention" in called or "attn" in called:
+        if operators.is_of_attention(node):
             return True
-        if called in _CONTRACTIONS:
+        if operators.is_contraction(node):
             tensors = [n for n in node.all_input_nodes if values.tensor(n) is not None]
             if sum(n.op != "placeholder" or not values.is_weight(n) for n in tensors) >= 2:
                 return True

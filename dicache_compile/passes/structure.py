@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from ..graph import effects, values
+from ..graph import effects, operators, values
 from ..graph.align import in_order
 from ..graph.dataflow import Dataflow
 
@@ -29,7 +29,6 @@ _CANDIDATES = 12  # distances tried in each round
 _ROUNDS = 8  # kinds of blocks looked for
 _EQUAL = 0.9  # share of a block's heavy operations that every one must have,
 _ALIKE = 0.5  # and that a first or last one must
-_ACTIVATIONS = {"gelu", "silu", "relu", "leaky_relu", "mish", "hardswish", "elu", "sigmoid", "tanh"}
 
 Nodes = tuple[fx.Node, ...]
 
@@ -102,7 +101,7 @@ def _as_numbers(nodes: Sequence[fx.Node]) -> list[int]:
 def _form(node: fx.Node) -> object:
     recorded = values.tensor(node)
     dtype = recorded.dtype if recorded is not None else None
-    return node.op, effects.name(node), dtype, _sizes(node), tuple(_sizes(n) for n in node.all_input_nodes)
+    return node.op, operators.name(node), dtype, _sizes(node), tuple(_sizes(n) for n in node.all_input_nodes)
 
 
 def _sizes(node: fx.Node) -> tuple[str, ...]:
@@ -141,7 +140,7 @@ def _inner(nodes: list[fx.Node], text: list[int], run: _Run, is_block: Callable[
 
 
 def _has_mlp(nodes: Sequence[fx.Node]) -> bool:
-    return any(effects.name(node) in _ACTIVATIONS for node in nodes)
+    return any(map(operators.is_activation, nodes))
 
 
 def _runs(text: Sequence[int], least: int | None = None) -> list[_Run]:
@@ -190,7 +189,7 @@ def _aligned(nodes: list[fx.Node], run: _Run) -> _Run:
 
 def _kind(nodes: list[fx.Node], text: list[int], run: _Run) -> _Kind:
     form = text[run.start : run.start + run.period]
-    heavy = frozenset(i for i in range(run.period) if effects.is_heavy(nodes[run.start + i]))
+    heavy = frozenset(i for i in range(run.period) if operators.is_heavy(nodes[run.start + i]))
     kind = _Kind(form, heavy, [])
     for start in range(run.start, run.end, run.period):
         kind.blocks.append(list(range(start, start + run.period)))

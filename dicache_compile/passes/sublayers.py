@@ -15,9 +15,8 @@ from collections.abc import Iterable, Sequence
 from torch import fx
 
 from ..errors import NotCarriedError, NothingToSkipError
-from ..graph import effects, values
+from ..graph import effects, operators, values
 from ..graph.dataflow import Dataflow
-from ..graph.layout import ADDITIONS
 from ..graph.residual_path import residual_path
 from ..plan import Block, Carried, Partition, Region, Trunk
 from .crossing import find_crossing
@@ -25,7 +24,6 @@ from .partition import check_effects
 from .stacks import mixes_tokens
 
 ATTENTION, CROSS_ATTENTION, MLP = KINDS = ("attention", "cross_attention", "mlp")
-_GATES = {"mul", "__mul__", "__rmul__", "mul_"}
 
 
 def cut_sublayers(
@@ -44,7 +42,8 @@ def cut_sublayers(
     names = tuple(dict.fromkeys(kind for kind, _ in asked))
     if not found:
         what = ", ".join(trunk.owners)
-        raise NothingToSkipError(f"no part of a block is {' or '.join(names)} by its form, among the blocks of {what}")
+        reason = f"no part of a block is {' or '.join(names)} by its form, among the blocks of {what}"
+        raise NothingToSkipError(reason, advice="set sites= to another part, or to whole blocks")
     parts = " and ".join(names)
     groups = [[one] for one in found] if apart else [found]
     return [_cut(gm, flow, group, parts) for group in groups]
@@ -80,7 +79,7 @@ def _branches(block: Block, flow: Dataflow) -> list[tuple[fx.Node, set[fx.Node]]
     found: dict[fx.Node, set[fx.Node]] = {}
     for path in paths:
         for added in path:
-            if effects.name(added) not in ADDITIONS:
+            if not operators.is_addition(added):
                 continue
             for operand in added.all_input_nodes:
                 if operand in moving and operand not in stream and values.same_size(operand, added):
@@ -92,7 +91,7 @@ def _branches(block: Block, flow: Dataflow) -> list[tuple[fx.Node, set[fx.Node]]
 
 def _ungated(result: fx.Node, moving: set[fx.Node]) -> fx.Node:
     """A branch's result before it is scaled by what does not depend on the stream."""
-    while effects.name(result) in _GATES:
+    while operators.is_product(result):
         operands = [n for n in result.all_input_nodes if n in moving and values.same_size(n, result)]
         others = [n for n in result.all_input_nodes if n in moving and n not in operands]
         if len(operands) != 1 or others:
@@ -117,10 +116,10 @@ def _kind(nodes: Iterable[fx.Node], flow: Dataflow) -> str:
     inside = set(nodes)
     mixing = [node for node in inside if mixes_tokens((node,))]
     if not mixing:
-        return MLP if any(map(effects.is_heavy, inside)) else ""
+        return MLP if any(map(operators.is_heavy, inside)) else ""
     # Attention over others has keys that are projected of other tokens; a mask is projected of nothing.
     others = {needed for node in mixing for needed in node.all_input_nodes} - inside
-    return CROSS_ATTENTION if any(map(effects.is_heavy, flow.upstream(others))) else ATTENTION
+    return CROSS_ATTENTION if any(map(operators.is_heavy, flow.upstream(others))) else ATTENTION
 
 
 def _check_carried(flow: Dataflow, regions: dict[fx.Node, Region], carried: set[fx.Node]) -> None:
@@ -128,7 +127,8 @@ def _check_carried(flow: Dataflow, regions: dict[fx.Node, Region], carried: set[
     inside = [node for node in flow.order if regions.get(node) is Region.DEEP and node not in carried]
     for node in inside:
         if any(user in regions and regions[user] is not Region.DEEP for user in flow.needed_by(node)):
-            raise NotCarriedError("what a part of a block computes on its way is read outside of it", node)
+            reason = "what a part of a block computes on its way is read outside of it"
+            raise NotCarriedError(reason, node, "set sites= to another part, or to whole blocks")
 
 
 def _regions(flow: Dataflow, deep: set[fx.Node], sunk: bool) -> dict[fx.Node, Region]:

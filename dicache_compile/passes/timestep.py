@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from ..errors import TimestepError
-from ..graph import effects, values
+from ..graph import operators, values
 from ..graph.calling import numbers_of
 from ..graph.dataflow import Dataflow
 from ..graph.input_names import input_name, last_word, named, passed, tensor_inputs
@@ -26,7 +26,6 @@ _OTHERS = re.compile(
     r"guidance|scale|fps|frame_rate|_?ids?$|position|(?:^|_)pos(?:$|_)|coord|grid|(?<!step_)ind(?:ex|ices)|size|height|"
     r"width|resolution|aspect|crop|motion|length|seed|label|class"
 )
-_WAVES = {"sin", "cos"}
 _NEAR = 12  # operations within which the waves of a timestep are taken
 
 
@@ -51,8 +50,9 @@ def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
             return found[0]
         if found:
             meant = ", ".join(map(input_name, found))
-            raise TimestepError(f"timestep_input={wanted!r} may be any of {meant}: give the whole path")
-        raise TimestepError(f"no tensor input named {wanted!r}; the tensor inputs are: {tensor_inputs(flow)}")
+            raise TimestepError(f"timestep_input={wanted!r} may be any of {meant}", advice="give the whole path")
+        known = f"no tensor input named {wanted!r}; the tensor inputs are: {tensor_inputs(flow)}"
+        raise TimestepError(known, advice="set timestep_input= to one of these, or leave it out")
     fates = {node: _fate(flow, node, inputs) for node in inputs if _may_be_followed(node)}
     alike = [node for node in fates if is_time(input_name(node)) and _may_be_named(flow, node, fates[node])]
     if alike:
@@ -65,7 +65,7 @@ def find_timestep(flow: Dataflow, wanted: str | None) -> fx.Node | None:
 
 
 def why_no_timestep(gm: fx.GraphModule, flow: Dataflow) -> str:
-    """Why none was found, and what to do."""
+    """Why none was found."""
     numbers = [*symbolic_times(flow), *filter(is_time, numbers_of(gm))]
     unlike = [node for node in passed(flow) if is_time(input_name(node))]
     if numbers:
@@ -78,10 +78,7 @@ def why_no_timestep(gm: fx.GraphModule, flow: Dataflow) -> str:
         )
     else:
         about = ""
-    return (
-        f"no timestep found among the tensor inputs ({tensor_inputs(flow)}){about}; name it with timestep_input=, or, "
-        "for a model that has none, set streams=1 and num_steps= so that its steps are counted"
-    )
+    return f"no timestep found among the tensor inputs ({tensor_inputs(flow)}){about}"
 
 
 def is_time(name: str) -> bool:
@@ -154,7 +151,7 @@ def _fate(flow: Dataflow, node: fx.Node, inputs: list[fx.Node]) -> _Fate:
         {node},
     )  # whole: what has as many numbers as the input, no waves or outer product
     for steps in range(_NEAR):
-        found = {n for n in front if effects.name(n) in _WAVES}
+        found = {n for n in front if operators.is_wave(n)}
         waves = steps if found and waves is None else waves
         taken |= found
         ends = {n for n in front if _contracts(n, seen)}
@@ -168,7 +165,7 @@ def _fate(flow: Dataflow, node: fx.Node, inputs: list[fx.Node]) -> _Fate:
 def _is_projected(flow: Dataflow, waves: set[fx.Node], mixed: set[fx.Node]) -> bool:
     front, seen = waves - mixed, set(waves)
     while front:
-        if any(effects.is_heavy(node) for node in front):
+        if any(operators.is_heavy(node) for node in front):
             return True
         front = {user for node in front for user in flow.needed_by(node)} - seen - mixed
         seen |= front
@@ -182,13 +179,13 @@ def _count(node: fx.Node) -> int | None:
 
 def _contracts(node: fx.Node, followed: set[fx.Node]) -> bool:
     """Whether a product sums over numbers of what is followed. The outer product of times and frequencies does not."""
-    if not effects.is_heavy(node):
+    if not operators.is_heavy(node):
         return False
     operand = next((needed for needed in node.all_input_nodes if needed in followed), None)
     recorded = values.tensor(operand) if operand is not None else None
     result = values.tensor(node)
     if recorded is None or result is None or not recorded.shape:
         return False
-    if effects.name(node) == "einsum":
+    if operators.is_einsum(node):
         return result.dim() < sum(n.dim() for a in node.all_input_nodes if (n := values.tensor(a)) is not None)
     return values.hint(recorded.shape[-1]) != 1

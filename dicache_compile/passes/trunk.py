@@ -106,12 +106,15 @@ def _named(stacks: list[Stack], owners: tuple[str, ...], flow: Dataflow) -> Trun
             options = ", ".join(
                 f"{s.owner!r} ({len(s.blocks)} blocks)" for s in sorted(stacks, key=lambda s: -s.weight)[:8]
             )
-            raise NoTrunkError(f"no blocks in {owner!r}; found: {options or 'none'}")
+            found = f"no blocks in {owner!r}; found: {options or 'none'}"
+            raise NoTrunkError(found, advice="set trunk= to one of these, or leave it out")
     blocks = _trunk(tuple(with_turns([known[owner] for owner in owners], flow))).blocks
     if len(blocks) < 2:
         raise NothingToSkipError(f"only one block in {', '.join(owners)}: nothing to skip")
     reached = reached_blocks(flow, list(blocks))
     for position, (before, block) in enumerate(itertools.pairwise(blocks)):
         if not any(reached[node] >> position & 1 for node in block.nodes):
-            raise NoTrunkError(f"{block.path} reads nothing of {before.path}: are the lists in order?")
+            raise NoTrunkError(
+                f"{block.path} reads nothing of {before.path}", advice="give trunk= its lists in the order of their run"
+            )
     return Trunk(blocks)

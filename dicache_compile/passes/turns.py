@@ -6,8 +6,8 @@ import itertools
 
 from torch import fx
 
+from ..graph import operators
 from ..graph.dataflow import Dataflow
-from ..graph.residual_path import is_layout
 from ..plan import PAIR, Block
 from .stacks import Nodes, Stack, is_entered_from
 
@@ -66,7 +66,7 @@ def _with_layout(nodes: Nodes) -> Nodes:
     inside, more = set(nodes), list(nodes)
     for node in more:
         outside = [user for user in node.users if user not in inside]
-        if len(outside) == 1 and is_layout(outside[0]):
+        if len(outside) == 1 and (operators.is_layout(outside[0]) or operators.hands_on(outside[0])):
             inside.add(outside[0])
             more.append(outside[0])
     return tuple(more)

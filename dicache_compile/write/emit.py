@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import effects, symbols, values
+from ..graph import operators, symbols, values
 from ..graph.copying import graph_module
 from ..program import Kind, Piece, Value
 from .constants import ConstantTracer, PlacesOnDevice
@@ -168,15 +168,12 @@ class Emitter:
         return Piece(self.name, module, tuple(self._inputs), gives)
 
 
-_SAME_MEMORY = {
-    "float", "to", "type_as", "double", "half", "bfloat16", "contiguous", "detach", "view", "reshape", "flatten",
-    "unflatten", "view_as", "expand", "squeeze", "unsqueeze", "transpose", "permute", "getitem", "narrow", "select",
-}  # fmt: skip
+_SHARING = (operators.is_view, operators.is_item, operators.is_cast)
 
 
 def memory_of(node: fx.Node) -> fx.Node:
     """The node whose memory a traced value may share: `state.float()` is `state` itself where that is float32."""
-    while effects.name(node) in _SAME_MEMORY and node.all_input_nodes:
+    while node.all_input_nodes and any(told(node) for told in _SHARING):
         node = node.all_input_nodes[0]
     return node
 

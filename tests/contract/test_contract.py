@@ -143,10 +143,10 @@ def test_a_deep_step_after_probing_equals_the_uncached_step(kind: type[Model], e
 @each_model
 def test_no_block_runs_twice_and_every_block_runs_once(kind: type[Model]) -> None:
     from dicache_compile.calls.session import sessions_of
-    from dicache_compile.graph import effects
+    from dicache_compile.graph import operators
 
     def attentions(graph: torch.fx.Graph) -> int:
-        return sum(effects.name(node) == "scaled_dot_product_attention" for node in graph.nodes)
+        return sum(operators.name(node) == "scaled_dot_product_attention" for node in graph.nodes)
 
     model = models.make(kind)
     call = compiled(model)

@@ -158,7 +158,7 @@ def test_sites_of_two_rules_that_overlap_are_refused(sites: Any, overlap: str) -
     model = models.make(models.SingleStream, depth=8)
     call = compiled(model, rules=[SiteRule(sites=one) for one in sites], strict=False)
     reason = explain(call, *models.inputs(model, 0, STEPS)).reason or ""
-    assert re.search(rf"sites: .*{re.escape(overlap)}.* of two rules overlap; expected one after the other", reason)
+    assert re.search(rf"sites: .*{re.escape(overlap)}.* of two rules overlap; give them one after the other", reason)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import zoo
 from dicache_compile import DiCacheConfig, Schedule, explain, summary
 from dicache_compile.calls.session import sessions_of
 from dicache_compile.estimators import Reuse
-from dicache_compile.graph import effects
+from dicache_compile.graph import operators
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells
@@ -124,7 +124,7 @@ def test_cross_attention_is_told_by_its_keys(sites: Any) -> None:
     assert_near(ours, plain(models.make(Crossing), {METHODS[kind] for kind in kinds}))
     program = sessions_of(model)[-1].last_cut.program
     counted = {
-        name: sum(effects.is_heavy(node) for node in program.piece(name).graph_module.graph.nodes)
+        name: sum(operators.is_heavy(node) for node in program.piece(name).graph_module.graph.nodes)
         for name in ("P", "DE", "RE")
     }
     # Query, keys, attention and way out of each block are not on a reused step, nor what the keys are made of.
@@ -188,7 +188,10 @@ def test_a_model_without_such_parts_says_so() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, sites="cross_attention", strict=False, **SCHEDULE)
     found = explain(call, *models.inputs(model, 0, STEPS))
-    assert found.reason == "no part of a block is cross_attention by its form, among the blocks of blocks"
+    assert found.reason == (
+        "no part of a block is cross_attention by its form, among the blocks of blocks; set sites= to another part, or "
+        "to whole blocks"
+    )
 
 
 @pytest.mark.parametrize("name", ["wan", *(pytest.param(n, marks=pytest.mark.exhaustive) for n in ("flux", "sd3"))])

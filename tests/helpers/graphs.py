@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from dicache_compile.graph import effects
+from dicache_compile.graph import operators
 from dicache_compile.plan import Partition, Trunk
 
 
@@ -55,7 +55,7 @@ def tiny_inputs() -> tuple[torch.Tensor, torch.Tensor]:
 def line(node: fx.Node) -> str:
     """`matmul_1 = matmul(x, getattr_1)`."""
     arguments = [*map(_text, node.args), *(f"{key}={_text(item)}" for key, item in node.kwargs.items())]
-    return f"{node.name} = {effects.name(node)}({', '.join(arguments)})"
+    return f"{node.name} = {operators.name(node)}({', '.join(arguments)})"
 
 
 def _text(argument: Any) -> str:

@@ -404,5 +404,5 @@ def test_partition_refuses_deep_blocks_that_write_to_the_stream(write: Any) -> N
 
 def test_trunk_refuses_lists_in_the_wrong_order() -> None:
     model = models.make(models.Mixed)
-    with pytest.raises(UnsupportedGraphError, match="are the lists in order"):
+    with pytest.raises(UnsupportedGraphError, match="give trunk= its lists in the order of their run"):
         trunk_of(model, *models.inputs(model, 0, 10), owners=("single_blocks", "double_blocks"))

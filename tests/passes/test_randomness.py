@@ -11,7 +11,7 @@ from torch.distributions import Beta, Dirichlet, Gamma, Normal
 from torch.nn import functional
 
 from dicache_compile.errors import UnsupportedGraphError
-from dicache_compile.graph import effects
+from dicache_compile.graph import operators
 from dicache_compile.graph.randomness import is_random
 from tests.helpers.graphs import Mixer, Tiny, captured, tiny_inputs
 from tests.passes.test_passes import cut_of
@@ -115,7 +115,7 @@ def test_looking_for_randomness_switches_nothing_in_the_process() -> None:
                 return x * 2
 
     graph, _ = captured(Scopes(), torch.ones(2, 3, 3))
-    names = [effects.name(node) for node in graph.graph.nodes]
+    names = [operators.name(node) for node in graph.graph.nodes]
     assert {"_enter_autocast", "_exit_autocast", "_vmap_increment_nesting", "_set_grad_enabled"} <= set(names)
     with torch.no_grad():
         assert not any(is_random(node) for node in graph.graph.nodes)

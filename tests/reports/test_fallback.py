@@ -227,7 +227,10 @@ def test_the_graph_of_a_refused_model_is_what_torch_compile_would_run() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, generate(model, model), strict=True))
     told = explain(model, *models.inputs(model, 0, STEPS))
     assert not told.cached
-    assert told.reason == "only one transformer block found (blocks.0): nothing to skip"
+    assert told.reason == (
+        "only one transformer block found (blocks.0): nothing to skip; if there are more blocks, name all lists of "
+        "them with trunk="
+    )
     assert str(told) == f"not cached: {told.reason}"
 
 

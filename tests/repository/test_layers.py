@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import operator
 from pathlib import Path
 
 import pytest
+import torch
 
 import dicache_compile
 import zoo
@@ -94,3 +96,13 @@ def test_the_package_imports_nothing_but_torch() -> None:
             for name in names:
                 top = name.split(".")[0]
                 assert top in sys.stdlib_module_names or top in allowed, f"{path.name} imports {name}"
+
+
+def test_names_of_operators_are_listed_in_one_file() -> None:
+    known = (torch.Tensor, torch, torch.nn.functional, operator, torch.ops.aten)
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            listed = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
+            texts = [one.value for one in listed if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+            names = [text for text in texts if any(hasattr(where, text) for where in known)]
+            assert len(names) < 3 or path.name == "operators.py", f"{path.name}:{node.lineno}: {names}"

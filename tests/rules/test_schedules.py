@@ -14,7 +14,7 @@ from dicache_compile.calls.session import sessions_of
 from dicache_compile.errors import StepError
 from dicache_compile.estimators import DCTA, Reuse
 from dicache_compile.gates import ProbeError
-from dicache_compile.graph import effects
+from dicache_compile.graph import operators
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells
@@ -82,7 +82,7 @@ def test_a_schedule_decides_on_every_engine_as_the_oracle(
 
 
 def counted(program: Any, piece: str) -> int:
-    return sum(effects.is_heavy(node) for node in program.piece(piece).graph_module.graph.nodes)
+    return sum(operators.is_heavy(node) for node in program.piece(piece).graph_module.graph.nodes)
 
 
 def test_a_schedule_with_reuse_keeps_one_tensor_and_runs_no_block() -> None:

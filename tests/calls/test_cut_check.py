@@ -1,0 +1,102 @@
+"""A cut is held against the truth on the first two deep steps, and says where its estimates are none."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dicache_compile import generation, summary
+from dicache_compile.calls import cut_check
+from dicache_compile.calls.session import sessions_of
+from dicache_compile.errors import CacheWarning
+from dicache_compile.estimators import Reuse
+from tests import models
+from tests.contract.test_contract import STEPS, compiled, generate
+from tests.helpers.cells import cells
+
+
+@torch.library.custom_op("dicache_tests::turned", mutates_args=())
+def turned(x: Tensor) -> Tensor:
+    """The tokens the other way round: nothing in the graph tells."""
+    return x.flip(1).contiguous()
+
+
+@turned.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Turning(nn.Module):
+    """A block that hands its tokens on the other way round."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return turned(self.block(x, time))
+
+
+def turning(depth: int) -> models.Model:
+    model = models.make(models.SingleStream, depth=depth)
+    model.blocks = nn.ModuleList(Turning(block) for block in model.blocks)  # type: ignore[union-attr]
+    return model
+
+
+def deep(model: models.Model) -> list[bool]:
+    return [step.deep for step in next(iter(summary(model).generations[-1].streams.values()))]
+
+
+@cells("engine, strict", ["calls", "conditional", "graphs"], [False, True])
+def test_an_estimate_that_is_none_is_told_and_strict_runs_uncached(engine: str, strict: bool) -> None:
+    model = turning(5)
+    call = compiled(model, warmup_steps=2, threshold=1e9, strict=strict, engine=engine)
+    with pytest.warns(CacheWarning, match="are further from it than what they gave on the step before") as caught:
+        ours = generate(call, model)
+    (told,) = [str(one.message) for one in caught if issubclass(one.category, CacheWarning)]
+    assert ("With strict=True every step runs deep" in told) is strict
+    assert all(deep(model)) is strict
+    if strict:
+        assert all(torch.equal(a, b) for a, b in zip(ours, generate(model, model), strict=True))
+        with generation(num_steps=STEPS):
+            generate(call, model)
+        assert all(deep(model))
+
+
+@cells("kind, config", models.ALL, [{}, {"estimator": Reuse()}, {"order": 2, "probe_depth": 0}, {"feedback": 1.0}])
+def test_a_right_cut_says_nothing_and_is_looked_at_twice(
+    kind: type[models.Model], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[cut_check.Verdict] = []
+    judge = cut_check._verdict
+    monkeypatch.setattr(cut_check, "_verdict", lambda *seen: found.append(judge(*seen)) or found[-1])
+    model = models.make(kind)
+    call = compiled(model, warmup_steps=2, **config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        generate(call, model)
+    cut = sessions_of(model)[-1].last_cut
+    assert len(found) == len(cut.partition.carried)
+    plain = carried_of(model, len(cut.partition.carried))
+    for verdict, (x, y) in zip(found, plain, strict=True):
+        size = y[1].norm()
+        assert verdict.reuse == pytest.approx(float((y[1] - y[0]).norm() / size), rel=1e-4)
+        assert verdict.estimate == pytest.approx(float((y[1] - x[1] - y[0] + x[0]).norm() / size), rel=1e-4)
+        assert not verdict.is_worse
+
+
+@torch.no_grad()
+def carried_of(model: models.Model, count: int) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """X and y on the first two steps, of what the blocks carry."""
+    found: list[tuple[list[Tensor], list[Tensor]]] = [([], []) for _ in range(count)]
+    for step in range(2):
+        before = model.enter(*models.inputs(model, step, STEPS))
+        after = model.run(dict(before), 0, model.depth)
+        for (x, y), name in zip(found, ("x", "text"), strict=False):
+            x.append(before[name].clone())
+            y.append(after[name].clone())
+    return found
