@@ -12,6 +12,7 @@ from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .calls.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
+from .calls.cut_check import CutCheck
 from .calls.fragments import Fragment
 from .calls.refusals import Refusal, Uncached
 from .calls.session import SessionFinder, release
@@ -104,6 +105,8 @@ def _step(
     settings: Mapping[str, Any],
     function: Function | None,
 ) -> CompiledStep:
+    base = getattr(config.rules_in_force()[0].estimator, "base", "x")
+    check = CutCheck(found.program, found.partition.carried, base)
     engine = choose_engine(found, config, _lowering(gm, examples, found, config, settings))
     for stack in left_whole(found.plan, {node: work((node,)) for node in found.plan.graph_module.graph.nodes}):
         _log.warning("%s is as heavy as what is cut, and runs on every step: see `explain`", stack.owner)
@@ -118,6 +121,7 @@ def _step(
         function=own_function(gm),
         work=trunk_work(Trunk(found.partition.all_blocks)),
         told_ahead=found.program.reused is not None,
+        check=check if config.all_rules()[0].carried == "auto" and check.can_tell else None,
     )
 
 

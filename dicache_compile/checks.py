@@ -124,7 +124,8 @@ def _check_flags(of: SiteRule, *names: str) -> None:
 
 
 def _check_types(rule: SiteRule) -> None:
-    _check_choices(rule, order=(1, 2), error=("probe", "probe_minus_input", "estimate"), comparison=("<", "<="))
+    errors = ("probe", "probe_minus_input", "estimate")
+    _check_choices(rule, order=(1, 2), error=errors, comparison=("<", "<="), carried=("auto", "residual", "value"))
     _check_flags(rule, "warmup_inclusive")
     asked_sites(rule.sites)
     if rule.schedule is not None and not isinstance(rule.schedule, Schedule):
@@ -173,6 +174,8 @@ def _check_together(rule: SiteRule) -> None:
     along_input = isinstance(estimator, DCTA) and estimator.along == "input"
     if isinstance(gate, EstimateGate) and along_input:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
+    if rule.carried == "value" and along_input:
+        raise ValueError(f"carried='value' leaves no input for {estimator!r} to go along: set estimator=Reuse(), say")
     sites = rule.asked_sites()
     rows = rule.schedule.rows if rule.schedule is not None else ()
     if rows and not (isinstance(rule.sites, tuple) and len(rows) == len(sites) == len(rule.sites)):

@@ -70,7 +70,10 @@ def cut(
 def _asked(config: DiCacheConfig, told: bool) -> Asked:
     return Asked(
         trunk=config.trunk_owners(),
-        rules=tuple(AskedRule(rule.blocks_on_every_step(), rule.asked_sites()) for rule in config.all_rules()),
+        rules=tuple(
+            AskedRule(rule.blocks_on_every_step(), rule.asked_sites(), rule.form(), rule.measures())
+            for rule in config.all_rules()
+        ),
         timestep_input=config.timestep_input,
         ranks_agree=config.ranks_agree,
         knows_time=told or config.counts_steps(),

@@ -109,6 +109,8 @@ class AskedRule:
 
     probe_depth: int = 1  # blocks
     sites: tuple[AskedSite, ...] = (AskedSite(),)
+    form: Literal["residual", "value"] = "residual"  # `Carried.form` of whole blocks
+    measures: bool = True  # whether something is looked at before the decision
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,11 @@ class SiteRule:
     """After this many reused steps in a row one runs deep. None: no limit, as in the scripts. 3 bounds how old an
     anchor can get if the threshold turns out too high for a model."""
 
+    carried: Literal["auto", "residual", "value"] = "auto"
+    """What is kept of what the blocks give. "residual": y - x, which is added to x again. "value": y as it is, for
+    blocks that do not add to what they are given; it needs no x, and with a schedule no h. "auto": the residual, which
+    is held against the truth on the first two deep steps."""
+
     gate: Gate | EstimateGate | None = None
     """Decides in place of the default rule, and of `threshold`, `error` and `comparison`."""
 
@@ -152,6 +157,13 @@ class SiteRule:
     def blocks_on_every_step(self) -> int:
         """How many blocks run on every step: none where nothing looks at them."""
         return self.probe_depth if self.make_gate() is not None or self.make_estimator().probes else 0
+
+    def form(self) -> Literal["residual", "value"]:
+        return "value" if self.carried == "value" else "residual"
+
+    def measures(self) -> bool:
+        """Whether something is looked at before the decision."""
+        return self.make_gate() is not None or self.make_estimator().probes
 
     def asked_sites(self) -> tuple[AskedSite, ...]:
         """What `sites` says, one by one. Raises TypeError if that is none of what it may be."""

@@ -75,7 +75,8 @@ ENTRIES: tuple[Entry, ...] = (
     _entry("helios", "blocks", _behind(-128)),
     # Branches on whether the image is all zero.
     _entry("hunyuan_1_5", "transformer_blocks", FIRST_OF_PAIR, fullgraph=False, dynamo=CAPTURED),
-    _entry("hunyuan_dit", "blocks", FIRST),
+    # Its later blocks join what they are given with an earlier block's, and do not add to it.
+    _entry("hunyuan_dit", "blocks", FIRST, config={"carried": "residual"}),
     _entry("hunyuan_video", DOUBLE_SINGLE, FIRST_OF_PAIR),
     # As in helios, but how many tokens the text has depends on its mask: the earlier frames' part is not told apart.
     _entry("hunyuan_video_framepack", DOUBLE_SINGLE, FIRST_OF_PAIR),

@@ -53,6 +53,17 @@ class Advice:
             "runs say it themselves, as diffusers pipelines do",
         )
 
+    def misled(self, worse: Sequence[object], uncached: bool) -> None:
+        """Estimates turned out to be further off than plain reuse."""
+        self.say(
+            "misled",
+            "estimates of what the deep blocks give are further from it than what they gave on the step before "
+            f"({'; '.join(map(str, worse))}). The blocks may change the order of tokens, carry another value than was "
+            "found, or not add to it. Look at explain(model, ..., passes=True); name the lists of blocks by trunk=, or "
+            "set carried='value'. With carried='residual' it stays as it is, unchecked"
+            + (". With strict=True every step runs deep from here on" if uncached else ""),
+        )
+
     def came_back(self, name: str, lost: Lost, run: int | None, time: Tensor | None, limit: int) -> None:
         """A stream is called again that had to give way; told if that was in the middle of a generation."""
         if "lost" in self._said or not self._looks:

@@ -76,7 +76,12 @@ class CutCheck:
 
     @property
     def is_done(self) -> bool:
-        return bool(self.verdicts) or not self._held
+        return bool(self.verdicts)
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether there is anything to look at."""
+        return bool(self._held)
 
     def watch(self, state: StreamState) -> Callable[[Sequence[Any]], None] | None:
         """What is to be told of a step's registers; None: nothing."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..program import Slot
-from ..write.control import ANCHORS, RUN, SKIPPED, TIMES, of_rules
+from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, RUN, SKIPPED, TIMES, of_rules
 from .settings import Settings
 
 KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps
@@ -141,6 +141,13 @@ class StreamState:
         self.anchored = False
         for slot in (*of_rules(ANCHORS, self.tensors), *of_rules(SKIPPED, self.tensors)):
             self.tensors[slot].zero_()
+
+    def force_deep(self) -> None:
+        """Has the next step run deep, whatever is told of its generation."""
+        self.order()
+        for slot in (*of_rules(LIMITS, self.tensors), *of_rules(LIMITS + NOW, self.tensors)):
+            self.tensors[slot][0].fill_(NO_LIMIT)
+        self.told = {slot: value for slot, value in self.told.items() if slot not in of_rules(LIMITS, self.tensors)}
 
     def move_to(self, index: int) -> None:
         """Says which step of its generation the next one is."""

@@ -14,6 +14,7 @@ from ..engines.base import Engine
 from ..graph.fragment import Function
 from ..program import Slot
 from .clock import Clock
+from .cut_check import CutCheck
 from .fragments import note_run
 from .progress import follow, follow_count, follow_position, follow_times
 from .runs import Run, current_position, current_run
@@ -52,6 +53,8 @@ class CompiledStep:
     function: Function | None  # that the graph is of
     work: int  # of the trunk, in multiplications
     told_ahead: bool  # whether a step may be known to be reused before it runs
+    check: CutCheck | None  # until it is done
+    is_wrong: bool = False  # whether every step has to be deep, as the estimates turned out to be none
     number: int = field(default_factory=lambda: next(_numbers))
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by what the shapes depend on
 
@@ -76,18 +79,23 @@ class CompiledStep:
         else:
             self._follow(session, state, run, plain, serves)
         state.tell(settings)
+        if self.is_wrong:
+            state.force_deep()
         self.clock.write(state, time)
-        reused = self.told_ahead and session.ahead_of(state).reuses(state, [inputs[i] for i in self.places.conditions])
+        reused = self.told_ahead and self._is_reused(session, state, inputs)
         session.begin_call(name, run, told.config)
         note_run(self.function, self.work)
+        watch = self.check.watch(state) if self.check is not None else None
         try:
-            outputs = self.engine.step(inputs, state, reused)
+            outputs = self.engine.step(inputs, state, reused, watch)
         except BaseException:
             # The step may have written half of its state.
             session.drop(name)
             raise
         state.calls += 1
         state.anchored = True
+        if watch is not None:
+            self._judge(session)
         if state.index is not None:
             state.index += 1
             if run is not None:
@@ -95,6 +103,22 @@ class CompiledStep:
         if steps != 1:
             session.advice.stepped(name, session.history[name], state)
         return outputs
+
+    def _is_reused(self, session: Session, state: StreamState, inputs: Sequence[Any]) -> bool:
+        """Whether the host knows that the next step is reused."""
+        conditions = [inputs[place] for place in self.places.conditions]
+        return session.ahead_of(state).reuses(state, conditions) and not self.is_wrong
+
+    def _judge(self, session: Session) -> None:
+        """Says what the check of the cut has found, once it is done."""
+        assert self.check is not None
+        if not self.check.is_done:
+            return
+        worse = [verdict for verdict in self.check.verdicts if verdict.is_worse]
+        self.check = None
+        if worse:
+            self.is_wrong = self.config.strict
+            session.advice.misled(worse, uncached=self.is_wrong)
 
     def _follow(self, session: Session, state: StreamState, run: Run | None, name: str, serves: bool) -> None:
         """Tells a stream's state which step the next one is, of which run."""

@@ -14,6 +14,7 @@ from ..program import Kind, Op, Piece, Program, Run, Value
 from ..write import single_graph
 
 Pick = Callable[[Sequence[Any]], Sequence[Any]]
+Watch = Callable[[Sequence[Any]], None]  # is told the registers of a step that has run
 
 
 class State(Protocol):
@@ -40,10 +41,13 @@ class Engine(Protocol):
         """Why not in the way that the config or the device would have it; None where it is that way."""
         ...
 
-    def step(self, inputs: Sequence[Any], state: State, reused: bool = False) -> Sequence[Any]:
+    def step(
+        self, inputs: Sequence[Any], state: State, reused: bool = False, watch: Watch | None = None
+    ) -> Sequence[Any]:
         """The model's outputs for its inputs (in the order of its placeholders); updates `state`.
 
         `reused`: whether it is known that the step is reused; only where `Program.reused` tells what runs then.
+        `watch` is for a look at the values of a step, where the engine can have one.
         """
         ...
 
@@ -123,11 +127,15 @@ class CallsEngine:
     def name(self) -> str:
         return "calls"
 
-    def step(self, inputs: Sequence[Any], state: State, reused: bool = False) -> Sequence[Any]:
+    def step(
+        self, inputs: Sequence[Any], state: State, reused: bool = False, watch: Watch | None = None
+    ) -> Sequence[Any]:
         registers = self.program.registers(inputs, state.values)
         known = self.program.reused
         for op in (known,) if reused and known is not None else self.program.ops:
             op(registers)
+        if watch is not None:
+            watch(registers)
         return self.program.outputs(registers)
 
 
@@ -145,7 +153,9 @@ class CondEngine:
     def name(self) -> str:
         return "cond"
 
-    def step(self, inputs: Sequence[Any], state: State, reused: bool = False) -> Sequence[Any]:
+    def step(
+        self, inputs: Sequence[Any], state: State, reused: bool = False, watch: Watch | None = None
+    ) -> Sequence[Any]:
         results = self.single(*self.reads((*inputs, *state.values)))
         for slot, new in zip(self.written, results[self.outputs :], strict=True):
             state.values[slot].copy_(new)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CaptureError, StepError
-from .base import CallsEngine, State
+from .base import CallsEngine, State, Watch
 from .recording import Captures, Key, Recorded, Recording, shape_key
 
 _log = logging.getLogger("dicache_compile")
@@ -50,7 +50,9 @@ class CapturedEngine:
     def reason(self) -> str | None:
         return self._last.reason
 
-    def step(self, inputs: Sequence[Any], state: State, reused: bool = False) -> Sequence[Any]:
+    def step(
+        self, inputs: Sequence[Any], state: State, reused: bool = False, watch: Watch | None = None
+    ) -> Sequence[Any]:
         recording: Recording | None = state.recording
         if recording is None or not recording.fits(inputs):
             if recording is not None:
@@ -59,9 +61,18 @@ class CapturedEngine:
             state.recording = recording = None
             recording = state.recording = self._record(inputs, state)
             if recording is None:
-                return self._calls.step(inputs, state, reused)
+                return self._calls.step(inputs, state, reused, watch)
+        if watch is not None:
+            self._show(inputs, state, watch)
         self._last = recording.rung
         return recording.run(inputs)
+
+    def _show(self, inputs: Sequence[Any], state: State, watch: Watch) -> None:
+        """The registers of a step that is called on a copy of the state: what is captured may take their memory."""
+        registers = self._calls.program.registers(inputs, [tensor.clone() for tensor in state.values])
+        for op in self._calls.program.ops:
+            op(registers)
+        watch(registers)
 
     def _record(self, inputs: Sequence[Any], state: State) -> Recording | None:
         """A recording on the highest rung that these inputs can have; None: there is none, they are to be called."""

@@ -23,14 +23,14 @@ from functools import partial
 import torch
 from torch import fx
 
-from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError
+from ..errors import NoCounterpartError, NotCarriedError, TokenOrderError, UnsupportedGraphError
 from ..graph import operators, values
 from ..graph.dataflow import Dataflow
 from ..graph.latents import latents
 from ..graph.layout import Window, is_counted, is_like, size_of, traced_back
 from ..graph.links import Link, links
 from ..graph.residual_path import Path, Step, Trail, residual_path, residual_walk
-from ..plan import Carried, Region, Trunk
+from ..plan import AskedRule, Carried, Region, Trunk
 from .joins import parts_of
 from .parts import joined_again, part_of, real
 from .replay import replay, why_not_replayable
@@ -55,10 +55,11 @@ class _Found:
     h: _Place
 
 
-def find_carried(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[fx.Node, Region]) -> tuple[Carried, ...]:
+def find_carried(flow: Dataflow, trunk: Trunk, rule: AskedRule, regions: dict[fx.Node, Region]) -> tuple[Carried, ...]:
     """One for each value that leaves the deep region, the denoised one first; may add nodes to the graph.
 
-    Raises NotCarriedError for a value that has no counterpart in the probe or before the trunk.
+    Raises NotCarriedError for a value that has no counterpart in the probe or before the trunk. Where the value itself
+    is kept it needs none, if nothing is measured or another value has one.
     """
     results = [
         node
@@ -68,11 +69,24 @@ def find_carried(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[f
     if not results:
         last, advice = trunk.blocks[-1].nodes[-1], "name the blocks that lead to the output with trunk="
         raise NotCarriedError("nothing after the trunk reads the deep blocks' result", last, advice)
-    search = _Search(flow, trunk, probe_depth, regions, flow.downstream(latents(flow)), links(trunk))
+    search = _Search(flow, trunk, rule.probe_depth, regions, flow.downstream(latents(flow)), links(trunk))
     # All are found before the graph is touched.
-    found = {y: search.counterparts(y) for y in results}
+    found: dict[fx.Node, list[_Found]] = {}
+    refusals: list[UnsupportedGraphError] = []
+    for y in results:
+        try:
+            found[y] = search.counterparts(y)
+        except (NoCounterpartError, TokenOrderError) as error:
+            if rule.form == "residual":
+                raise
+            found[y] = []
+            refusals.append(error)
+    if rule.measures and not any(found.values()):
+        raise refusals[0]
     carried: list[tuple[bool, Carried]] = []
     for y, parts in found.items():
+        if not parts:
+            carried.append((y in search.from_latents, Carried(y, y, y, rule.form)))
         nodes = [part_of(y, part.part, regions) for part in parts]
         if len(parts) > 1:
             first = parts[0].part
@@ -80,7 +94,7 @@ def find_carried(flow: Dataflow, trunk: Trunk, probe_depth: int, regions: dict[f
             joined_again(y, nodes, first.dim, regions)
         for part, node in zip(parts, nodes, strict=True):
             x, h = search.emitted(part.x), search.emitted(part.h)
-            value = Carried(x=real(x, regions), h=real(h, regions), y=real(node, regions))
+            value = Carried(x=real(x, regions), h=real(h, regions), y=real(node, regions), form=rule.form)
             carried.append((part.x.node in search.from_latents, value))
 
     def rank(item: tuple[bool, Carried]) -> tuple[bool, int]:

@@ -17,7 +17,7 @@ from ..graph import effects, operators, randomness, values
 from ..graph.dataflow import Dataflow
 from ..graph.links import links
 from ..graph.residual_path import residual_path
-from ..plan import Carried, Partition, Region, Trunk
+from ..plan import AskedRule, Carried, Partition, Region, Trunk
 from .carried import find_carried
 from .crossing import ABOVE, find_crossing, not_passable
 
@@ -29,17 +29,18 @@ def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:
     return None
 
 
-def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, probe_depth: int) -> Partition:
-    """Cuts `gm` after the first `probe_depth` blocks of its trunk. Raises UnsupportedGraphError where it must not."""
+def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, rule: AskedRule) -> Partition:
+    """Cuts `gm` after the probe's blocks of its trunk. Raises UnsupportedGraphError where it must not."""
+    probe_depth = rule.probe_depth
     if reason := why_not_splittable(trunk, probe_depth):
         raise NothingToSkipError(reason, advice="set a smaller probe_depth")
     regions = regions_of(flow, trunk, probe_depth)
     pulled = _with_slices_pulled(regions, flow)
     try:
-        streams = find_carried(flow, trunk, probe_depth, pulled)
+        streams = find_carried(flow, trunk, rule, pulled)
         regions = pulled
     except UnsupportedGraphError:  # the slice is of a stream that is never apart from its neighbour: keep it whole
-        streams = find_carried(flow, trunk, probe_depth, regions)
+        streams = find_carried(flow, trunk, rule, regions)
     check_effects(flow, regions, streams)
     _check_sizes(streams)
     crossing = find_crossing(gm, regions, streams)
@@ -177,7 +178,8 @@ def check_effects(
             memory = values.storages(target)
             for stream in streams:
                 for kept, writers in ((stream.x, (Region.PROBE, Region.DEEP)), (stream.h, (Region.DEEP,))):
-                    if regions.get(node) in writers and values.storages(kept) & memory:
+                    itself = kept is stream.y  # which is kept as it is, and of which nothing before it is known
+                    if regions.get(node) in writers and not itself and values.storages(kept) & memory:
                         raise EffectError("the blocks write in place to what the trunk carries", node)
 
 

@@ -81,7 +81,8 @@ def _sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, rule: AskedRule, nu
     found: list[Partition] = []
     for place, blocks in enumerate(_ranges(trunk, rule)):
         new = flow if not (number or place) else Dataflow(gm.graph)  # an earlier site may have added nodes
-        found.append(dataclasses.replace(partition(gm, new, blocks, 0 if place else rule.probe_depth), rule=number))
+        of = rule if not place else dataclasses.replace(rule, probe_depth=0, measures=False)
+        found.append(dataclasses.replace(partition(gm, new, blocks, of), rule=number))
     return lambda apart: found if apart or len(found) == 1 else [_joined(found)]
 
 

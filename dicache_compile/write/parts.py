@@ -71,32 +71,32 @@ class Parts:
 
     def seen(self, emitter: Emitter, place: int, role: str, now: Updates, told: Updates) -> Seen:
         """A carried value before the decision, as the gate or the estimator sees it."""
-        carried, of = self.carried[place], self.rule.by(role)
-        specs = [spec for spec in of.slots() if not spec.shared]
+        specs = [spec for spec in self.rule.by(role).slots() if not spec.shared]
         return _in_nodes(
-            emitter.read(carried.x),
-            emitter.read(carried.h),
+            *self._ends(emitter, place, role),
             {**self.slots_of(place).read(emitter, specs, now["anchors"]), **self.told(role, told)},
             {name: now[name] for name in ("index", "time", "anchors")} | {"since": now["skipped"]},
         )
 
     def later(self, emitter: Emitter, place: int) -> Seen:
         """A carried value after the decision, as the estimator sees it; what is told is what P left behind."""
-        carried, anchors = self.carried[place], emitter.state(self.own("anchors"))
+        anchors = emitter.state(self.own("anchors"))
         counts = {name: emitter.input(self.step_value(name)) for name in ("index", "time", "since")}
         state = self.slots_of(place).read(emitter, self.rule.estimator.slots(), anchors)
         told = {name: emitter.state(self.own(f"{name}{control.NOW}")) for name in self.rule.settings()}
-        # A value that is kept as it is has nothing before it.
-        nothing = emitter.trace(torch.zeros, ()) if carried.form == "value" else None
-        seen = _in_nodes(
-            emitter.read(carried.x) if nothing is None else nothing,
-            emitter.read(carried.h) if nothing is None else nothing,
-            {**state, **self.told(ESTIMATOR, told)},
-            {**counts, "anchors": anchors},
-        )
+        x, h = self._ends(emitter, place, ESTIMATOR)
+        seen = _in_nodes(x, h, {**state, **self.told(ESTIMATOR, told)}, {**counts, "anchors": anchors})
         if place not in self.measured:  # of another site than the first: its aid is not wanted before the decision
             return replace(seen, aid=emitter.trace(self.rule.estimator.aid, seen))
         return replace(seen, aid=self._aid(emitter, place))
+
+    def _ends(self, emitter: Emitter, place: int, role: str) -> tuple[fx.Node, fx.Node]:
+        """X and h. An estimator to which a value is given as it is sees nothing that it could be added to."""
+        carried = self.carried[place]
+        if carried.form == "residual" or role != ESTIMATOR:
+            return emitter.read(carried.x), emitter.read(carried.h)
+        nothing: fx.Node = emitter.trace(torch.zeros, ())
+        return nothing, emitter.read(carried.h) if place in self.measured else nothing
 
     def _aid(self, emitter: Emitter, place: int) -> object:
         """The estimator's aid in a later piece."""

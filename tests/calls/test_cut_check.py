@@ -54,7 +54,7 @@ def deep(model: models.Model) -> list[bool]:
 @cells("engine, strict", ["calls", "conditional", "graphs"], [False, True])
 def test_an_estimate_that_is_none_is_told_and_strict_runs_uncached(engine: str, strict: bool) -> None:
     model = turning(5)
-    call = compiled(model, warmup_steps=2, threshold=1e9, strict=strict, engine=engine)
+    call = compiled(model, warmup_steps=2, threshold=1e9, strict=strict, engine=engine, carried="auto")
     with pytest.warns(CacheWarning, match="are further from it than what they gave on the step before") as caught:
         ours = generate(call, model)
     (told,) = [str(one.message) for one in caught if issubclass(one.category, CacheWarning)]
@@ -67,15 +67,34 @@ def test_an_estimate_that_is_none_is_told_and_strict_runs_uncached(engine: str, 
         assert all(deep(model))
 
 
-@cells("kind, config", models.ALL, [{}, {"estimator": Reuse()}, {"order": 2, "probe_depth": 0}, {"feedback": 1.0}])
+ADDING = [kind for kind in models.ALL if kind is not models.Skips]
+
+
+def test_blocks_that_do_not_add_are_told_of() -> None:
+    model = models.make(models.Skips)
+    with pytest.warns(CacheWarning, match="or not add to it.*set carried='value'"):
+        generate(compiled(model, warmup_steps=2, carried="auto", strict=False), model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for carried in ("residual", "value"):
+            other = models.make(models.Skips)
+            generate(compiled(other, warmup_steps=2, carried=carried), other)
+
+
+@cells("kind, config", ADDING, [{}, {"estimator": Reuse()}, {"order": 2, "probe_depth": 0}, {"feedback": 1.0}])
 def test_a_right_cut_says_nothing_and_is_looked_at_twice(
     kind: type[models.Model], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[cut_check.Verdict] = []
     judge = cut_check._verdict
-    monkeypatch.setattr(cut_check, "_verdict", lambda *seen: found.append(judge(*seen)) or found[-1])
+
+    def heard(*seen: Any) -> cut_check.Verdict:
+        found.append(judge(*seen))
+        return found[-1]
+
+    monkeypatch.setattr(cut_check, "_verdict", heard)
     model = models.make(kind)
-    call = compiled(model, warmup_steps=2, **config)
+    call = compiled(model, warmup_steps=2, carried="auto", **config)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         generate(call, model)

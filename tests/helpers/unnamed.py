@@ -10,7 +10,7 @@ from dicache_compile.graph.dataflow import Dataflow
 from dicache_compile.passes.out_of_place import out_of_place
 from dicache_compile.passes.partition import partition
 from dicache_compile.passes.trunk import find_trunk
-from dicache_compile.plan import Plan, Region
+from dicache_compile.plan import AskedRule, Plan, Region
 
 ADAPTERS = "something is added after every block, and nothing but its name tells it from a part of the block"
 APART = {
@@ -31,7 +31,7 @@ def form(gm: fx.GraphModule, named: bool) -> tuple[list[tuple[str, ...]], set[st
         for node in copy.graph.nodes:
             node.meta.pop("nn_module_stack", None)
     flow = Dataflow(copy.graph)
-    found = partition(copy, flow, find_trunk(copy, flow), 1)
+    found = partition(copy, flow, find_trunk(copy, flow), AskedRule(1))
     streams = [(stream.x.name, stream.h.name, stream.y.name) for stream in found.carried]
     return streams, {node.name for node in found.nodes(Region.DEEP)}
 

@@ -14,7 +14,7 @@ from dicache_compile.errors import UnsupportedGraphError
 from dicache_compile.graph.dataflow import Dataflow
 from dicache_compile.passes.partition import partition, why_not_splittable
 from dicache_compile.passes.trunk import find_trunk
-from dicache_compile.plan import Partition
+from dicache_compile.plan import AskedRule, Partition
 from dicache_compile.write import single_graph
 from tests import models
 from tests.helpers.graphs import Mixer, Tiny, captured, graph_text, partition_text, tiny_inputs, trunk_text
@@ -101,7 +101,7 @@ def test_trunk_takes_the_lists_that_it_is_told_and_lists_what_would_match() -> N
 
 def test_partition_places_each_node_where_it_is_needed() -> None:
     trunk, gm, flow = trunk_of(Tiny(2), *tiny_inputs())
-    assert partition_text(partition(gm, flow, trunk, 1)) == (
+    assert partition_text(partition(gm, flow, trunk, AskedRule(1))) == (
         "prologue  x = relu(l_hidden_states_)\n"
         "prologue  scale = sin(l_timestep_)\n"
         "probe     getattr_1 = getattr(x, mT)\n"
@@ -155,7 +155,7 @@ def test_partition_refuses_a_depth_that_skips_nothing() -> None:
     trunk, gm, flow = trunk_of(Tiny(3), *tiny_inputs())
     assert why_not_splittable(trunk, 2) is None
     with pytest.raises(UnsupportedGraphError, match=r"probe_depth=3 leaves nothing to skip \(3 blocks found\)"):
-        partition(gm, flow, trunk, 3)
+        partition(gm, flow, trunk, AskedRule(3))
 
 
 def test_partition_refuses_random_numbers_in_the_deep_blocks_and_names_the_line() -> None:
