@@ -7,7 +7,7 @@ from collections import defaultdict
 
 from torch import fx
 
-from .errors import UnsupportedGraphError
+from .errors import NoTrunkError, UnsupportedGraphError
 from .graph import operators, values
 from .graph.calling import is_direct
 from .graph.fragment import about_break, broken_function, frames_of_break, resumed_function
@@ -20,8 +20,10 @@ _IN_PLACE = "compile the whole denoiser, in place: model.compile(backend=...)"
 
 def told(gm: fx.GraphModule, refusal: UnsupportedGraphError) -> UnsupportedGraphError:
     """The refusal of a graph with what is known beyond it: how the model was compiled, or why its graph broke."""
-    use = about_use(gm) if refusal.asks_for_use else None
-    return refusal.advising(use) if use else refusal.advising(refusal.advice, about_break(gm))
+    use, broken = about_use(gm) if refusal.asks_for_use else None, about_break(gm)
+    if use or (broken and isinstance(refusal, NoTrunkError)):
+        return refusal.advising(use or broken)
+    return refusal.advising(refusal.advice, broken)
 
 
 def about_use(gm: fx.GraphModule) -> str | None:

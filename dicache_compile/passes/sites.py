@@ -152,7 +152,9 @@ def _range(trunk: Trunk, site: AskedSite, end: int, least: int) -> Trunk:
     count = len(trunk.blocks)
     first, last = (place + count if place < 0 else place for place in site.blocks or (0, count))
     if not end <= first < last <= count or last - first < least:
-        blocks = "one block" if least == 1 else f"{least} blocks, the probe's among them"
+        blocks = "one block" if least == 1 else f"{least} blocks"
         reason = f"sites: {site} is no such range of the trunk's {count} blocks"
-        raise NothingToSkipError(reason, advice=f"give ranges in order, each of at least {blocks}")
+        raise NothingToSkipError(
+            reason, advice=f"give ranges in order of at least {blocks}, in the first of them the probe's"
+        )
     return Trunk(trunk.blocks[first:last])

@@ -22,8 +22,9 @@ from ..rules import (
     SlotSpec,
 )
 from . import control, record
+from .begin import step_begun
 from .emit import Emitter, write_back
-from .parts import Parts, Whole, aid_values, tensor
+from .parts import Parts, Whole, aid_values
 from .slots import Updates, check_names
 from .trial import method_name
 
@@ -52,7 +53,7 @@ def write_decision(whole: Whole, parts: Parts, emitter: Emitter, nested: bool) -
     The first rule's also begins the step. `nested`: whether the rule is asked in another one's deep way.
     """
     if parts.number == 0:
-        now, fresh, anew, updates = _step_begun(whole, emitter)
+        now, fresh, anew, updates = step_begun(whole, emitter)
     else:
         now, updates = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time")}, {}
         fresh, anew = (emitter.input(Value(Kind.STEP, name)) for name in ("fresh", "anew"))
@@ -107,26 +108,6 @@ def log_of(
     gamma = known[first].aid if number and first is not None else None
     columns: tuple[fx.Node, ...] = emitter.trace(record.columns, now, reuse, forced, *shown, gamma)
     return columns
-
-
-def _step_begun(whole: Whole, emitter: Emitter) -> tuple[Updates, fx.Node, fx.Node, Updates]:
-    """(the step's index and time, whether a generation starts with it, whether no anchor serves it, the step's slots
-    after it).
-    """
-    slots = control.step_slots(len(whole.inputs.conditions), len(whole.parts))
-    old = {slot.name: emitter.state(slot.name) for slot in slots}
-    old[control.TIMES] = emitter.state(control.TIMES)
-    timestep = whole.inputs.timestep
-    time = old["clock"] if timestep is None else emitter.read(timestep)
-    fresh, anew, begun = emitter.trace(control.begin, time, *_checksums(whole, emitter, old), old)
-    now = {name: begun[name] for name in ("index", "time")}
-    known = {**now, "fresh": fresh, "anew": anew}
-    if len(whole.parts) > 1:
-        # Another rule finds the slot with this step's timestep.
-        known["last_time"] = emitter.trace(torch.clone, old["time"])
-    for name, node in known.items():
-        emitter.offer(Value(Kind.STEP, name), node)
-    return now, fresh, anew, {**begun, "index": emitter.trace(control.next_index, now["index"])}
 
 
 def _begun(parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: fx.Node) -> _Begun:
@@ -231,19 +212,6 @@ def _written(
     for spec in specs:
         updates |= parts.slots_of(place).write(emitter, spec, new[spec.name], seen.anchors)
     return updates
-
-
-def _checksums(whole: Whole, emitter: Emitter, old: Updates) -> tuple[fx.Node, fx.Node]:
-    """(the conditions' checksums, their sizes, against which a change of those counts)."""
-    if not whole.inputs.conditions:
-        return old["checksums"], old["checksums"]
-    sums, sizes = [], []
-    for node in whole.inputs.conditions:
-        condition = emitter.read(node)
-        sums.append(emitter.trace(control.checksum, condition))
-        of = control.size if tensor(node).is_floating_point() else control.nothing
-        sizes.append(emitter.trace(of, condition))
-    return emitter.trace(torch.stack, sums), emitter.trace(torch.stack, sizes)
 
 
 # Traced into the graph, like the functions of `control`:

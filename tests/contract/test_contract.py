@@ -29,8 +29,8 @@ each_model_engine_and_dtype = cells("kind, engine, dtype", KINDS, ENGINES, DTYPE
 
 
 def compiled(model: Model, **config: Any) -> Any:
-    # The residual is said, not held against the truth: of `Skips`, whose blocks do not add, it is not the better form.
-    said: dict[str, Any] = {} if "rules" in config else {"carried": "residual"}
+    # Of `Skips`, whose blocks do not add, the residual is not the better form: it is said, not held against the truth.
+    said: dict[str, Any] = {"carried": "residual"} if isinstance(model, models.Skips) and "rules" not in config else {}
     settings = {"lowering": "eager", "strict": True, **said, **config}
     return torch.compile(model, backend=dicache_backend, fullgraph=True, options=DiCacheConfig(**settings).options())
 

@@ -101,6 +101,48 @@ def test_each_launch_runs_the_body_that_its_own_probe_asks_for(fake: FakeDriver)
     assert fake.runs == ["probe", "deep", "probe", "estimate", "probe", "estimate", "probe", "deep"]
 
 
+def two_choices(fake: FakeDriver, nested: bool) -> tuple[Any, list[ctypes.c_bool]]:
+    """A graph of two choices, one after the other or one in the deep way of the other, and what decides each."""
+    decides, reuses = ([ctypes.c_bool(False), ctypes.c_bool(False)] for _ in range(2))
+    named = {name: fake.graph(name, "KERNEL") for name in ("P", "D", "R", "P2", "D2", "R2")}
+    for name, source, target in zip(("P", "P2"), decides, reuses, strict=True):
+        fake.copies(named[name], source, target)
+    module = conditional()
+    second = module.Branch(ctypes.addressof(reuses[1]), (named["D2"],), (named["R2"],))
+    deep = (named["D"], named["P2"], second) if nested else (named["D"],)
+    first = module.Branch(ctypes.addressof(reuses[0]), deep, (named["R"],))
+    parts = (named["P"], first) if nested else (named["P"], first, named["P2"], second)
+    graph = module.ConditionalGraph(0, HOPPER, parts)
+    graph.kept = reuses
+    return graph, decides
+
+
+@in_a_process
+def test_two_rules_are_two_choices_of_one_graph_and_one_launch(fake: FakeDriver) -> None:
+    graph, decides = two_choices(fake, nested=False)
+    assert [line.split()[0] for line in fake.journal].count("create") == 1
+    assert [line for line in fake.journal if line.startswith("instantiate")] == ["instantiate 1"]
+    for first, second in ((False, False), (True, False), (False, True), (True, True)):
+        before = len(fake.runs)
+        decides[0].value, decides[1].value = first, second
+        graph.launch(0)
+        assert fake.runs[before:] == ["P", "R" if first else "D", "P2", "R2" if second else "D2"]
+
+
+@in_a_process
+def test_a_choice_inside_of_another_is_asked_in_its_deep_way(fake: FakeDriver) -> None:
+    graph, decides = two_choices(fake, nested=True)
+    for first, second, ran in (
+        (False, False, ["D", "P2", "D2"]),
+        (False, True, ["D", "P2", "R2"]),
+        (True, True, ["R"]),
+    ):
+        before = len(fake.runs)
+        decides[0].value, decides[1].value = first, second
+        graph.launch(0)
+        assert fake.runs[before:] == ["P", *ran]
+
+
 @in_a_process
 def test_a_choice_that_never_ran_leaves_the_deep_blocks_to_run(fake: FakeDriver) -> None:
     step = Step(fake)

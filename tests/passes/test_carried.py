@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from dicache_compile.graph.dataflow import Dataflow
-from dicache_compile.passes.carried import _Search
+from dicache_compile.passes.counterparts import Search
 from dicache_compile.passes.partition import partition
 from dicache_compile.passes.trunk import find_trunk
-from dicache_compile.plan import Partition
+from dicache_compile.plan import AskedRule, Partition
 from tests import models
 from tests.helpers.graphs import captured
 from tests.models import Carried
@@ -75,7 +75,7 @@ def cut(kind: type[models.Model]) -> Partition:
     model = models.make(kind)
     gm, _ = captured(model, *models.inputs(model, 0, STEPS))
     flow = Dataflow(gm.graph)
-    return partition(gm, flow, find_trunk(gm, flow), 1)
+    return partition(gm, flow, find_trunk(gm, flow), AskedRule(1))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def cut(kind: type[models.Model]) -> Partition:
 def test_names_are_not_asked_where_blocks_have_one_form(
     kind: type[models.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_Search, "_found", by_names)
+    monkeypatch.setattr(Search, "_found", by_names)
     found = cut(kind)
     first, last = found.trunk.blocks[0].nodes, found.trunk.blocks[-1].nodes
     entering = {needed for node in first for needed in node.all_input_nodes} - set(first)
@@ -96,6 +96,6 @@ def test_names_are_not_asked_where_blocks_have_one_form(
 
 
 def test_names_are_asked_where_blocks_are_of_several_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Search, "_found", by_names)
+    monkeypatch.setattr(Search, "_found", by_names)
     with pytest.raises(AssertionError, match="by the names"):
         cut(models.Mixed)

@@ -182,7 +182,7 @@ def of_two(self: Denoiser, hidden: Tensor, first: dict[str, Tensor], second: dic
 def test_the_end_of_a_path_names_an_input_unless_it_may_be_several() -> None:
     args = (LATENTS, {"timestep": TIME}, {"timestep": TIME.clone()})
     assert timestep_of(of_two, *args, timestep_input="second.timestep") == "second.timestep"
-    with pytest.raises(UnsupportedGraphError, match=r"may be any of first\.timestep, second\.timestep: give"):
+    with pytest.raises(UnsupportedGraphError, match=r"may be any of first\.timestep, second\.timestep; give"):
         timestep_of(of_two, *args, timestep_input="timestep")
     of_one = {"noisy": LATENTS, "ids": IDS, "timestep": TIME}
     assert timestep_of(in_a_dict, of_one, timestep_input="timestep") == "batch.timestep"

@@ -120,6 +120,12 @@ def test_a_refusal_says_where_and_what_to_do(kind: str, model: nn.Module, config
         assert LINE.search(refused.reason)
 
 
+@pytest.mark.parametrize("change", [lambda x: x @ torch.ones(4, 5), in_computed_order])
+def test_blocks_before_one_that_changes_form_or_order_can_be_left_out_as_advised(change: Any) -> None:
+    gm, examples = captured(of_blocks(change, slice(2, 3)), *tiny_inputs())
+    assert cut(gm, examples, DiCacheConfig(sites=(0, 2))).partition.carried
+
+
 def test_a_value_that_cannot_cross_is_named_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dicache_compile.passes.partition.not_passable", lambda crossing: crossing[0])
     refused = refusal(Tiny(), {})

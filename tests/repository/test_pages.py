@@ -71,7 +71,7 @@ def test_the_configuration_page_counts_the_tensors_that_are_kept() -> None:
     (table,) = [table for table in tables(CONFIGURATION.read_text()) if table[0] == ["settings", "tensors a stream"]]
     for settings, count in table[1:]:
         config = eval(settings.strip("`"), {"DiCacheConfig": DiCacheConfig, "Reuse": Reuse, "Schedule": Schedule})
-        kept = config.rule().slots()
+        kept = config.rules_in_force()[0].slots()
         assert sum(max(slot.history, 1) for slot in kept if slot.like == "carried") == int(count), settings
 
 

@@ -1,0 +1,45 @@
+"""Writes what begins a step, before any rule is asked: whether a generation starts, which step it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from ..program import Kind, Value
+from . import control
+from .emit import Emitter
+from .parts import Whole, tensor
+from .slots import Updates
+
+
+def step_begun(whole: Whole, emitter: Emitter) -> tuple[Updates, fx.Node, fx.Node, Updates]:
+    """(the step's index and time, whether a generation starts with it, whether no anchor serves it, the step's slots
+    after it).
+    """
+    slots = control.step_slots(len(whole.inputs.conditions), len(whole.parts))
+    old = {slot.name: emitter.state(slot.name) for slot in slots}
+    old[control.TIMES] = emitter.state(control.TIMES)
+    timestep = whole.inputs.timestep
+    time = old["clock"] if timestep is None else emitter.read(timestep)
+    fresh, anew, begun = emitter.trace(control.begin, time, *_checksums(whole, emitter, old), old)
+    now = {name: begun[name] for name in ("index", "time")}
+    known = {**now, "fresh": fresh, "anew": anew}
+    if len(whole.parts) > 1:
+        # Another rule finds the slot with this step's timestep.
+        known["last_time"] = emitter.trace(torch.clone, old["time"])
+    for name, node in known.items():
+        emitter.offer(Value(Kind.STEP, name), node)
+    return now, fresh, anew, {**begun, "index": emitter.trace(control.next_index, now["index"])}
+
+
+def _checksums(whole: Whole, emitter: Emitter, old: Updates) -> tuple[fx.Node, fx.Node]:
+    """(the conditions' checksums, their sizes, against which a change of those counts)."""
+    if not whole.inputs.conditions:
+        return old["checksums"], old["checksums"]
+    sums, sizes = [], []
+    for node in whole.inputs.conditions:
+        condition = emitter.read(node)
+        sums.append(emitter.trace(control.checksum, condition))
+        of = control.size if tensor(node).is_floating_point() else control.nothing
+        sizes.append(emitter.trace(of, condition))
+    return emitter.trace(torch.stack, sums), emitter.trace(torch.stack, sizes)
