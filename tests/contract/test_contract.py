@@ -11,10 +11,12 @@ from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, reset, stream, summary
 from tests import models
+from tests.helpers import shared
 from tests.helpers.cells import cells
 from tests.models import Model
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
 ENGINES = ("calls", "cond", "graphs", "conditional")
 DTYPES = (torch.float32, torch.bfloat16)
 ERRORS = (("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2))  # and the estimate's order
@@ -28,9 +30,12 @@ each_model_and_engine = cells("kind, engine", KINDS, ENGINES)
 each_model_engine_and_dtype = cells("kind, engine, dtype", KINDS, ENGINES, DTYPES)
 
 
-def compiled(model: Model, **config: Any) -> Any:
-    settings = {"lowering": "eager", "strict": True, **config}
-    return torch.compile(model, backend=dicache_backend, fullgraph=True, options=DiCacheConfig(**settings).options())
+def compiled(model: Model, apart: bool = False, **config: Any) -> Any:
+    """`apart`: traced for this test alone, which is about what Dynamo does, such as with a second shape."""
+    found = DiCacheConfig(**{"lowering": "eager", "strict": True, **config})
+    if apart or found.lowering == "inductor":
+        return shared.compiled_apart(model, found.options())
+    return shared.compiled(model, found.options())
 
 
 @torch.no_grad()
@@ -178,7 +183,8 @@ def test_two_models_never_meet(engine: str) -> None:
     one, two = models.make(models.SingleStream, seed=1), models.make(models.SingleStream, seed=2)
     config = {"threshold": 0.3, "engine": engine}
     alone = [generate(compiled(model, **config), model) for model in (one, two)]
-    torch._dynamo.reset()
+    for model in (one, two):
+        reset(model)
     calls = [compiled(model, **config) for model in (one, two)]
     for step in range(STEPS):
         for call, model, expected in zip(calls, (one, two), alone, strict=True):

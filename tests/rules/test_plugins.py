@@ -15,6 +15,8 @@ from dicache_compile.rules import Estimator, Gate, Seen, SlotSpec, anchor_times
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 
+pytestmark = pytest.mark.shares_traces
+
 
 @dataclass(frozen=True, slots=True)
 class Interval(Gate):
