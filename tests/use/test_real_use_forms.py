@@ -13,6 +13,8 @@ from dicache_compile import explain, summary
 from dicache_compile.errors import UncachedWarning
 from tests.use.test_real_use import PATTERN, STEPS, Make, Reference, assert_follows, at, build, compiled, marks, shaken
 
+pytestmark = pytest.mark.shares_traces
+
 # The form of the model
 
 
