@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo import convert_frame
 from torch._dynamo.eval_frame import OptimizedModule
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from dicache_compile import dicache_backend
 from dicache_compile.calls.session import release
@@ -43,7 +43,7 @@ def compile_in_place(model: nn.Module, options: Options) -> None:
     model.compile(backend=_Shared(dicache_backend, options=options), fullgraph=True, dynamic=False)
     inner: Any = model._compiled_call_impl
     context = inner.__closure__[inner.__code__.co_freevars.index("self")].cell_contents
-    known: list[list[torch.Size]] = []
+    known: dict[str, torch.Size] = {}
 
     def calling(*args: Any, **kwargs: Any) -> Any:
         assert context.callback is not None  # from this function's closure the package reads the config
@@ -138,12 +138,12 @@ def _step(gm: fx.GraphModule, inputs: Sequence[Any], options: Options) -> Callab
 
 class _Call(OptimizedModule):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        _check_shapes(self.__dict__.setdefault("_shapes", []), (args, kwargs))
+        _check_shapes(self.__dict__.setdefault("_shapes", {}), (args, kwargs))
         _calling.options = self.__dict__["_options"]
         return super().__call__(*args, **kwargs)
 
 
-def _check_shapes(known: list[list[torch.Size]], arguments: Any) -> None:
-    shapes = [leaf.shape for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
-    known.append(shapes)
-    assert shapes == known.pop(0), "with several shapes a model is compiled apart"
+def _check_shapes(known: dict[str, torch.Size], arguments: Any) -> None:
+    for path, leaf in tree_flatten_with_path(arguments)[0]:
+        if isinstance(leaf, Tensor):
+            assert known.setdefault(keystr(path), leaf.shape) == leaf.shape, "with two shapes a model is compiled apart"
