@@ -81,7 +81,12 @@ def random_structures(count: int, seed: int) -> list[Structure]:
     return list(found)
 
 
-@pytest.mark.parametrize("structure", random_structures(24, seed=1), ids=str)
+FEW, MORE = random_structures(12, seed=1), random_structures(24, seed=1)[12:]
+
+
+@pytest.mark.parametrize(
+    "structure", [*FEW, *(pytest.param(one, marks=pytest.mark.exhaustive) for one in MORE)], ids=str
+)
 def test_a_random_structure_is_cut_where_its_blocks_are(structure: Structure) -> None:
     check_structure(structure)
 
