@@ -211,8 +211,7 @@ def test_a_generation_after_another_prompt_is_as_if_it_were_the_first(engine: st
     assert all(torch.equal(a, b) for a, b in zip(alone, again, strict=True))
 
 
-@each_engine
-@pytest.mark.parametrize("seed", [5, 6], ids=["same prompt", "another prompt"])
+@cells("engine, seed", ENGINES, [6, 5])  # another prompt, and the same
 def test_an_abandoned_generation_leaves_nothing_for_the_next(engine: str, seed: int) -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, threshold=0.3, engine=engine)

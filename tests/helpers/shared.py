@@ -51,7 +51,7 @@ def compile_in_place(model: nn.Module, options: Options) -> None:
         _calling.options = options
         return inner(*args, **kwargs)
 
-    model._compiled_call_impl = calling  # type: ignore[assignment]
+    model._compiled_call_impl = calling
 
 
 def compiled_apart(model: nn.Module, options: Options, **how: Any) -> Any:

@@ -94,6 +94,7 @@ def wan() -> tuple[Any, dict[str, Any]]:
 
 
 PIPELINES = pytest.mark.parametrize("build", [flux, wan])
+FLUX_FIRST = pytest.mark.parametrize("build", [flux, pytest.param(wan, marks=pytest.mark.exhaustive)])
 
 
 def compiled(build: Any, apart: bool = False, **config: Any) -> tuple[Any, dict[str, Any]]:
@@ -163,7 +164,7 @@ def test_a_run_that_raises_half_way_leaves_nothing_for_the_next(build: Any, afte
     assert torch.equal(run(pipeline, arguments, seed=1), expected)
 
 
-@PIPELINES
+@FLUX_FIRST
 def test_the_documented_way_to_check_guards_once_gives_the_same_result(build: Any) -> None:
     (recipe,) = re.findall(r"```python\n(def trust\(.*?)```", HOST_COST.read_text(), re.DOTALL)
     pipeline, arguments = compiled(build, apart=True)
@@ -185,7 +186,7 @@ def test_the_documented_way_to_check_guards_once_gives_the_same_result(build: An
     assert not torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe
 
 
-@PIPELINES
+@FLUX_FIRST
 def test_presets_take_the_number_of_steps_from_the_pipeline(build: Any) -> None:
     pipeline, arguments = build()
     pipeline.set_progress_bar_config(disable=True)

@@ -47,7 +47,7 @@ def last_channels(name: str) -> Make:
     return arguments
 
 
-@pytest.mark.parametrize("name", ["sd3", "dit_transformer2d"])
+@pytest.mark.parametrize("name", ["dit_transformer2d", pytest.param("sd3", marks=pytest.mark.exhaustive)])
 def test_channels_last_changes_neither_values_nor_strides(name: str) -> None:
     model = build(name).to(memory_format=torch.channels_last)
     call = compiled(model)

@@ -25,12 +25,13 @@ CACHED = [entry for entry in ENTRIES.values() if entry.refused is None]
 # Their trunks have the form of another entry's: as many lists, carried in the same places, refused for the same reason.
 # `make test-all` has them, too.
 SIBLINGS = {
-    "allegro", "anyflow", "anyflow_far", "bria", "bria_fibo", "bria_fibo2", "chroma", "chrono_edit", "cogview3plus",
-    "cogview4", "cosmos", "dream_lite", "hidream_image", "hunyuan_1_5", "hunyuan_image", "hunyuan_video_framepack",
-    "joyimage_edit", "joyimage_edit_plus", "kandinsky6", "kandinsky6_sr", "longcat_audio", "longcat_image",
-    "lumina_next", "motif_video", "omnigen", "ovis_image", "prior", "prx", "qwenimage21", "sana_video", "sana_wm",
-    "sana_wm_refiner", "sd3_controlnet", "skyreels_v2", "stable_audio", "stable_audio3", "transformer_2d_vq", "wan22",
-    "wan_animate", "wild_pixart", "wild_sit", "wild_wan_style", "wild_wan_style_tensor",
+    "ace_step", "allegro", "anyflow", "anyflow_far", "bria", "bria_fibo", "bria_fibo2", "chroma", "chrono_edit",
+    "cogview3plus", "cogview4", "cosmos", "dream_lite", "easyanimate", "flux3", "hidream_image", "hunyuan_1_5",
+    "hunyuan_image", "hunyuan_video_framepack", "joyimage_edit", "joyimage_edit_plus", "kandinsky5", "kandinsky6",
+    "kandinsky6_sr", "longcat_audio", "longcat_image", "lumina_next", "mochi", "motif_video", "omnigen", "ovis_image",
+    "prior", "prx", "qwenimage21", "sana_video", "sana_wm", "sana_wm_refiner", "sd3_controlnet", "skyreels_v2",
+    "stable_audio", "stable_audio3", "transformer_2d", "transformer_2d_vq", "wan22", "wan_animate", "wild_pixart",
+    "wild_sit", "wild_wan_style", "wild_wan_style_tensor",
 }  # fmt: skip
 EXACT: dict[str, Any] = {"threshold": 0.0}
 REUSING: dict[str, Any] = {"threshold": float("inf"), "warmup_steps": 2, "max_consecutive_skips": 1}
