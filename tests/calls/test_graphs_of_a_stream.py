@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near
 from tests.fakes.recording_device import RecordingDevice
+from tests.helpers.cells import cells
 from tests.oracles.plain_oracle import PlainDiCache
 
 EXPECTED = "DDD...D..D"  # with a high threshold, three reused in a row at most, and the last step deep
@@ -118,21 +118,20 @@ def cached_text(call: Any, model: models.Model) -> list[Tensor]:
     return plainly(call, model)
 
 
-CASES = [
-    pytest.param(models.SingleStream, unlike_prompts, ("cond", "uncond"), id="prompts of unlike length"),
-    pytest.param(models.SingleStream, outside_of_inference_mode, ("main",), id="latents made outside"),
-    pytest.param(KeepingTable, plainly, ("main",), id="a table that is kept"),
-    pytest.param(CachingText, cached_text, ("main",), id="a text cache"),
-    pytest.param(Switching, flag_turns, ("main",), id="a flag"),
-]
+Case = tuple[type[models.Model], Run, tuple[str, ...]]
+CASES: dict[str, Case] = {
+    "prompts of unlike length": (models.SingleStream, unlike_prompts, ("cond", "uncond")),
+    "latents made outside": (models.SingleStream, outside_of_inference_mode, ("main",)),
+    "a table that is kept": (KeepingTable, plainly, ("main",)),
+    "a text cache": (CachingText, cached_text, ("main",)),
+    "a flag": (Switching, flag_turns, ("main",)),
+}
 
 
-@pytest.mark.parametrize("counted", [True, False])
-@pytest.mark.parametrize(("kind", "run", "names"), CASES)
-def test_the_same_seed_gives_the_same_result_in_a_fresh_process_and_a_used_one(
-    kind: type[models.Model], run: Run, names: tuple[str, ...], counted: bool
-) -> None:
+@cells("case, counted", list(CASES), [True, False])
+def test_the_same_seed_gives_the_same_result_in_a_fresh_process_and_a_used_one(case: str, counted: bool) -> None:
     """With the steps of a generation counted by the config, and in a run that is announced."""
+    kind, run, names = CASES[case]
     model = models.make(kind)
     compiled = Counted(model, streams=1, **({} if counted else {"num_steps": None}))
     results = []

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import DiCacheConfig, stream, summary
+from dicache_compile import DiCacheConfig, reset, stream, summary
 from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import DTYPES, ENGINES, KINDS, STEPS, assert_near, compiled, each_engine
 from tests.helpers.cells import cells
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
 THRESHOLD = 0.12  # at which the second stream, whose latents move more, decides otherwise if left to itself
 
 
@@ -67,7 +68,7 @@ def apart_and_together(**config: Any) -> tuple[dict[str, str], dict[str, str]]:
     model = models.make(models.TwoStream)
     found = []
     for joint in (False, True):
-        torch._dynamo.reset()
+        reset(model)
         together(compiled(model, threshold=THRESHOLD, joint=joint, **config), model)
         found.append(decisions(model))
     return found[0], found[1]
@@ -168,7 +169,7 @@ def test_what_was_given_up_decides_nothing_of_the_next_generation(engine: str) -
 @pytest.mark.parametrize("engine", ["calls", "conditional"])
 def test_streams_decide_together_after_another_shape_and_back(engine: str) -> None:
     model = models.make(models.TwoStream)
-    call = compiled(model, threshold=THRESHOLD, joint=True, engine=engine)
+    call = compiled(model, apart=True, threshold=THRESHOLD, joint=True, engine=engine)
     first = together(call, model)
     together(call, model, tokens=7)
     again = together(call, model)

@@ -24,6 +24,7 @@ from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.models import SingleStream
 
+pytestmark = pytest.mark.shares_traces
 REUSING: dict[str, Any] = {"threshold": math.inf, "max_consecutive_skips": None, "warmup_steps": 1}
 
 
@@ -65,7 +66,7 @@ def test_a_quantised_model_moves_after_its_first_call_and_goes_on() -> None:
 
 def test_weights_that_are_exchanged_loaded_or_changed_in_place_keep_the_session() -> None:
     model = models.make(SingleStream)
-    call = compiled(model, **REUSING)
+    call = compiled(model, apart=True, **REUSING)
     half(call, model, 0)
     (session,) = sessions_of(model)
     with torch.no_grad():

@@ -19,6 +19,8 @@ from dicache_compile.integrations.bars import announce
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 
+pytestmark = pytest.mark.shares_traces
+
 
 class Bar:
     """As much of a progress bar as pipelines use."""
@@ -196,7 +198,7 @@ def test_a_prompt_that_changes_in_a_run_needs_new_anchors_and_no_new_count() -> 
 
 def test_a_size_that_changes_in_a_run_needs_new_anchors_and_no_new_count() -> None:
     model = models.make(models.SingleStream)
-    call = compiled(model, threshold=10.0, final_steps=1)
+    call = compiled(model, apart=True, threshold=10.0, final_steps=1)
     with generation(num_steps=STEPS), stream("s"), torch.no_grad():
         for step in range(STEPS):
             call(*models.inputs(model, step, STEPS, batch=2 if step < 5 else 1))
@@ -362,7 +364,7 @@ def test_runs_of_one_step_keep_one_state() -> None:
 
 def test_a_generation_overrides_fields_for_itself_and_compiles_nothing() -> None:
     model = models.make(models.SingleStream)
-    call = compiled(model, threshold=10.0)
+    call = compiled(model, apart=True, threshold=10.0)
     generate(call, model)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(2):

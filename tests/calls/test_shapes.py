@@ -12,8 +12,10 @@ from torch import Tensor
 from dicache_compile import DiCacheConfig, dicache_backend, reset, summary
 from dicache_compile.calls.session import sessions_of
 from tests import models
-from tests.contract.test_contract import ENGINES, STEPS, compiled, each_model, generate
+from tests.contract.test_contract import ENGINES, KINDS, STEPS, compiled, generate
 from tests.helpers.cells import cells
+
+pytestmark = pytest.mark.shares_traces
 
 
 @functools.cache
@@ -42,10 +44,10 @@ def test_a_shape_that_comes_back_starts_anew(engine: str, dynamic: bool | None) 
     assert len(sessions_of(model)[-1].streams) == 1
 
 
-@each_model
+@pytest.mark.parametrize("kind", [KINDS[0], *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in KINDS[1:])])
 def test_a_shape_that_comes_back_in_mid_generation_meets_no_old_state(kind: type[models.Model]) -> None:
     model = models.make(kind)
-    call = compiled(model, threshold=10.0)
+    call = compiled(model, apart=True, threshold=10.0)
     with torch.no_grad():
         for step in range(5):
             call(*models.inputs(model, step, STEPS, tokens=6))
@@ -75,7 +77,7 @@ def test_a_dynamic_graph_serves_a_third_shape_without_another_compilation(dynami
 
 def test_a_batch_and_its_copy_decide_alike() -> None:
     model = models.make(models.SingleStream)
-    call = compiled(model, threshold=0.3)
+    call = compiled(model, apart=True, threshold=0.3)
     generate(call, model, batch=2)
     once = summary(model).generations[-1].streams["0"]
     reset(model)

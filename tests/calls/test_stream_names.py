@@ -17,6 +17,8 @@ from dicache_compile.errors import StepError
 from tests import models
 from tests.contract.test_contract import STEPS, compiled
 
+pytestmark = pytest.mark.shares_traces
+
 
 def test_a_stream_can_be_entered_again_and_inside_itself() -> None:
     one = stream("a")

@@ -14,6 +14,8 @@ from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 
+pytestmark = pytest.mark.shares_traces
+
 
 def decisions(model: torch.nn.Module, name: str = "0", generation: int = -1) -> str:
     return "".join(".D"[step.deep] for step in summary(model).generations[generation].streams[name])

@@ -14,6 +14,8 @@ from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, compiled
 
+pytestmark = pytest.mark.shares_traces
+
 
 class PerToken(models.SingleStream):
     """Takes a timestep for each token."""

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, reset, stream, summary
 from tests import models
+from tests.helpers import shared
 from tests.helpers.cells import cells
 from tests.models import Model
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
 ENGINES = ("calls", "cond", "graphs", "conditional")
 DTYPES = (torch.float32, torch.bfloat16)
 ERRORS = (("probe", 1), ("probe_minus_input", 1), ("estimate", 1), ("estimate", 2))  # and the estimate's order
@@ -28,11 +30,14 @@ each_model_and_engine = cells("kind, engine", KINDS, ENGINES)
 each_model_engine_and_dtype = cells("kind, engine, dtype", KINDS, ENGINES, DTYPES)
 
 
-def compiled(model: Model, **config: Any) -> Any:
+def compiled(model: Model, apart: bool = False, **config: Any) -> Any:
+    """`apart`: traced for this test alone, which is about what Dynamo does, such as with a second shape."""
     # Of `Skips`, whose blocks do not add, the residual is not the better form: it is said, not held against the truth.
     said: dict[str, Any] = {"carried": "residual"} if isinstance(model, models.Skips) and "rules" not in config else {}
-    settings = {"lowering": "eager", "strict": True, **said, **config}
-    return torch.compile(model, backend=dicache_backend, fullgraph=True, options=DiCacheConfig(**settings).options())
+    found = DiCacheConfig(**{"lowering": "eager", "strict": True, **said, **config})
+    if apart or found.lowering == "inductor":
+        return shared.compiled_apart(model, found.options())
+    return shared.compiled(model, found.options())
 
 
 @torch.no_grad()
@@ -180,7 +185,8 @@ def test_two_models_never_meet(engine: str) -> None:
     one, two = models.make(models.SingleStream, seed=1), models.make(models.SingleStream, seed=2)
     config = {"threshold": 0.3, "engine": engine}
     alone = [generate(compiled(model, **config), model) for model in (one, two)]
-    torch._dynamo.reset()
+    for model in (one, two):
+        reset(model)
     calls = [compiled(model, **config) for model in (one, two)]
     for step in range(STEPS):
         for call, model, expected in zip(calls, (one, two), alone, strict=True):
@@ -207,8 +213,7 @@ def test_a_generation_after_another_prompt_is_as_if_it_were_the_first(engine: st
     assert all(torch.equal(a, b) for a, b in zip(alone, again, strict=True))
 
 
-@each_engine
-@pytest.mark.parametrize("seed", [5, 6], ids=["same prompt", "another prompt"])
+@cells("engine, seed", ENGINES, [6, 5])  # another prompt, and the same
 def test_an_abandoned_generation_leaves_nothing_for_the_next(engine: str, seed: int) -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, threshold=0.3, engine=engine)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dicache_compile import DiCacheConfig, dicache_backend, summary
+from dicache_compile import DiCacheConfig, summary
 from dicache_compile.cut import cut
 from dicache_compile.plan import Region
 from tests import models
-from tests.contract.test_contract import assert_near
+from tests.contract.test_contract import assert_near, compiled
 from tests.helpers.graphs import captured
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
 STEPS = 7
 
 
@@ -51,12 +53,6 @@ def cases(draw: st.DrawFn) -> tuple[models.Model, dict[str, Any], dict[str, int]
 def run(call: Any, model: models.Model, sizes: dict[str, int]) -> list[Tensor]:
     with torch.no_grad():
         return [call(*models.inputs(model, step, STEPS, **sizes)) for step in range(STEPS)]
-
-
-def compiled(model: models.Model, **config: Any) -> Any:
-    torch._dynamo.reset()
-    options = DiCacheConfig(lowering="eager", strict=True, **config).options()
-    return torch.compile(model, backend=dicache_backend, fullgraph=True, dynamic=False, options=options)
 
 
 def oracle(model: models.Model, threshold: float, config: dict[str, Any]) -> PlainDiCache:

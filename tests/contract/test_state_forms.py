@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dicache_compile import DiCacheConfig, explain, summary
+from dicache_compile import DiCacheConfig, explain, reset, summary
 from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import KINDS, assert_near, compiled, generate
@@ -15,6 +15,7 @@ from tests.helpers.cells import cells
 from tests.models import Model
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
 STEPS = 10
 ENGINES = ("calls", "conditional")
 each_engine = pytest.mark.parametrize("engine", ENGINES)
@@ -42,7 +43,7 @@ def test_float8_state_decides_as_state_in_the_streams_dtype(kind: type[Model], d
     config = {"threshold": 0.3, "max_consecutive_skips": None, "warmup_steps": 2}
     records = []
     for state_dtype in (None, dtype):
-        torch._dynamo.reset()
+        reset(model)
         call = compiled(model, **config, state_dtype=state_dtype)
         generate(call, model)
         (steps,) = summary(call).generations[-1].streams.values()
@@ -72,7 +73,7 @@ def test_float8_state_of_large_values_stays_finite() -> None:
 
 def test_float8_state_follows_the_number_of_tokens() -> None:
     model = models.make(models.SingleStream)
-    call = compiled(model, threshold=math.inf, state_dtype=torch.float8_e5m2, warmup_steps=2)
+    call = compiled(model, apart=True, threshold=math.inf, state_dtype=torch.float8_e5m2, warmup_steps=2)
     for tokens in (6, 8, 10):
         again = [generate(call, model, tokens=tokens) for _ in range(2)]
         assert all(torch.equal(a, b) for a, b in zip(*again, strict=True))

@@ -25,6 +25,7 @@ from tests import models
 from tests.contract.test_contract import compiled, generate
 from tests.fakes.recording_device import RecordingDevice
 
+pytestmark = pytest.mark.shares_traces
 STEPS = 12
 RECORDED = ["warm_up", "capture", "capture", "capture"]
 each_captured = pytest.mark.parametrize("engine", ["graphs", "conditional"])
@@ -88,9 +89,9 @@ def test_outputs_are_the_callers_to_keep(engine: str) -> None:
 @each_captured
 def test_two_hundred_mixed_steps_equal_the_calls_engine_exactly(engine: str) -> None:
     model = models.make(models.TwoStream)
-    expected = steps_of(compiled(model, threshold=0.4, engine="calls"), model)
+    expected = steps_of(compiled(model, apart=True, threshold=0.4, engine="calls"), model)
     torch._dynamo.reset()
-    ours = steps_of(compiled(model, threshold=0.4, engine=engine), model)
+    ours = steps_of(compiled(model, apart=True, threshold=0.4, engine=engine), model)
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
     deep = [step.deep for g in summary(model).generations for steps in g.streams.values() for step in steps]
     assert 20 < sum(deep) < 180
@@ -122,7 +123,7 @@ def test_a_capture_serves_one_stream_and_one_shape(engine: str, captures: Record
 @each_captured
 def test_a_stream_that_gets_its_earlier_shape_back_starts_a_generation(engine: str) -> None:
     model = models.make(models.SingleStream)
-    call = compiled(model, threshold=0.3, engine=engine, streams=1)
+    call = compiled(model, apart=True, threshold=0.3, engine=engine, streams=1)
     alone = generate(call, model, tokens=6, seed=2)
     reset(model)
     with torch.no_grad():
@@ -351,7 +352,7 @@ def test_what_cannot_be_had_is_stepped_down_from_once_with_the_reason(
 ) -> None:
     model = models.make(models.Mixed)
     expected = generate(compiled(model, threshold=0.3, engine="calls"), model, steps=STEPS)
-    torch._dynamo.reset()
+    reset(model)
     captures.refuses = {refused: "no such\nnode"}
     logged = Lines()
     logging.getLogger("dicache_compile").addHandler(logged)
@@ -371,7 +372,7 @@ def test_what_cannot_be_had_is_stepped_down_from_once_with_the_reason(
 def test_each_shape_has_its_own_rung(captures: RecordingDevice, monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.make(models.SingleStream)
     with as_on_cuda(monkeypatch):
-        call = compiled(model, engine="conditional")
+        call = compiled(model, apart=True, engine="conditional")
         generate(call, model, tokens=6, steps=2)  # the second size makes Dynamo take sizes as numbers
         captures.done.clear()
         captures.refuses = {"branch_on_device": "no"}

@@ -14,6 +14,7 @@ from dicache_compile.graph import effects, operators, randomness
 from dicache_compile.plan import Region
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
+from tests.helpers.cells import cells
 from tests.helpers.graphs import captured
 from tests.passes.test_passes import assert_never_reads_backwards, cut_of
 
@@ -37,8 +38,7 @@ def heavy(gm: fx.GraphModule) -> int:
     return sum(map(operators.is_heavy, live.nodes))
 
 
-@pytest.mark.parametrize("probe_depth", [1, 2, 3])
-@pytest.mark.parametrize("kind", [models.SingleStream, models.TwoStream, models.Mixed])
+@cells("kind, probe_depth", [models.Mixed, models.SingleStream, models.TwoStream], [1, 2, 3])
 def test_a_reused_step_runs_what_the_model_without_its_deep_blocks_would(
     kind: type[models.Model], probe_depth: int
 ) -> None:

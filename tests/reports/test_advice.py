@@ -14,6 +14,8 @@ from dicache_compile.errors import CacheWarning
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 
+pytestmark = pytest.mark.shares_traces
+
 
 def said(run: Any) -> list[str]:
     """The texts of the warnings that a run gives."""

@@ -18,6 +18,8 @@ from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
+
 
 class Perceptron(nn.Module):
     """No transformer at all, and not small."""

@@ -15,6 +15,8 @@ from dicache_compile.write.record import LOG_ROWS
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 
+pytestmark = pytest.mark.shares_traces
+
 
 def test_explain_tells_of_a_model_that_was_never_compiled() -> None:
     model = models.make(models.Mixed)
@@ -41,7 +43,7 @@ def test_explain_tells_of_a_model_that_was_never_compiled() -> None:
 
 def test_explain_neither_compiles_nor_disturbs_what_is_compiled() -> None:
     model = models.make(models.SingleStream)
-    call = compiled(model, probe_depth=2)
+    call = compiled(model, apart=True, probe_depth=2)
     with torch.no_grad():
         for step in range(5):
             call(*models.inputs(model, step, STEPS))

@@ -15,6 +15,8 @@ from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.models import Mixed, SingleStream
 
+pytestmark = pytest.mark.shares_traces
+
 
 class Pipe:
     """What a diffusers pipeline shows of its parts."""

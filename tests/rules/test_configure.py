@@ -17,6 +17,7 @@ from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.models import SingleStream
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
 BASE: dict[str, Any] = {"threshold": 0.0, "warmup_steps": 1, "max_consecutive_skips": None}
 # Each with every field that it leaves as it was before.
 CHANGES: list[dict[str, Any]] = [
@@ -49,7 +50,7 @@ def oracle_of(model: models.Model, config: DiCacheConfig) -> PlainDiCache:
 @pytest.mark.parametrize("engine", ["calls", "cond", "conditional"])
 def test_a_changed_config_compiles_nothing_and_runs_as_the_oracle_and_as_one_compiled_with_it(engine: str) -> None:
     model = models.make(SingleStream)
-    call = compiled(model, **BASE, engine=engine)
+    call = compiled(model, apart=True, **BASE, engine=engine)
     generate(call, model)
     assert decisions(model) == [True] * STEPS
     seen = set()
@@ -106,7 +107,7 @@ def test_a_model_is_configured_before_its_first_call_and_after_a_reset() -> None
 
 def test_models_of_one_form_share_a_graph_under_different_settings() -> None:
     pair = [models.make(SingleStream, seed=seed) for seed in (0, 1)]
-    calls = [compiled(model, **BASE) for model in pair]
+    calls = [compiled(model, apart=True, **BASE) for model in pair]
     generate(calls[0], pair[0])
     configure(calls[1], threshold=math.inf)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -196,6 +197,7 @@ def test_compiling_again_for_another_number_keeps_both_apart_and_tells_once_of_c
 
 
 def test_a_config_that_dynamo_did_not_compile_shows_no_other_configs_decisions() -> None:
+    torch._dynamo.reset()  # what is kept for other tests counts for the limit
     model = models.make(SingleStream)
     with torch._dynamo.config.patch(recompile_limit=2):
         calls = [

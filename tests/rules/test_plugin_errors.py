@@ -18,6 +18,7 @@ from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.rules.test_plugins import Interval, Reuse
 
+pytestmark = pytest.mark.shares_traces
 FREE: dict[str, Any] = {"max_consecutive_skips": None, "warmup_steps": 1}
 DEEP = [True, True, False, True, False, False, True, True, True, True]
 

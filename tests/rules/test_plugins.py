@@ -15,6 +15,8 @@ from dicache_compile.rules import Estimator, Gate, Seen, SlotSpec, anchor_times
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 
+pytestmark = pytest.mark.shares_traces
+
 
 @dataclass(frozen=True, slots=True)
 class Interval(Gate):
@@ -170,7 +172,13 @@ class Scaled(Estimator):
 
 @pytest.mark.parametrize(
     ("engine", "lowering"),
-    [("calls", "eager"), ("cond", "eager"), ("conditional", "eager"), ("calls", "inductor"), ("cond", "inductor")],
+    [
+        ("calls", "eager"),
+        ("cond", "eager"),
+        ("conditional", "eager"),
+        ("calls", "inductor"),
+        pytest.param("cond", "inductor", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_an_aid_may_be_several_tensors_one_a_channel_and_one_a_row(engine: str, lowering: str) -> None:
     model = models.make(models.SingleStream)

@@ -285,10 +285,9 @@ def cases(*names: str, exhaustive: Sequence[str] = ()) -> Any:
 
 
 @cases(
-    "wan", "krea2", "wild_uvit",
+    "wild_video_dit", "krea2", "wild_uvit",
     exhaustive=(
-        "flux batch, prompt", "flux2", "chroma", "sd3", "dit", "qwenimage", "wild_pixart", "wild_video_dit",
-        "wild_functional",
+        "wan", "flux batch, prompt", "flux2", "chroma", "sd3", "dit", "qwenimage", "wild_pixart", "wild_functional",
     ),
 )  # fmt: skip
 def test_dynamic_true_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:

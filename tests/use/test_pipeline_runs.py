@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from dicache_compile import DiCacheConfig, dicache_backend, generation, summary
+from dicache_compile import DiCacheConfig, generation, summary
 from dicache_compile.calls.runs import current_run
+from tests.helpers import shared
 from tests.use.test_pipelines import STEPS, WAN, compiled, diffusers, flux, run, wan
 
+pytestmark = pytest.mark.shares_traces
 CONFIG: dict[str, Any] = {"threshold": 10.0, "final_steps": 1}
 
 
@@ -55,8 +57,7 @@ def test_two_experts_are_of_one_run() -> None:
     pipeline, arguments = compiled(wan, **CONFIG)
     torch.manual_seed(1)
     second = diffusers.WanTransformer3DModel(**WAN).eval().requires_grad_(False)
-    options = DiCacheConfig(lowering="eager", strict=True, **CONFIG).options()
-    second.compile(backend=dicache_backend, fullgraph=True, options=options)
+    shared.compile_in_place(second, DiCacheConfig(lowering="eager", strict=True, **CONFIG).options())
     both = diffusers.WanPipeline(**{**pipeline.components, "transformer_2": second}, boundary_ratio=0.8)
     both.set_progress_bar_config(disable=True)
     results = [run(both, arguments) for _ in range(2)]
@@ -72,7 +73,7 @@ def test_two_experts_are_of_one_run() -> None:
 
 
 def test_another_batch_gives_the_same_result_for_the_same_seed() -> None:
-    pipeline, arguments = compiled(flux, **CONFIG)
+    pipeline, arguments = compiled(flux, apart=True, **CONFIG)
     run(pipeline, arguments)
     results = [run(pipeline, arguments, seed=1, num_images_per_prompt=3) for _ in range(3)]
     assert all(torch.equal(results[0], other) for other in results[1:])

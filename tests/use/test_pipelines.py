@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, summary
+from tests.helpers import shared
 
 diffusers = pytest.importorskip("diffusers", reason="the pipelines are diffusers'")
+
+pytestmark = pytest.mark.shares_traces
 
 HOST_COST = Path(__file__).parents[2] / "docs" / "host-cost.md"
 STEPS = 8
@@ -91,14 +94,19 @@ def wan() -> tuple[Any, dict[str, Any]]:
 
 
 PIPELINES = pytest.mark.parametrize("build", [flux, wan])
+FLUX_FIRST = pytest.mark.parametrize("build", [flux, pytest.param(wan, marks=pytest.mark.exhaustive)])
 
 
-def compiled(build: Any, **config: Any) -> tuple[Any, dict[str, Any]]:
+def compiled(build: Any, apart: bool = False, **config: Any) -> tuple[Any, dict[str, Any]]:
+    """`apart`: traced for this test alone, which is about what Dynamo does, such as with a second shape."""
     pipeline, arguments = build()
     pipeline.set_progress_bar_config(disable=True)
-    settings = {"lowering": "eager", "threshold": 10.0, "strict": True, **config}
+    options = DiCacheConfig(**{"lowering": "eager", "threshold": 10.0, "strict": True, **config}).options()
     pipeline.transformer.requires_grad_(False)
-    pipeline.transformer.compile(backend=dicache_backend, fullgraph=True, options=DiCacheConfig(**settings).options())
+    if apart:
+        pipeline.transformer.compile(backend=dicache_backend, fullgraph=True, options=options)
+    else:
+        shared.compile_in_place(pipeline.transformer, options)
     return pipeline, arguments
 
 
@@ -156,10 +164,10 @@ def test_a_run_that_raises_half_way_leaves_nothing_for_the_next(build: Any, afte
     assert torch.equal(run(pipeline, arguments, seed=1), expected)
 
 
-@PIPELINES
+@FLUX_FIRST
 def test_the_documented_way_to_check_guards_once_gives_the_same_result(build: Any) -> None:
     (recipe,) = re.findall(r"```python\n(def trust\(.*?)```", HOST_COST.read_text(), re.DOTALL)
-    pipeline, arguments = compiled(build)
+    pipeline, arguments = compiled(build, apart=True)
     expected = run(pipeline, arguments)
     stances: list[bool] = []
 
@@ -178,7 +186,7 @@ def test_the_documented_way_to_check_guards_once_gives_the_same_result(build: An
     assert not torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe
 
 
-@PIPELINES
+@FLUX_FIRST
 def test_presets_take_the_number_of_steps_from_the_pipeline(build: Any) -> None:
     pipeline, arguments = build()
     pipeline.set_progress_bar_config(disable=True)
@@ -193,7 +201,7 @@ def test_presets_take_the_number_of_steps_from_the_pipeline(build: Any) -> None:
 
 @PIPELINES
 def test_one_graph_and_no_recompile_after_the_first_generation(build: Any) -> None:
-    pipeline, arguments = compiled(build)
+    pipeline, arguments = compiled(build, apart=True)
     run(pipeline, arguments)
     with torch._dynamo.config.patch(error_on_recompile=True):
         run(pipeline, arguments, seed=3)

@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from dicache_compile import DiCacheConfig, dicache_backend, generation, reset, summary
+from tests.helpers import shared
 
 diffusers = pytest.importorskip("diffusers", reason="the models are diffusers'")
 given = pytest.importorskip("zoo.given", reason="the models' sizes and calls are the zoo's")
 entry = pytest.importorskip("zoo.entry")
 
+pytestmark = pytest.mark.shares_traces
 PATTERN = "DD.D.D"  # what the forced steps of `compiled` are: D deep, . reused
 STEPS = len(PATTERN)
 SIZES = {
@@ -54,10 +56,15 @@ def at(name: str, dtype: torch.dtype | None = None, **more: Any) -> Make:
     return arguments
 
 
-def compiled(model: nn.Module, backend: Any = dicache_backend, fullgraph: bool = True, **config: Any) -> Any:
+def compiled(model: nn.Module, backend: Any = None, fullgraph: bool = True, apart: bool = False, **config: Any) -> Any:
+    """`apart`: traced for this test alone, which is about what Dynamo does, such as with a second number."""
     settings = {"lowering": "eager", "strict": True, "threshold": math.inf, "warmup_steps": 2, **config}
-    options = DiCacheConfig(**{"max_consecutive_skips": 1, **settings}).options()
-    return torch.compile(model, backend=backend, fullgraph=fullgraph, options=options)
+    found = DiCacheConfig(**{"max_consecutive_skips": 1, **settings})
+    if backend is not None or not fullgraph:
+        return torch.compile(model, backend=backend or dicache_backend, fullgraph=fullgraph, options=found.options())
+    if apart or found.lowering == "inductor":
+        return shared.compiled_apart(model, found.options())
+    return shared.compiled(model, found.options())
 
 
 class Reference:
@@ -134,7 +141,7 @@ def shaken(model: nn.Module) -> dict[str, Tensor]:
 
 def test_weights_changed_in_place_between_generations_are_followed_without_a_recompile() -> None:
     model = build("flux")
-    call = compiled(model)
+    call = compiled(model, apart=True)
     assert_follows(call, model, at("flux"))
     with torch._dynamo.config.patch(error_on_recompile=True):
         model.load_state_dict(shaken(model))

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from dicache_compile import explain, summary
 from dicache_compile.errors import UncachedWarning
+from tests.helpers.cells import cells
 from tests.use.test_real_use import PATTERN, STEPS, Make, Reference, assert_follows, at, build, compiled, marks, shaken
+
+pytestmark = pytest.mark.shares_traces
 
 # The form of the model
 
@@ -44,7 +47,7 @@ def last_channels(name: str) -> Make:
     return arguments
 
 
-@pytest.mark.parametrize("name", ["sd3", "dit_transformer2d"])
+@pytest.mark.parametrize("name", ["dit_transformer2d", pytest.param("sd3", marks=pytest.mark.exhaustive)])
 def test_channels_last_changes_neither_values_nor_strides(name: str) -> None:
     model = build(name).to(memory_format=torch.channels_last)
     call = compiled(model)
@@ -72,7 +75,7 @@ def test_channels_last_and_new_weights_keep_what_they_mean_under_inductor() -> N
 # Numbers
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
+@pytest.mark.parametrize("name", ["flux", pytest.param("sd3", marks=pytest.mark.exhaustive)])
 def test_autocast_gives_what_the_model_gives_in_it(name: str) -> None:
     model = build(name)
     call = compiled(model)
@@ -81,8 +84,7 @@ def test_autocast_gives_what_the_model_gives_in_it(name: str) -> None:
             assert_follows(call, model, at(name))
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@cells("dtype, autocast", [torch.bfloat16, torch.float16], [False, True])
 def test_threshold_zero_is_bit_identical_in_half_precision(dtype: torch.dtype, autocast: bool) -> None:
     model = build("flux").to(torch.float32 if autocast else dtype)
     call = compiled(model, threshold=0.0)

@@ -16,7 +16,10 @@ from tests.use.test_real_use import STEPS, Reference, assert_follows, at, build,
 peft = pytest.importorskip("peft", reason="diffusers loads LoRAs with peft")
 
 LAYERS = ["to_q", "to_v", "proj_out", "proj_mlp", "net.2", "linear"]
-pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
+    pytest.mark.shares_traces,
+]
 
 
 def lora(rank: int = 2, layers: list[str] | None = None) -> Any:
@@ -45,7 +48,7 @@ def test_adapters_are_switched_scaled_mixed_and_disabled() -> None:
     model = build("flux")
     model.add_adapter(lora(), "a")
     model.add_adapter(lora(), "b")
-    call = compiled(model)
+    call = compiled(model, apart=True)
     assert_follows(call, model, at("flux"))
     for name, strengths in (("a", None), ("b", None), (["a", "b"], [0.5, 0.7]), (["a", "b"], [0.9, 0.1])):
         with changes(model):
@@ -79,7 +82,7 @@ def test_an_adapter_is_added_fused_and_taken_away_after_compiling() -> None:
 def test_the_strength_may_come_with_the_call_and_be_another_on_the_next() -> None:
     model = build("flux")
     model.add_adapter(lora(), "a")
-    call = compiled(model)
+    call = compiled(model, apart=True)
     for strength in (0.5, 0.25, 0.75):
         assert_follows(call, model, at("flux", joint_attention_kwargs={"scale": strength}))
     assert_follows(call, model, at("flux"))
@@ -125,7 +128,7 @@ def test_a_hot_swap_in_mid_generation_takes_effect_with_the_next_step() -> None:
     model = build("flux")
     model.enable_lora_hotswap(target_rank=4)
     model.load_lora_adapter(state_dict(1, rank=2), adapter_name="style")
-    call = compiled(model)
+    call = compiled(model, apart=True)
     reference = assert_follows(call, model, at("flux"), steps=range(4))
     with torch._dynamo.config.patch(error_on_recompile=True):
         with changes(model):
@@ -139,7 +142,7 @@ def test_a_hot_swap_in_mid_generation_takes_effect_with_the_next_step() -> None:
 def test_a_pipelines_own_functions_reach_a_transformer_that_is_compiled_in_place() -> None:
     from tests.use import test_pipelines
 
-    pipeline, arguments = test_pipelines.compiled(test_pipelines.flux, threshold=0.0)
+    pipeline, arguments = test_pipelines.compiled(test_pipelines.flux, apart=True, threshold=0.0)
 
     def run() -> Tensor:
         return test_pipelines.run(pipeline, arguments, steps=2, true_cfg_scale=1.0)
