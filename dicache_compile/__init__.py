@@ -8,6 +8,7 @@ from .calls.generation import generation
 from .calls.streams import stream
 from .config import DiCacheConfig
 from .configure import configure
+from .enable import disable_cache, enable_cache
 from .explain import explain
 from .integrations import listen as _listen
 from .reset import reset
@@ -21,6 +22,8 @@ __all__ = [
     "SiteRule",
     "configure",
     "dicache_backend",
+    "disable_cache",
+    "enable_cache",
     "explain",
     "generation",
     "reset",

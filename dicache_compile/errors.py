@@ -82,13 +82,19 @@ class NotCarriedError(UnsupportedGraphError):
 class NoCounterpartError(NotCarriedError):
     """Of what leaves the deep blocks it is not known where it enters the trunk or leaves the probe."""
 
-    advice = "leave out only blocks that hand on values of one shape, with sites=(first, last) or trunk="
+    advice = (
+        "leave out only blocks that hand on values of one shape, with sites=(first, last) or trunk=; or keep the "
+        "result itself, with carried='value' and a schedule"
+    )
 
 
 class TokenOrderError(UnsupportedGraphError):
     """The deep blocks' tokens stand in an order that cannot be followed back."""
 
-    advice = "leave out only blocks that keep the order of their tokens, with sites=(first, last) or trunk="
+    advice = (
+        "leave out only blocks that keep the order of their tokens, with sites=(first, last) or trunk=; or keep the "
+        "result itself, with carried='value' and a schedule"
+    )
 
 
 class EffectError(UnsupportedGraphError):

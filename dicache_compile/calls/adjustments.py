@@ -25,6 +25,11 @@ def adjust(model: nn.Module, compiled: DiCacheConfig | None, fields: dict[str, A
     _adjustments.setdefault(model, []).append((compiled, fields))
 
 
+def forget(model: nn.Module) -> None:
+    """What was changed of a model's config counts no more."""
+    _adjustments.pop(model, None)
+
+
 def adjusted(model: nn.Module, compiled: DiCacheConfig) -> DiCacheConfig:
     """A model's config with what was changed since it was compiled."""
     fields: dict[str, Any] = {}

@@ -31,9 +31,9 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     step = CallsEngine.step
 
-    def watched(self: CallsEngine, inputs: Any, state: Any, reused: bool = False) -> Any:
+    def watched(self: CallsEngine, inputs: Any, state: Any, reused: bool = False, watch: Any = None) -> Any:
         found.append(reused)
-        return step(self, inputs, state, reused)
+        return step(self, inputs, state, reused, watch)
 
     monkeypatch.setattr(CallsEngine, "step", watched)
     return found

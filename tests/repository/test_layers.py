@@ -24,6 +24,7 @@ LAYERS = (
     ("engines",),
     ("calls",),
     ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),
+    ("enable",),
     ("__init__",),
 )
 MODULES = sorted(ROOT.rglob("*.py"))

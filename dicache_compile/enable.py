@@ -1,0 +1,122 @@
+"""One line for a pipeline or a model: `enable_cache(pipe)`, undone by `disable_cache(pipe)`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from .backend import dicache_backend
+from .calls.adjustments import forget
+from .calls.session import sessions_of
+from .compiled import original, own_config
+from .config import DiCacheConfig
+from .options import split_options
+
+DENOISERS = ("transformer", "transformer_2", "transformer_3")  # the components of a pipeline that are compiled
+# What a model was called by before: None, or what it was compiled with.
+_before: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Enabled:
+    """What `enable_cache` did; `str()` tells it in three lines."""
+
+    models: Mapping[str, nn.Module]  # by component of the pipeline; of a model by itself ""
+    config: DiCacheConfig
+
+    @property
+    def components(self) -> Mapping[str, nn.Module]:
+        """The models, by which `summary`, `explain`, `configure` and `reset` take this in place of the pipeline."""
+        return self.models
+
+    def __str__(self) -> str:
+        names = (f"{name or 'model'} ({type(model).__name__})" for name, model in self.models.items())
+        return "\n".join(
+            (
+                f"dicache on {', '.join(names)}",
+                f"config     {self.config.brief()}",
+                "next       the first call compiles; then summary() tells what was reused, disable_cache() undoes it",
+            )
+        )
+
+
+def enable_cache(
+    pipe_or_model: Any,
+    config: DiCacheConfig | None = None,
+    *,
+    compile: bool = True,
+    fullgraph: bool = False,
+    dynamic: bool | None = None,
+    **fields: Any,
+) -> Enabled:
+    """Compiles the denoisers of a diffusers pipeline, or one model, in place with `dicache_backend`.
+
+    The models stay the objects that they are. `fields` are fields of DiCacheConfig; they take the place of those of
+    `config`. With `compile=False` the cut graph runs uncompiled, to look for faults; it is bit-exact then. `fullgraph`
+    and `dynamic` are those of torch.compile. A model that has a cache of ours already gets the new config.
+
+    Raises TypeError for what is neither a pipeline nor a model, and for a pipeline that denoises with a UNet;
+    ValueError where another cache is enabled, and as DiCacheConfig does. Then nothing is changed.
+    """
+    found = config if config is not None else DiCacheConfig()
+    if not isinstance(found, DiCacheConfig):
+        raise TypeError(f"config: expected a DiCacheConfig, got {type(found).__name__}")
+    options = {**found.options(), **fields, **({} if compile else {"lowering": "eager"})}
+    found, settings = split_options(options, None)
+    models = _denoisers(pipe_or_model)
+    for name, model in models.items():
+        _check_free(name, model, pipe_or_model)
+    for model in models.values():
+        if own_config(model) is not None:
+            disable_cache(model)
+        _before[model] = model._compiled_call_impl
+        model.compile(
+            backend=dicache_backend, fullgraph=fullgraph, dynamic=dynamic, options={**found.options(), **settings}
+        )
+    return Enabled(models, found)
+
+
+def disable_cache(pipe_or_model: Any) -> None:
+    """Undoes `enable_cache`: the models are called as they were before, and what was kept for them is freed.
+
+    Raises TypeError as `enable_cache` does, and ValueError where no cache of ours is enabled.
+    """
+    models = {name: model for name, model in _denoisers(pipe_or_model).items() if own_config(model) is not None}
+    if not models:
+        raise ValueError("no cache of dicache_compile is enabled here, so there is none to disable")
+    for model in models.values():
+        model._compiled_call_impl = _before.pop(model, None)
+        for session in sessions_of(model):
+            session.reset()
+        forget(model)
+
+
+def _denoisers(given: Any) -> dict[str, nn.Module]:
+    """The models to compile, by component."""
+    if isinstance(given, Enabled):
+        return dict(given.models)
+    if isinstance(given, nn.Module):
+        if original(given) is not given:
+            raise TypeError("this is what torch.compile returned: give the model itself, which is compiled in place")
+        return {"": given}
+    components = getattr(given, "components", None)
+    if not isinstance(components, Mapping):
+        raise TypeError(f"expected a diffusers pipeline or a torch.nn.Module, got {type(given).__name__}")
+    found = {name: components[name] for name in DENOISERS if isinstance(components.get(name), nn.Module)}
+    if not found:
+        what = "denoises with a UNet, whose blocks differ in shape" if "unet" in components else "has no transformer"
+        raise TypeError(f"this {type(given).__name__} {what}: there is nothing to cache")
+    return found
+
+
+def _check_free(name: str, model: nn.Module, given: Any) -> None:
+    """Raises ValueError where another cache is enabled."""
+    where = f"pipe.{name}" if name else "model"
+    if getattr(model, "is_cache_enabled", False):
+        raise ValueError(f"{where} has a cache of diffusers: call {where}.disable_cache() first")
+    if getattr(model, "_is_cached", False) or getattr(given, "_is_cached", False):
+        raise ValueError(f"{where} has a cache of cache-dit: call cache_dit.disable_cache(...) first")
