@@ -60,7 +60,9 @@ def _print_choice(choice: Choose, outer: Inlined, wanted: set[Value], dtypes: di
         for value in written:
             if value not in way.written:
                 way.known[value] = way.contiguous(way.known[value])
-        name = f"{name}_branch{len(outer.attributes)}"  # of several choices each has its own
+        name = f"{name}_branch"
+        if name in outer.attributes:  # another choice's
+            name += f"_{sum(one.startswith(name) for one in outer.attributes)}"
         outer.attributes[name] = way.piece(name, (*chosen, *written), _module(choice)).graph_module
         nodes.append(outer.graph.get_attr(name))
     result = outer.graph.call_function(torch.ops.higher_order.cond, (outer.known[choice.by], *nodes, tuple(operands)))

@@ -252,7 +252,8 @@ def test_one_graph_and_no_recompile_after_the_first_step(kind: type[Model]) -> N
         graphs.append(gm)
         return dicache_backend(gm, examples, **options)
 
-    call = torch.compile(model, backend=counting, fullgraph=True, options=DiCacheConfig(lowering="eager").options())
+    options = DiCacheConfig(lowering="eager", carried="residual").options()
+    call = torch.compile(model, backend=counting, fullgraph=True, options=options)
     generate(call, model)
     with torch._dynamo.config.patch(error_on_recompile=True):
         generate(call, model)

@@ -30,11 +30,12 @@ DEEP = (True, True, False, False, True, False)  # what REUSING does
 def run_both(model: nn.Module, calls: Sequence[tuple[Any, ...]], **reusing: Any) -> tuple[list[Tensor], list[Tensor]]:
     """What a model gives at threshold 0, and with all reused that may be; traced once, as that takes the longest."""
     # Some of these blocks do not add to what they are given; of what a cut carries the oracle tells.
-    configs = {"exact": EXACT, "reusing": {**REUSING, "carried": "residual", **reusing}}
+    configs = {"exact": EXACT, "reusing": {**REUSING, **reusing}}
     using = "exact"
 
     def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
-        settings = {n: DiCacheConfig(lowering="eager", strict=True, **c).options() for n, c in configs.items()}
+        said: dict[str, Any] = {"lowering": "eager", "strict": True, "carried": "residual"}
+        settings = {n: DiCacheConfig(**said, **c).options() for n, c in configs.items()}
         steps = {name: dicache_backend(gm, examples, options=options) for name, options in settings.items()}
         return lambda *inputs: steps[using](*inputs)
 

@@ -171,7 +171,8 @@ class Counted:
             self.graphs += 1
             if plain:
                 return gm.forward
-            options = {k: DiCacheConfig(**c, lowering="eager", strict=True).options() for k, c in configs.items()}
+            said: dict[str, Any] = {"lowering": "eager", "strict": True, "carried": "residual"}  # as the zoo has it
+            options = {name: DiCacheConfig(**config, **said).options() for name, config in configs.items()}
             steps = {name: dicache_backend(gm, examples, options=option) for name, option in options.items()}
             return lambda *inputs: steps[self.using](*inputs)
 

@@ -112,6 +112,7 @@ ENTRIES: tuple[Entry, ...] = (
         (_BEHIND_EXTRAS,),
         "x",
         "timesteps",
+        config={"carried": "residual"},  # its later blocks join what they are given with an earlier one's
     ),
     Entry(
         "wild_uvit_late_cut",
@@ -122,6 +123,7 @@ ENTRIES: tuple[Entry, ...] = (
         (_FIRST,),
         "x",
         "timesteps",
+        config={"carried": "residual"},
     ),
     Entry("wild_mmdit", "MMDiT", _built(MMDiT), _mmdit, ("joint_blocks",), (_SECOND,), "x", "timesteps"),
     Entry("wild_pixart", "PixArt", _built(PixArt), _pixart, ("blocks",), (_FIRST,), "x"),
