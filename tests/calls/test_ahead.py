@@ -16,6 +16,8 @@ from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.helpers.cells import cells
 
+pytestmark = pytest.mark.shares_traces
+
 DEEP = (0, 1, 4, 7)
 RULES: dict[str, dict[str, Any]] = {
     "reuse": {"estimator": Reuse()},

@@ -18,6 +18,8 @@ from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.helpers.cells import cells
 
+pytestmark = pytest.mark.shares_traces
+
 
 @torch.library.custom_op("dicache_tests::turned", mutates_args=())
 def turned(x: Tensor) -> Tensor:

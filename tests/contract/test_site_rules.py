@@ -20,6 +20,8 @@ from tests.contract.test_contract import ENGINES, STEPS, assert_near, compiled, 
 from tests.helpers.cells import cells
 from tests.oracles.site_oracle import PlainSite, PlainSites
 
+pytestmark = pytest.mark.shares_traces
+
 KINDS = {models.SingleStream: ("x",), models.TwoStream: ("x", "text")}
 
 

@@ -17,6 +17,8 @@ from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
+
 DEEP = (0, 1, 4, 7)
 CARRIED = ("x", "text")
 

@@ -19,6 +19,8 @@ from tests.contract.test_sites import plain as plain_ranges
 from tests.contract.test_sublayers import METHODS, Crossing, Kept
 from tests.helpers.cells import cells
 
+pytestmark = pytest.mark.shares_traces
+
 ROWS = ((0, 2, 4, 6, 8), (0, 1, 5), (0, 1, 2, 3, 4, 7, 9), (0, 6), (0, 3, 4, 8), (0, 1, 2, 5, 9))
 ENGINES = ["calls", "cond", "conditional"]
 

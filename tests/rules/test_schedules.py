@@ -20,6 +20,8 @@ from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells
 from tests.oracles.plain_oracle import PlainDiCache
 
+pytestmark = pytest.mark.shares_traces
+
 ENGINES = ["calls", "cond", "conditional", "graphs"]
 
 
