@@ -69,4 +69,5 @@ def follow_count(state: StreamState, steps: int | None, serves: bool) -> None:
         state.run = None
     elif not serves:
         state.renew()
+    state.index = state.calls  # as the device counts
     state.set_run(ANNOUNCED, 0)

@@ -13,6 +13,7 @@ from dicache_compile.calls.session import sessions_of
 from dicache_compile.engines.base import CallsEngine
 from dicache_compile.estimators import Reuse
 from tests import models
+from tests.calls.test_clock import Timeless, timeless_inputs
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.helpers.cells import cells
 
@@ -119,6 +120,22 @@ def test_another_schedule_counts_from_the_next_generation_on(known: list[bool]) 
     decided = ["".join(".D"[step.deep] for step in one) for one in rows(model)]
     assert decided == ["DD..D..D..", "D.D.D.D.D."]
     assert known == [mark == "." for mark in "".join(decided)]
+
+
+def test_a_model_without_a_timestep_counts_on_the_host_too(known: list[bool]) -> None:
+    model, other = models.make(Timeless), models.make(Timeless)
+    config: dict[str, Any] = {"schedule": Schedule.steps(*DEEP), "estimator": Reuse(), "streams": 1}
+    call, apart = compiled(model, num_steps=STEPS, **config), compiled(other, num_steps=STEPS, **config)
+    latents, prompt = zip(*(timeless_inputs(model, step) for step in range(STEPS)), strict=True)
+    for _ in range(2):
+        known.clear()
+        with torch.no_grad():
+            ours = [call(one, prompt[0]) for one in latents]
+        assert known == [step not in DEEP for step in range(STEPS)]
+        with torch.no_grad():
+            theirs = [apart(one, two) for one, two in zip(latents, prompt, strict=True)]
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert str(rows(model)) == str(rows(other))
 
 
 def test_a_known_step_measures_nothing() -> None:
