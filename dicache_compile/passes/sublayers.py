@@ -154,4 +154,7 @@ def _regions(flow: Dataflow, deep: set[fx.Node], sunk: bool) -> dict[fx.Node, Re
         else:
             late = node in after or (sunk and unread_before(node))
             regions[node] = Region.EPILOGUE if late else Region.PROLOGUE
+    for node in flow.order:
+        if node in regions and effects.is_part(node):
+            regions[node] = regions.get(node.args[0], regions[node])
     return {node: regions[node] for node in flow.order if node in regions}

@@ -18,8 +18,6 @@ from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells
 
-pytestmark = pytest.mark.shares_traces
-
 DEEP = (0, 1, 4, 7)
 SCHEDULE: dict[str, Any] = {"schedule": Schedule.steps(*DEEP), "estimator": Reuse()}
 
