@@ -105,8 +105,6 @@ def _step(
     settings: Mapping[str, Any],
     function: Function | None,
 ) -> CompiledStep:
-    base = getattr(config.rules_in_force()[0].estimator, "base", "x")
-    check = CutCheck(found.program, found.partition.carried, base)
     engine = choose_engine(found, config, _lowering(gm, examples, found, config, settings))
     for stack in left_whole(found.plan, {node: work((node,)) for node in found.plan.graph_module.graph.nodes}):
         _log.warning("%s is as heavy as what is cut, and runs on every step: see `explain`", stack.owner)
@@ -121,8 +119,17 @@ def _step(
         function=own_function(gm),
         work=trunk_work(Trunk(found.partition.all_blocks)),
         told_ahead=found.program.reused is not None,
-        check=check if config.all_rules()[0].carried == "auto" and check.can_tell else None,
+        check=_check(found, config),
     )
+
+
+def _check(found: Cut, config: DiCacheConfig) -> CutCheck | None:
+    """What holds the first rule's cut against the truth; None where that is not asked for, or cannot be."""
+    if config.all_rules()[0].carried != "auto" or found.partition.rule:
+        return None
+    base = getattr(config.rules_in_force()[0].estimator, "base", "x")
+    check = CutCheck(found.program, found.partition.carried, base)
+    return check if check.can_tell else None
 
 
 def _clock(found: Cut, config: DiCacheConfig, function: Function | None) -> Clock:

@@ -114,7 +114,7 @@ def _generations(session: Session) -> list[Generation]:
 
 def _record(row: Mapping[str, float]) -> StepRecord:
     first, *others = (_decision(row, rule) for rule in range(len(of_rules("deep", row))))
-    assert first is not None
+    first = first or Decision(False, False, None, None, None)  # it was not asked: what it is in was reused
     decided = {field.name: getattr(first, field.name) for field in fields(Decision)}
     return StepRecord(index=int(row["index"]), timestep=row["timestep"], **decided, others=tuple(others))
 

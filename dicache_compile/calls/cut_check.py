@@ -1,4 +1,4 @@
-"""Holds a cut against the truth where that is known: on the first two deep steps of a graph.
+"""Holds a cut against the truth where that is known: on the first two deep steps of a graph, in one generation.
 
 Where tokens change their order on the way, or another value is carried than the cut takes, all sizes may agree and the
 estimate be wrong. Then x + (y - x of the step before) is further from y than y of the step before is. After those two
@@ -23,6 +23,7 @@ from .state import StreamState
 # Times as far off as plain reuse. On all of diffusers' models but one the estimate of a right cut is closer than that
 # (0.1 to 0.95). Where y has nothing to do with how x moves it is sqrt(1 + |x's change|^2 / |y's change|^2).
 WORSE = 1.2
+_LOOKS = 32  # at steps, after which it is given up: each waits for the device, and is run twice where it is captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,13 @@ class CutCheck:
                 self._held.append(_Held(one.y.name, x, places))
         self._state: weakref.ref[StreamState] | None = None
         self._before: list[tuple[Tensor, Tensor]] = []
+        self._looks = self._generations = 0
         self.verdicts: list[Verdict] = []
 
     @property
     def is_done(self) -> bool:
-        return bool(self.verdicts)
+        """Whether it is known, or will not be: a generation may have one deep step, and that is its first."""
+        return bool(self.verdicts) or self._looks >= _LOOKS or self._generations > 1
 
     @property
     def can_tell(self) -> bool:
@@ -84,15 +87,14 @@ class CutCheck:
     def watch(self, state: StreamState) -> Callable[[Sequence[Any]], None] | None:
         """What is to be told of a step's registers; None: nothing."""
         if self._state is None or self._state() is None:
-            self._state, self._before = weakref.ref(state), []
+            self._state, self._before, self._generations = weakref.ref(state), [], 0
         if self.is_done or self._state() is not state:
             return None
         return partial(self._look, state.calls == 0)
 
     def _look(self, first: bool, registers: Sequence[Any]) -> None:
-        if first:
-            self._before = []
-        if bool(registers[self._registers[DECISION]]):
+        self._looks, self._generations = self._looks + 1, self._generations + first
+        if self.is_done or bool(registers[self._registers[DECISION]]):
             return
         anchors = int(registers[self._registers[Value(Kind.STATE, "anchors")]])
         now = []
@@ -102,7 +104,7 @@ class CutCheck:
         if self._before:
             pairs = zip(self._held, self._before, now, strict=True)
             self.verdicts = [_verdict(held.name, before, after) for held, before, after in pairs]
-        self._before = [] if self.verdicts else now
+        self._before = now
 
 
 def _verdict(name: str, before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> Verdict:

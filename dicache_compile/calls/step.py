@@ -82,10 +82,10 @@ class CompiledStep:
         if self.is_wrong:
             state.force_deep()
         self.clock.write(state, time)
-        reused = self.told_ahead and self._is_reused(session, state, inputs)
+        reused = self.told_ahead and not self.is_wrong and self._is_reused(session, state, inputs)
         session.begin_call(name, run, told.config)
         note_run(self.function, self.work)
-        watch = self.check.watch(state) if self.check is not None else None
+        watch = self.check.watch(state) if self.check is not None and not reused else None
         try:
             outputs = self.engine.step(inputs, state, reused, watch)
         except BaseException:
@@ -107,7 +107,7 @@ class CompiledStep:
     def _is_reused(self, session: Session, state: StreamState, inputs: Sequence[Any]) -> bool:
         """Whether the host knows that the next step is reused."""
         conditions = [inputs[place] for place in self.places.conditions]
-        return session.ahead_of(state).reuses(state, conditions) and not self.is_wrong
+        return session.ahead_of(state).reuses(state, conditions)
 
     def _judge(self, session: Session) -> None:
         """Says what the check of the cut has found, once it is done."""

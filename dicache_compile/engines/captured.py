@@ -63,6 +63,7 @@ class CapturedEngine:
             if recording is None:
                 return self._calls.step(inputs, state, reused, watch)
         if watch is not None:
+            recording.order()
             self._show(inputs, state, watch)
         self._last = recording.rung
         return recording.run(inputs)

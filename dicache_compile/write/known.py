@@ -14,7 +14,6 @@ from . import control, record
 from .emit import Emitter, write_back
 from .parts import Parts, Whole
 from .probe import counted, log_of, offer_aid
-from .slots import Updates
 
 
 def write_known(whole: Whole, parts: Parts, emitter: Emitter, rest: Piece) -> Piece:
@@ -36,9 +35,8 @@ def write_known(whole: Whole, parts: Parts, emitter: Emitter, rest: Piece) -> Pi
     forced = emitter.trace(control.not_forced, reuse)
     columns = log_of(parts, emitter, known, now, reuse, forced, (None, None, None))
     log = {name: emitter.state(name) for name in ("log", "logged")}
-    updates |= emitter.trace(record.record, now, columns, log, 1)
-    skipped: Updates = {control.SKIPPED: emitter.trace(control.skipped_after, now[control.SKIPPED], reuse)}
-    updates |= {parts.own(name): node for name, node in skipped.items()}
+    updates |= emitter.trace(record.record, now, columns, log, 0, 1)
+    updates[parts.own(control.SKIPPED)] = emitter.trace(control.skipped_after, now[control.SKIPPED], reuse)
     for place, one in known.items():
         updates |= counted(parts, emitter, place, replace(one, reused=cast(Any, reuse)))
     write_back(emitter, updates)

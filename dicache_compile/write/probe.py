@@ -38,6 +38,7 @@ class _Begun:
     anew: fx.Node  # whether no anchor serves
     forced: fx.Node  # whether the step runs deep in any case
     may: fx.Node  # whether it may reuse if the gate says so
+    begins: bool  # whether the rule is the step's first, and the slot "time" still the last step's
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,32 +48,35 @@ class _Decided:
     updates: Updates
 
 
-def write_decision(whole: Whole, parts: Parts, emitter: Emitter, nested: bool) -> None:
+def write_decision(whole: Whole, parts: Parts, emitter: Emitter, before: Value | None) -> None:
     """What ends the piece before a rule's choice: gives the decision, what is known of the step, the estimator's aids.
 
-    The first rule's also begins the step. `nested`: whether the rule is asked in another one's deep way.
+    That of the rule that is asked first also begins the step. `before`: the decision of the rule asked before, in the
+    same way of the same choices; None: there is none.
     """
-    if parts.number == 0:
+    begins = parts.cuts[0] is whole.cuts[0]
+    if begins:
         now, fresh, anew, updates = step_begun(whole, emitter)
     else:
         now, updates = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time")}, {}
         fresh, anew = (emitter.input(Value(Kind.STEP, name)) for name in ("fresh", "anew"))
-    begun = _begun(parts, emitter, now, fresh, anew)
+    begun = _begun(parts, emitter, now, fresh, anew, begins)
     now, places = begun.now, parts.measured
     seen = {place: parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places}
     known = {place: offer_aid(parts, emitter, place, one) for place, one in seen.items()}
     gate = parts.rule.gate
     decided = _by_schedule(begun)
     if gate is not None:
-        decided = _by_gate(parts, emitter, gate, begun, known, _before(whole, parts, emitter, nested, begun.may))
+        earlier = emitter.input(before) if before is not None else emitter.trace(control.asked_first, begun.may)
+        decided = _by_gate(parts, emitter, gate, begun, known, earlier)
     reuse = decided.reuse
     emitter.offer(parts.decision, reuse)
     emitter.offer(parts.step_value("since"), now[control.SKIPPED])
 
     columns = log_of(parts, emitter, known, now, reuse, begun.forced, decided.shown)
     log = {name: emitter.state(name) for name in ("log", "logged")}
-    if parts.number == 0:
-        updates |= emitter.trace(record.record, now, columns, log, len(whole.parts))
+    if begins:
+        updates |= emitter.trace(record.record, now, columns, log, parts.number, len(whole.parts))
     else:
         updates["log"] = emitter.trace(record.record_more, columns, log["log"], log["logged"], parts.number)
     skipped = emitter.trace(control.skipped_after, now[control.SKIPPED], reuse)
@@ -110,7 +114,7 @@ def log_of(
     return columns
 
 
-def _begun(parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: fx.Node) -> _Begun:
+def _begun(parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: fx.Node, begins: bool) -> _Begun:
     """What is forced, and by how many anchors."""
     counts = [emitter.state(parts.own(name)) for name in (control.ANCHORS, control.SKIPPED)]
     now = now | emitter.trace(control.serving, anew, *counts)
@@ -120,15 +124,7 @@ def _begun(parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: f
         told[name] = emitter.trace(control.in_force, fresh, *both)
     forced = emitter.trace(control.forced, now, told[control.LIMITS], told[control.DEEP_STEPS])
     may = emitter.trace(control.may_reuse, forced, now[control.SKIPPED], told[control.LIMITS])
-    return _Begun(now, told, anew, forced, may)
-
-
-def _before(whole: Whole, parts: Parts, emitter: Emitter, nested: bool, like: fx.Node) -> fx.Node:
-    """Whether the rule before this one reused on this step."""
-    if parts.number == 0 or nested:
-        first: fx.Node = emitter.trace(control.asked_first, like)
-        return first
-    return emitter.input(whole.parts[parts.number - 1].decision)
+    return _Begun(now, told, anew, forced, may, begins)
 
 
 def _by_schedule(begun: _Begun) -> _Decided:
@@ -152,7 +148,7 @@ def _by_gate(
     within, compared = emitter.trace(gate.judge, judged)
     if parts.rule.joint:
         old = {name: emitter.state(parts.own(name)) for name in (*control.JOINT, control.LED)}
-        old["time"] = emitter.input(Value(Kind.STEP, "last_time")) if parts.number else emitter.state("time")
+        old["time"] = emitter.state("time") if begun.begins else emitter.input(Value(Kind.STEP, "last_time"))
         reuse, updates = emitter.trace(control.decide_together, begun.now, old, begun.may, within, error)
     else:
         reuse, updates = emitter.trace(torch.logical_and, begun.may, within), {}

@@ -43,13 +43,14 @@ def columns(
 
 
 def record(
-    now: Mapping[str, Tensor], values: tuple[Tensor, ...], state: Mapping[str, Tensor], rules: int
+    now: Mapping[str, Tensor], values: tuple[Tensor, ...], state: Mapping[str, Tensor], rule: int, rules: int
 ) -> dict[str, Tensor]:
-    """The log with one more row, of which the first rule's columns are known; the oldest one is overwritten when it is
+    """The log with one more row, of which one rule's columns are known; the oldest one is overwritten when it is
     full.
     """
-    others = [torch.full_like(now["time"], math.nan)] * ((rules - 1) * len(RULE_COLUMNS))
-    row = torch.stack([column.to(torch.float32) for column in (now["index"], now["time"], *values, *others)])
+    nothing = [torch.full_like(now["time"], math.nan)] * len(RULE_COLUMNS)
+    columns = (now["index"], now["time"], *nothing * rule, *values, *nothing * (rules - 1 - rule))
+    row = torch.stack([column.to(torch.float32) for column in columns])
     place = state["logged"] % LOG_ROWS
     return {
         "log": state["log"].index_copy(0, place.reshape(1), row.reshape(1, -1)),
@@ -58,7 +59,7 @@ def record(
 
 
 def record_more(values: tuple[Tensor, ...], log: Tensor, logged: Tensor, rule: int) -> Tensor:
-    """The log with a later rule's columns in its last row."""
+    """The log with the columns of a rule that is asked later in its last row."""
     place, start = ((logged - 1) % LOG_ROWS).reshape(1), width(rule)
     row, own = log.index_select(0, place), torch.stack([column.to(torch.float32) for column in values]).reshape(1, -1)
     row = torch.cat((row[:, :start], own, row[:, start + len(RULE_COLUMNS) :]), dim=1)

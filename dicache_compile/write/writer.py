@@ -62,39 +62,38 @@ def write_program(cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rul
 class _Writer:
     def __init__(self, parts: Whole) -> None:
         self._whole = parts
-        self._left = [cut.rule for cut in parts.cuts]  # of the cuts that are not written yet
 
     def stretch(
-        self, nodes: Sequence[fx.Node], cuts: Sequence[Partition], nested: bool = False
+        self, nodes: Sequence[fx.Node], cuts: Sequence[Partition]
     ) -> tuple[list[Emitter | _Choice], list[fx.Node]]:
         """Writes what runs of some nodes up to the last of the cuts in them; and the nodes that are left."""
         found: list[Emitter | _Choice] = []
         left, rest = list(cuts), list(nodes)
+        before: Value | None = None
         while left:
             cut = left.pop(0)
             inner = [other for other in left if is_inside(other, cut)]
             left = [other for other in left if other not in inner]
-            opened, rest = self._choice(cut, inner, rest, nested)
+            opened, rest = self._choice(cut, inner, rest, before)
             found += opened
+            before = self._whole.parts[cut.rule].decision
         return found, rest
 
     def _choice(
-        self, cut: Partition, inner: Sequence[Partition], nodes: Sequence[fx.Node], nested: bool
+        self, cut: Partition, inner: Sequence[Partition], nodes: Sequence[fx.Node], before: Value | None
     ) -> tuple[list[Emitter | _Choice], list[fx.Node]]:
         """Writes what runs before a choice, and the choice; and the nodes that come after it."""
         parts, number = self._whole.parts[cut.rule], self._whole.cuts.index(cut) + 1
         probe, deep, reused = (self._whole.emitter(f"{name}{number if number > 1 else ''}") for name in "PDR")
         above = [node for node in nodes if cut.regions[node] in ABOVE]
         probe.copy(above)
-        decides = self._left.count(cut.rule) == sum(other.rule == cut.rule for other in self._whole.cuts)
-        self._left.remove(cut.rule)
-        last = cut.rule not in self._left
+        decides, last = cut is parts.cuts[0], cut is parts.cuts[-1]
         if decides:
-            write_decision(self._whole, parts, probe, nested)
+            write_decision(self._whole, parts, probe, before)
         after = after_last(cut) if cut.in_turns else set(cut.nodes(Region.EPILOGUE))
         between = [node for node in nodes if cut.regions[node] is Region.EPILOGUE and node not in after]
         inside = set(between) | set(cut.nodes(Region.DEEP))
-        way, rest = self.stretch([node for node in nodes if node in inside], inner, nested=True)
+        way, rest = self.stretch([node for node in nodes if node in inside], inner)
         write_deep(parts, cut, deep, rest, last)
         write_stand_in(parts, cut, reused, between)
         choice = _Choice(parts.decision, [*way, deep], reused)

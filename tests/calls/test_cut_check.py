@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dicache_compile import generation, summary
+from dicache_compile import Schedule, generation, summary
 from dicache_compile.calls import cut_check
 from dicache_compile.calls.session import sessions_of
 from dicache_compile.errors import CacheWarning
@@ -75,6 +75,56 @@ def test_an_estimate_that_is_none_is_told_and_strict_runs_uncached(engine: str, 
         with generation(num_steps=STEPS):
             restless(call, model)
         assert all(deep(model))
+
+
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """One for each step that a check has looked at."""
+    found: list[bool] = []
+    look = cut_check.CutCheck._look
+
+    def counted(self: cut_check.CutCheck, first: bool, registers: Any) -> None:
+        found.append(first)
+        look(self, first, registers)
+
+    monkeypatch.setattr(cut_check.CutCheck, "_look", counted)
+    return found
+
+
+@pytest.mark.filterwarnings("ignore:9 of 10 steps")  # which is told, too
+@pytest.mark.parametrize(("deep_steps", "looked"), [((0, 4, 8), 2), ((0,), 2)])
+def test_a_step_that_is_known_to_be_reused_is_not_looked_at(
+    deep_steps: tuple[int, ...], looked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, model = looks(monkeypatch), models.make(models.SingleStream)
+    call = compiled(model, schedule=Schedule.steps(*deep_steps), estimator=Reuse(), streams=1)
+    for _ in range(3):
+        with generation(num_steps=STEPS):
+            restless(call, model)
+    assert deep(model) == [step in deep_steps for step in range(STEPS)]
+    assert len(found) == looked
+
+
+@pytest.mark.filterwarnings("ignore:9 of 10 steps")  # which is told, too
+def test_a_check_ends_where_a_generation_has_one_deep_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody announces generations, the next one's first step is the second deep one that it sees."""
+    found, model = looks(monkeypatch), models.make(models.SingleStream)
+    call = compiled(model, schedule=Schedule.steps(0), estimator=Reuse())
+    for _ in range(4):
+        generate(call, model)
+    assert found == [True, *[False] * STEPS]
+
+
+def test_a_schedule_whose_estimates_are_none_runs_uncached_under_strict() -> None:
+    model = turning(5)
+    call = compiled(model, schedule=Schedule.steps(0, 1, 5), estimator=Reuse(), streams=1)
+    with pytest.warns(CacheWarning, match="With strict=True every step runs deep"), generation(num_steps=STEPS):
+        restless(call, model)
+    with generation(num_steps=STEPS):
+        restless(call, model)
+    decided = [
+        "".join(".D"[step.deep] for step in next(iter(one.streams.values()))) for one in summary(call).generations
+    ]
+    assert decided == ["D" * STEPS] * 2
 
 
 ADDING = [kind for kind in models.ALL if kind is not models.Skips]

@@ -96,6 +96,19 @@ def test_each_rule_decides_for_its_sites_as_the_oracle(form: str, kind: type[mod
 
 
 @pytest.mark.parametrize("form", list(FORMS))
+def test_rules_may_stand_in_another_order_than_they_run(form: str) -> None:
+    model = models.make(models.SingleStream, depth=8)
+    oracle = PlainSites(model, FORMS[form](("x",)))
+    theirs = generate(oracle, model)
+    call = compiled(model, rules=[asked(site) for site in reversed(oracle.all())])
+    assert_near(generate(call, model), theirs)
+    steps = summary(model).generations[-1].streams["0"]
+    for rule, site in enumerate(reversed(oracle.all())):
+        ran = [one is not None and one.deep for one in (step.decisions[rule] for step in steps)]
+        assert ran == [decided is True for decided in site.decisions]
+
+
+@pytest.mark.parametrize("form", list(FORMS))
 def test_nothing_reused_is_the_model_to_the_bit(form: str) -> None:
     model = models.make(models.Mixed, depth=8)
     rules = [SiteRule(sites=(one.first, one.last), threshold=0) for one in PlainSites(model, FORMS[form](())).all()]
