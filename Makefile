@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-CODE := dicache_compile tests bench versus
+CODE := dicache_compile tests bench versus zoo examples
 
 # Compiled code stays in the checkout, where a second run finds it.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
