@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
+from torch._dynamo import config as dynamo_config
 
 from .config import DiCacheConfig
 from .options import split_options
@@ -37,8 +38,47 @@ def original(model: nn.Module) -> nn.Module:
     return found
 
 
+def capture_all(model: nn.Module) -> None:
+    """Has Dynamo keep numbers and shapes that come from tensors in a model's graph, as it does under `fullgraph=True`.
+
+    Else it breaks the graph there, as in each block of Mochi. Only while this model compiles: no other one is touched,
+    and a call costs nothing. Where this version of torch is built in another way, nothing is changed.
+    """
+    for context in _contexts(model):
+        callback = getattr(context, "callback", None)
+        name = next((name for name in _INNER if name in getattr(callback, "__dict__", {})), None)
+        if name is not None:
+            setattr(callback, name, _Capturing(getattr(callback, name)))
+
+
+class _Capturing:
+    """What compiles a frame, with two settings of Dynamo in force while it does."""
+
+    def __init__(self, convert: Callable[..., Any]) -> None:
+        self._convert = convert
+        # Dynamo's C code looks for this on each frame that it meets, and would meet `__getattr__`: a plain attribute.
+        for name in _INNER:
+            setattr(self, name, convert)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._convert, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with dynamo_config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
+            return self._convert(*args, **kwargs)
+
+
 def _backends(model: nn.Module) -> Iterator[Any]:
     """What Dynamo calls with a model's graphs."""
+    for context in _contexts(model):
+        callback = getattr(context, "callback", None)
+        while callback is not None:
+            yield callback
+            callback = next(filter(None, (getattr(callback, name, None) for name in _INNER)), None)
+
+
+def _contexts(model: nn.Module) -> list[Any]:
+    """What `torch.compile` made of a model, and other values beside it."""
     contexts = [getattr(model, "dynamo_ctx", None)]
     in_place = getattr(original(model), "_compiled_call_impl", None)
     for cell in getattr(in_place, "__closure__", None) or ():
@@ -46,8 +86,4 @@ def _backends(model: nn.Module) -> Iterator[Any]:
             contexts.append(cell.cell_contents)
         except ValueError:  # a variable that is not set yet
             continue
-    for context in contexts:
-        callback = getattr(context, "callback", None)
-        while callback is not None:
-            yield callback
-            callback = next(filter(None, (getattr(callback, name, None) for name in _INNER)), None)
+    return contexts

@@ -12,7 +12,7 @@ from torch import nn
 from .backend import dicache_backend
 from .calls.adjustments import forget
 from .calls.session import sessions_of
-from .compiled import original, own_config
+from .compiled import capture_all, original, own_config
 from .config import DiCacheConfig
 from .options import split_options
 
@@ -77,6 +77,7 @@ def enable_cache(
         model.compile(
             backend=dicache_backend, fullgraph=fullgraph, dynamic=dynamic, options={**found.options(), **settings}
         )
+        capture_all(model)
     return Enabled(models, found)
 
 
