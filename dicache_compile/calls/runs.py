@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ class Run:
     fields: Mapping[str, Any]  # of the config, that it overrides
     by: object = None  # what announced it, a pipeline; None: the user
     outer: Run | None = None  # the one in which it began
+    place: Callable[[], int | None] | None = None  # tells the index of the next step; None, from it too: it is counted
     ended: bool = False
     # Steps that each stream of each model has done, so that another one that takes over half way knows where it stands.
     done: dict[tuple[int, str], int] = field(default_factory=dict)
@@ -33,7 +34,10 @@ class Run:
             _current.set(self.outer)
 
     def index(self, model: int, name: str) -> int:
-        """How many steps of the run are done, as far as can be told, where stream `name` of `model` makes its first."""
+        """How many steps of the run are done, as far as can be told, where stream `name` of `model` makes its next."""
+        told = self.place() if self.place is not None else None
+        if told is not None:
+            return told
         own = self.done.get((model, name))
         if own is not None:
             return own
@@ -56,11 +60,17 @@ def current_run() -> Run | None:
     return run
 
 
-def begin_run(steps: int | None, request: str, fields: Mapping[str, Any] | None = None, by: object = None) -> Run:
+def begin_run(
+    steps: int | None,
+    request: str,
+    fields: Mapping[str, Any] | None = None,
+    by: object = None,
+    place: Callable[[], int | None] | None = None,
+) -> Run:
     """Announces a run of that many steps, inside the one that lasts here; `Run.end` ends it."""
     outer = current_run()
     inherited = outer.fields if outer is not None else {}
-    run = Run(steps, request, {**inherited, **(fields or {})}, by, outer)
+    run = Run(steps, request, {**inherited, **(fields or {})}, by, outer, place)
     _current.set(run)
     return run
 

@@ -18,6 +18,7 @@ from ..calls.session import forget_ended
 from ..calls.streams import pipeline_stream
 from .bars import announce
 from .imports import when_imported
+from .schedulers import calls_of, place_of
 
 _MARK = "_dicache_wrapped"
 
@@ -68,11 +69,10 @@ def _wrap_pipelines(module: ModuleType) -> None:
     @functools.wraps(progress_bar)
     def begun(self: Any, iterable: Any = None, total: int | None = None) -> Any:
         bar = progress_bar(self, iterable=iterable, total=total)
-        # The length of the scheduler's own list, which counts the extra calls of second-order samplers.
-        steps = (
-            getattr(self, "_num_timesteps", None) or total or (len(iterable) if hasattr(iterable, "__len__") else None)
-        )
-        announce(bar, steps, by=self)
+        steps = getattr(self, "_num_timesteps", None) or (len(iterable) if hasattr(iterable, "__len__") else None)
+        if steps is None and total is not None:
+            steps = calls_of(self, total)
+        announce(bar, steps, by=self, place=place_of(self, steps))
         return bar
 
     @functools.wraps(free)
