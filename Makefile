@@ -1,13 +1,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
-CODE := dicache_compile tests bench versus zoo examples
+CODE := dicache_compile tests bench versus zoo examples docs
 
 # Compiled code stays in the checkout, where a second run finds it.
 export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 # Threads that spin while they wait slow each other down tenfold as soon as a core is shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: bench bench-full demo models test test-all test-versus lint venv
+.PHONY: bench bench-full demo models test test-all test-versus lint docs notebooks venv
 
 bench: .venv/versus
 	$(BIN)/python -m versus --quick
@@ -30,6 +30,12 @@ test-all: venv
 test-versus: .venv/versus
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "" versus/tests
 
+notebooks: venv
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "" tests/use/test_notebooks.py
+
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 lint: venv
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
@@ -40,7 +46,7 @@ venv: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" # the first that knows --group
-	$(BIN)/python -m pip install -c constraints.txt -e . --group test --group lint --group bench
+	$(BIN)/python -m pip install -c constraints.txt -e . --group test --group lint --group bench --group docs
 	touch $@
 
 # What only the comparison needs.

@@ -60,7 +60,8 @@ def _draw_timelines(figure: SubFigure, runs: Mapping[str, Sequence[Run]]) -> Non
     figure.suptitle("What the cache saw and decided on each step of the last generation", fontsize=12, weight="bold")
     panels = figure.subplots(len(CACHED), 1, sharex=True)
     for axes, (name, config) in zip(panels, CACHED.items(), strict=True):
-        _draw_timeline(axes, runs[name][-1].steps, config.threshold)
+        (rule,) = config.all_rules()
+        _draw_timeline(axes, runs[name][-1].steps, rule.threshold or 0.0)
         axes.set_title(name, loc="left", fontsize=9, weight="bold")
         axes.set_ylabel("error")
     panels[-1].set_xlabel("step")

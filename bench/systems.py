@@ -10,6 +10,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, summary
+from dicache_compile.qualities import THRESHOLDS
 from dicache_compile.summary import StepRecord
 
 from .shapes.model import CONFIG, generate, load
@@ -18,11 +19,7 @@ from .shapes.pictures import COLOURS, SHAPES
 STEPS = 30
 PLAIN = "torch.compile(model)"
 PROBE_ONLY = "probe only"
-CACHED = {  # the three settings that the README offers
-    "safe": DiCacheConfig(),
-    "balanced": DiCacheConfig(error="estimate", order=2, joint=True, threshold=0.1, gamma_range=(1, 3)),
-    "fast": DiCacheConfig(error="estimate", order=2, joint=True, threshold=0.2, gamma_range=(1, 3)),
-}
+CACHED = {quality: DiCacheConfig(quality=quality) for quality in THRESHOLDS}
 
 
 @dataclass(frozen=True, slots=True)

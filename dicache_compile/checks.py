@@ -13,6 +13,7 @@ from .fields import REPLACES
 from .kernels.float8 import FLOAT8
 from .passes.sublayers import KINDS
 from .plan import AskedSite
+from .qualities import THRESHOLDS
 from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate
 from .schedules import Schedule
 from .write.control import MASKED_STEPS, NO_LIMIT
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
 
 def check_rule(rule: SiteRule) -> None:
     """Raises TypeError or ValueError, naming the field: a wrong type, a value out of range, a contradiction."""
-    for one in (_check_numbers, _check_types, _check_together):
+    for one in (_check_numbers, _check_types, _check_replaced):
         one(rule)
+    if not getattr(rule, "rules", ()):  # which decide in its place
+        _check_together(rule.settled())
 
 
 def check(config: DiCacheConfig) -> None:
@@ -36,7 +39,9 @@ def check(config: DiCacheConfig) -> None:
     if config.num_steps is not None:
         whole("num_steps", config.num_steps, 1)
     _check_choices(config, streams=("auto", 1), lowering=("inductor", "eager"), engine=ENGINES)
-    _check_flags(config, "joint", "ranks_agree", "strict")
+    _check_flags(config, "ranks_agree", "strict")
+    if config.joint is not None:
+        _check_flags(config, "joint")
     if config.timestep_input is not None and not isinstance(config.timestep_input, str):
         raise TypeError(f"timestep_input: expected the name of an argument, got {config.timestep_input!r}")
     owners = config.trunk_owners()
@@ -79,11 +84,12 @@ def _check_length(rule: SiteRule, num_steps: int | None) -> None:
 
 
 def _check_numbers(rule: SiteRule) -> None:
-    _real("threshold", rule.threshold, 0, math.inf)
+    if rule.threshold is not None:
+        _real("threshold", rule.threshold, 0, math.inf)
     _real("feedback", rule.feedback, 0, 1)
     for name in ("probe_depth", "warmup_steps", "final_steps"):
         whole(name, getattr(rule, name), 0)
-    if rule.max_consecutive_skips is not None:
+    if rule.max_consecutive_skips not in (None, "auto"):
         whole("max_consecutive_skips", rule.max_consecutive_skips, 0)
     if not isinstance(rule.deep_steps, tuple):
         raise TypeError(f"deep_steps: expected a tuple of steps, got {rule.deep_steps!r}")
@@ -101,13 +107,18 @@ def _check_numbers(rule: SiteRule) -> None:
         raise ValueError(f"deep_steps: expected steps below {MASKED_STEPS}, got {rule.deep_steps[-1]}")
     if rule.warmup_ratio is not None:
         _real("warmup_ratio", rule.warmup_ratio, 0, 1)
-    if not isinstance(rule.gamma_range, tuple) or len(rule.gamma_range) != 2:
-        raise TypeError(f"gamma_range: expected two numbers (low, high), got {rule.gamma_range!r}")
-    low, high = rule.gamma_range
+    if rule.gamma_range is not None:
+        _check_range(rule.gamma_range)
+
+
+def _check_range(gamma_range: object) -> None:
+    if not isinstance(gamma_range, tuple) or len(gamma_range) != 2:
+        raise TypeError(f"gamma_range: expected two numbers (low, high), got {gamma_range!r}")
+    low, high = gamma_range
     for bound in (low, high):
         _real("gamma_range", bound, 0, math.inf)
     if not low <= high:
-        raise ValueError(f"gamma_range: expected low <= high, got {rule.gamma_range!r}")
+        raise ValueError(f"gamma_range: expected low <= high, got {gamma_range!r}")
 
 
 def _check_choices(of: SiteRule, **choices: tuple[object, ...]) -> None:
@@ -125,7 +136,10 @@ def _check_flags(of: SiteRule, *names: str) -> None:
 
 def _check_types(rule: SiteRule) -> None:
     errors = ("probe", "probe_minus_input", "estimate")
-    _check_choices(rule, order=(1, 2), error=errors, comparison=("<", "<="), carried=("auto", "residual", "value"))
+    _check_choices(rule, quality=tuple(THRESHOLDS), comparison=("<", "<="), carried=("auto", "residual", "value"))
+    for name, expected in (("order", (1, 2)), ("error", errors)):
+        if getattr(rule, name) is not None:
+            _check_choices(rule, **{name: expected})
     _check_flags(rule, "warmup_inclusive")
     asked_sites(rule.sites)
     if rule.schedule is not None and not isinstance(rule.schedule, Schedule):
@@ -162,7 +176,6 @@ def _asked_site(site: Any) -> AskedSite | None:
 
 
 def _check_together(rule: SiteRule) -> None:
-    _check_replaced(rule)
     if rule.warmup_inclusive and rule.warmup_ratio is None:
         raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
     gate, estimator = rule.make_gate(), rule.make_estimator()

@@ -19,8 +19,8 @@ from .site_rule import SiteRule
 class DiCacheConfig(SiteRule):
     """The settings of a cached model: when a step is reused, and what stands in for its deep blocks (`SiteRule`).
 
-    The default is meant to be safe on a model that nobody has tuned. It needs no number of steps, reuses a step only
-    if the probe's result has hardly changed, and never more than three in a row. `preset` gives the published rules.
+    `quality` is the one setting that most need. The default needs no number of steps, tries its estimate on the probe
+    before it reuses a step, and never reuses more than three in a row. `preset` gives the published rules.
 
     Raises TypeError or ValueError, naming the field, for a value of the wrong type, out of range or contradictory.
     """
@@ -41,12 +41,12 @@ class DiCacheConfig(SiteRule):
     """How many streams of a model have state at a time. With one more the one unused for longest gives way; it starts
     anew when it comes back."""
 
-    joint: bool = False
+    joint: bool | None = None
     """Whether the calls of one step, such as the two of guidance, decide together: the first one at a timestep decides,
     and the others do as it did. Guidance multiplies the difference of its two calls. That is spoiled more if one of
     them is estimated and the other is not than if both are. Streams "a/cond" and "a/uncond" are of one request and
     decide together; so do all whose names have no "/", unnamed ones too. False, as in the scripts: each stream decides
-    by itself."""
+    by itself. None: together, unless a schedule decides for all."""
 
     state_dtype: torch.dtype | None = None
     """The floating dtype of the tensors that are kept between steps. None: each stream's own. Float8 keeps one float32
@@ -91,7 +91,8 @@ class DiCacheConfig(SiteRule):
         """
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(map(repr, PRESETS))}")
-        replaced = REPLACES["estimator"] if overrides.get("estimator") is not None else ()
+        given = [by for by in REPLACES if overrides.get(by) is not None]
+        replaced = {field for by in given for field in REPLACES[by]}
         return cls(**{field: value for field, value in PRESETS[name].items() if field not in replaced} | overrides)
 
     def options(self) -> dict[str, Any]:
@@ -123,6 +124,9 @@ class DiCacheConfig(SiteRule):
             raise ValueError(f"{of}: these need another graph: only {', '.join(RUN_TIME)} may differ. Compile again")
         return found
 
+    def settled(self) -> DiCacheConfig:
+        return self if self.rules else super().settled()  # each rule has its own
+
     def alike(self, other: DiCacheConfig) -> bool:
         """Whether both are compiled to the same graph: they differ in run-time fields at most."""
         own = {field.name for field in dataclasses.fields(SiteRule)} | {"rules", *RUN_TIME}
@@ -151,8 +155,13 @@ class DiCacheConfig(SiteRule):
     def rules_in_force(self) -> tuple[Rule, ...]:
         """What a step decides and estimates with."""
         return tuple(
-            Rule(rule.make_gate(), rule.make_estimator(), self.state_dtype, self.joint) for rule in self.all_rules()
+            Rule(rule.make_gate(), rule.make_estimator(), self.state_dtype, self.decides_jointly())
+            for rule in self.all_rules()
         )
+
+    def decides_jointly(self) -> bool:
+        """Whether the streams of a request decide together."""
+        return any(rule.schedule is None for rule in self.all_rules()) if self.joint is None else self.joint
 
     def trunk_owners(self) -> tuple[str, ...]:
         return (self.trunk,) if isinstance(self.trunk, str) else self.trunk or ()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from .calls.adjustments import forget
 from .calls.session import sessions_of
 from .compiled import capture_all, original, own_config
 from .config import DiCacheConfig
+from .integrations.families import published_preset
 from .options import split_options
 
 DENOISERS = ("transformer", "transformer_2", "transformer_3")  # the components of a pipeline that are compiled
@@ -48,6 +50,7 @@ def enable_cache(
     pipe_or_model: Any,
     config: DiCacheConfig | None = None,
     *,
+    preset: Literal["published", "flux", "hunyuan", "wan"] | None = None,
     compile: bool = True,
     fullgraph: bool = False,
     dynamic: bool | None = None,
@@ -55,19 +58,20 @@ def enable_cache(
 ) -> Enabled:
     """Compiles the denoisers of a diffusers pipeline, or one model, in place with `dicache_backend`.
 
-    The models stay the objects that they are. `fields` are fields of DiCacheConfig; they take the place of those of
-    `config`. With `compile=False` the cut graph runs uncompiled, to look for faults; it is bit-exact then. `fullgraph`
-    and `dynamic` are those of torch.compile. A model that has a cache of ours already gets the new config.
+    The models stay the objects that they are. `fields` are fields of DiCacheConfig, such as `quality`; they take the
+    place of those of `config`. `preset` stands in for `config`: "published" is that of the paper's scripts for the
+    models' class, and the others are those of `DiCacheConfig.preset`. With `compile=False` the cut graph runs
+    uncompiled, to look for faults; it is bit-exact then. `fullgraph` and `dynamic` are those of torch.compile. A model
+    that has a cache of ours already gets the new config.
 
     Raises TypeError for what is neither a pipeline nor a model, and for a pipeline that denoises with a UNet;
-    ValueError where another cache is enabled, and as DiCacheConfig does. Then nothing is changed.
+    ValueError where another cache is enabled, for a preset that there is none of, and as DiCacheConfig does. Then
+    nothing is changed.
     """
-    found = config if config is not None else DiCacheConfig()
-    if not isinstance(found, DiCacheConfig):
-        raise TypeError(f"config: expected a DiCacheConfig, got {type(found).__name__}")
-    options = {**found.options(), **fields, **({} if compile else {"lowering": "eager"})}
-    found, settings = split_options(options, None)
     models = _denoisers(pipe_or_model)
+    base = _base(config, preset, fields, models)
+    options = {**base.options(), **fields, **({} if compile else {"lowering": "eager"})}
+    found, settings = split_options(options, None)
     for name, model in models.items():
         _check_free(name, model, pipe_or_model)
     for model in models.values():
@@ -94,6 +98,24 @@ def disable_cache(pipe_or_model: Any) -> None:
         for session in sessions_of(model):
             session.reset()
         forget(model)
+
+
+def _base(
+    config: DiCacheConfig | None, preset: Any, fields: Mapping[str, Any], models: Mapping[str, nn.Module]
+) -> DiCacheConfig:
+    """The config that fields are changed of."""
+    if preset is None:
+        found = config if config is not None else DiCacheConfig()
+        if not isinstance(found, DiCacheConfig):
+            raise TypeError(f"config: expected a DiCacheConfig, got {type(found).__name__}")
+        return found
+    if config is not None:
+        raise ValueError(f"preset={preset!r} stands in for config: give one of them, and fields beside it")
+    names = {published_preset(model) for model in models.values()} if preset == "published" else {preset}
+    if len(names) > 1:
+        raise ValueError(f"preset='published': the models are of several families, {sorted(names)}: enable each alone")
+    ours = {field.name for field in dataclasses.fields(DiCacheConfig)}
+    return DiCacheConfig.preset(names.pop(), **{name: value for name, value in fields.items() if name in ours})
 
 
 def _denoisers(given: Any) -> dict[str, nn.Module]:

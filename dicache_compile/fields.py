@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # The fields that no compiled graph depends on; `configure` changes them.
 RUN_TIME = (
+    "quality",
     "threshold",
     "gamma_range",
     "warmup_steps",

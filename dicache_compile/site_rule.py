@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from . import checks
 from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from .fields import RUN_TIME
 from .gates import EstimateError, ProbeError
 from .plan import AskedSite
+from .qualities import Quality, settle
 from .rules import Decider, EstimateGate, Estimator, Gate
 from .schedules import Schedule
+
+_Rule = TypeVar("_Rule", bound="SiteRule")
+_DEFAULT = "quality='balanced'"
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -27,9 +31,13 @@ class SiteRule:
     Raises TypeError or ValueError, naming the field, for a value of the wrong type, out of range or contradictory.
     """
 
-    threshold: float = 0.05
-    """A step is reused while its error is below this. 0 never reuses; `inf` reuses every step that is not forced. 0.05
-    is the lowest that the paper measures (HunyuanVideo: 35 dB, 1.8x). It uses 0.4 on FLUX, 0.1 to 0.2 on video."""
+    quality: Quality = "balanced"
+    """How near a picture stays to the uncached one: "high", "balanced" or "fast". It sets `threshold`, `error`,
+    `order`, `gamma_range` and `max_consecutive_skips` where they are not given."""
+
+    threshold: float | None = None
+    """A step is reused while its error is below this. 0 never reuses; `inf` reuses every step that is not forced. None:
+    as `quality` says: 0.03, 0.1 or 0.2. With error="probe" the paper uses 0.4 on FLUX, 0.05 to 0.2 on video."""
 
     probe_depth: int = 1
     """How many blocks run on every step. The paper takes 1 on every model; more costs speed and gains little. With 0 no
@@ -42,14 +50,15 @@ class SiteRule:
     of all blocks, on a schedule: "attention", "cross_attention", "mlp"; or of some, ("mlp", 0, 8); or several of
     these."""
 
-    gamma_range: tuple[float, float] = (1.0, 1.5)
+    gamma_range: tuple[float, float] | None = None
     """How far the estimate may go: 1 stays at the newest anchor, above 1 goes on in the direction from the older anchor
-    to the newest. The range of the FLUX and HunyuanVideo scripts."""
+    to the newest. None: (1, 2) where the estimate is tried on the probe, else (1, 1.5), the range of the FLUX and
+    HunyuanVideo scripts."""
 
-    order: Literal[1, 2] = 1
+    order: Literal[1, 2] | None = None
     """1, as published: the estimate is on the line through the last two anchors. 2: on the curve through the last
-    three, which is flattened the further it goes. Keeps two more tensors a stream. Helps with error="estimate" and
-    with probe_depth=0."""
+    three, which is flattened the further it goes. Keeps two more tensors a stream. None: 2 where the estimate is tried
+    on the probe and `feedback` is 0, else 1."""
 
     feedback: float = 0.0
     """From 0 to 1. A deep step shows how much the estimates before it were off. With 1 the next reused step adds that
@@ -57,11 +66,12 @@ class SiteRule:
     on schedules that reuse early steps, and lets `gamma_range` be wide. Keeps one more tensor a stream. Only with
     `order=1`."""
 
-    error: Literal["probe", "probe_minus_input", "estimate"] = "probe"
-    """What is compared with the threshold. "probe", as published: how much h changes from step to step, added up since
-    the last deep step. "probe_minus_input": the same, of the distance between that change and x's (`delta_minus` in the
-    scripts; needs thresholds about five times smaller). "estimate": how far off the estimate is when it is tried on the
-    probe, whose result is known; in this step alone."""
+    error: Literal["probe", "probe_minus_input", "estimate"] | None = None
+    """What is compared with the threshold. "estimate": how far off the estimate is when it is tried on the probe, whose
+    result is known; in this step alone. "probe", as published: how much h changes from step to step, added up since the
+    last deep step. "probe_minus_input": the same, of the distance between that change and x's (`delta_minus` in the
+    scripts; needs thresholds about five times smaller). None: "estimate" where there is a probe, at one site, and an
+    estimator that can be tried on it; else "probe"."""
 
     comparison: Literal["<", "<="] = "<"
     """How the error is compared with the threshold: `<` in the FLUX and WAN scripts, `<=` in Hunyuan's."""
@@ -90,9 +100,9 @@ class SiteRule:
     `threshold=inf` and `max_consecutive_skips=None` they and the other forced steps are a whole schedule (cache-dit's
     step masks)."""
 
-    max_consecutive_skips: int | None = 3
-    """After this many reused steps in a row one runs deep. None: no limit, as in the scripts. 3 bounds how old an
-    anchor can get if the threshold turns out too high for a model."""
+    max_consecutive_skips: int | Literal["auto"] | None = "auto"
+    """After this many reused steps in a row one runs deep. None: no limit, as in the scripts. "auto": 2, and 3 with
+    quality="fast". That bounds how old an anchor can get if the threshold turns out too high for a model."""
 
     carried: Literal["auto", "residual", "value"] = "auto"
     """What is kept of what the blocks give. "residual": y - x, which is added to x again. "value": y as it is, for
@@ -113,18 +123,24 @@ class SiteRule:
         checks.check_rule(self)
 
     def brief(self) -> str:
-        """The fields that are not as in the default: 'threshold=0.1, num_steps=28'; 'the default' if there are none."""
+        """The fields that are not as in the default, as "threshold=0.1, num_steps=28"; else the quality."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         changed = (f"{f.name}={found[f.name]!r}" for f in dataclasses.fields(self) if found[f.name] != f.default)
-        return ", ".join(changed) or "the default"
+        return ", ".join(changed) or _DEFAULT
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.brief().replace('the default', '')})"
+        fields = self.brief()
+        return f"{type(self).__name__}({'' if fields == _DEFAULT else fields})"
+
+    def settled(self: _Rule) -> _Rule:
+        """This rule with a value in every field that something reads: `quality` gives those that are None."""
+        return settle(self)
 
     def same_graph(self, other: SiteRule) -> bool:
         """Whether both are compiled to the same graph: they differ in run-time fields at most."""
+        ours, theirs = self.settled(), other.settled()
         return (self.schedule is None) == (other.schedule is None) and all(
-            getattr(self, field.name) == getattr(other, field.name)
+            getattr(ours, field.name) == getattr(theirs, field.name)
             for field in dataclasses.fields(SiteRule)
             if field.name not in RUN_TIME
         )
@@ -140,19 +156,22 @@ class SiteRule:
 
     def make_gate(self) -> Decider | None:
         """What decides; None: the schedule does."""
-        if self.gate is not None or self.schedule is not None:
-            return self.gate
-        if self.error == "estimate":
-            return EstimateError(self.threshold, self.comparison)
-        return ProbeError(self.threshold, self.error, self.comparison)
+        rule = self.settled()
+        if rule.threshold is None or rule.error is None:  # nothing reads them
+            return rule.gate
+        if rule.error == "estimate":
+            return EstimateError(rule.threshold, rule.comparison)
+        return ProbeError(rule.threshold, rule.error, rule.comparison)
 
     def make_estimator(self) -> Estimator:
-        if self.estimator is not None:
-            return self.estimator
+        rule = self.settled()
+        if rule.estimator is not None:
+            return rule.estimator
+        assert rule.gamma_range is not None
         along: Literal["probe", "input"] = "probe" if self.probe_depth and len(self.asked_sites()) < 2 else "input"
         if self.feedback:
-            return FeedbackDCTA(self.gamma_range, along, self.feedback)
-        return (DCTA if self.order == 1 else SecondOrderDCTA)(self.gamma_range, along)
+            return FeedbackDCTA(rule.gamma_range, along, rule.feedback)
+        return (DCTA if rule.order == 1 else SecondOrderDCTA)(rule.gamma_range, along)
 
     def blocks_on_every_step(self) -> int:
         """How many blocks run on every step: none where nothing looks at them."""
@@ -173,7 +192,7 @@ class SiteRule:
         """The rule; of a table of schedules one for each of its rows."""
         rows = self.schedule.rows if self.schedule is not None else ()
         if not rows:
-            return (self,)
+            return (self.settled(),)
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(SiteRule)}
         pairs = zip(self.sites, rows, strict=True)
         return tuple(SiteRule(**{**fields, "sites": site, "schedule": row}) for site, row in pairs)

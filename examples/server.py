@@ -138,5 +138,5 @@ if __name__ == "__main__":
     from diffusers import DiffusionPipeline
 
     pipe = DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16).to("cuda")
-    painter = Painter(pipe, error="estimate", order=2, joint=True, threshold=0.1, gamma_range=(1, 3))
+    painter = Painter(pipe)
     server(painter, 8000).serve_forever()

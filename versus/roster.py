@@ -13,7 +13,7 @@ from .dbcache import DBCache
 from .families import FAMILIES
 from .first_block import FirstBlock
 from .mag import Mag, calibrate
-from .ours import ESTIMATE, FIRST_ORDER, STATIC, UNPROBED, Ours
+from .ours import ESTIMATE, STATIC, UNPROBED, Ours
 from .published import PublishedDiCache
 from .pyramid import PyramidAttentionBroadcast
 from .sea import Sea
@@ -34,15 +34,13 @@ def own(workload: Workload, quick: bool = False) -> list[Entrant]:
     """
     slow = [
         Uncached(compiled=False),
-        Ours(threshold=0.1, changed=FIRST_ORDER),
-        *(Ours(threshold=threshold, changed=ESTIMATE) for threshold in (0.05, 0.2)),
+        *(Ours(quality=name) for name in ("high", "fast")),
         *(Ours(preset=name) for name in ("flux", "hunyuan", "wan")),
         PyramidAttentionBroadcast(cross_attention_block_skip_range=_cross_range(workload)),
         DBCache(regional=False),
     ]
     systems: list[System] = [
-        Ours(),
-        Ours(threshold=0.1, changed=ESTIMATE),
+        Ours(quality="balanced"),
         *([] if quick else slow),
         *_peers(workload),
         PublishedDiCache(workload.family),

@@ -20,7 +20,16 @@ from .device import Device
 
 STEPS = 20  # of a generation
 # Errors of the uneven walk below lie on both sides of the threshold, so that the decision is the data's.
-MIXED = {"threshold": 0.1, "warmup_steps": 3, "max_consecutive_skips": 3, "streams": 1}
+MIXED = {
+    "error": "probe",
+    "order": 1,
+    "gamma_range": (1.0, 1.5),
+    "joint": False,
+    "threshold": 0.1,
+    "warmup_steps": 3,
+    "max_consecutive_skips": 3,
+    "streams": 1,
+}
 SIZES = (0.003, 0.03, 0.3)  # of a step of the walk, beside latents of size 1
 
 Call = Callable[..., tuple[Tensor, ...]]

@@ -70,6 +70,8 @@ def our_options(name: str) -> dict[str, Any]:
     """Ours, so that exactly the forced steps run deep."""
     return DiCacheConfig(
         engine=name,  # type: ignore[arg-type]
+        error="probe",
+        order=1,
         threshold=math.inf,
         warmup_steps=WARMUP,
         final_steps=FINAL,

@@ -5,7 +5,6 @@ Nothing of this is on the way of a step: the record is read a few times at most,
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Sequence
 
@@ -13,16 +12,13 @@ from torch import Tensor
 
 from ..config import DiCacheConfig
 from ..errors import CacheWarning, StepError
-from ..write.control import of_rules
-from .record import History, Row
+from .findings import MAX_ALIKE, findings
+from .record import History
 from .state import StreamState
 from .store import Lost
 
 _LOOKS = 12  # at the record, of each model
 _FIRST_LOOK = 64  # calls, where only the device knows when a generation starts; then at twice as many, and so on
-MAX_ALIKE = 6  # generations of one step in a row, or sessions of one call, that are worth a word
-_SHORT = 4  # steps of the shortest generation that is worth a word
-_MUCH, _LONG = 0.9, 10  # share of reused steps that is, in a generation of so many at least
 
 
 class Advice:
@@ -81,19 +77,24 @@ class Advice:
                 f"take turns than max_streams={limit}. Set max_streams to as many as there are at a time",
             )
 
+    def compiled_again(self, name: str, state: StreamState) -> None:
+        """A stream's step is the first of a graph that was compiled for it just now."""
+        index = state.index  # where the host knows it
+        if state.calls > 1 and index is not None and index > 1:
+            self.say(
+                "compiled",
+                f"the model was compiled again at step {index} of a generation of stream {name!r}. Set "
+                "TORCH_LOGS=recompiles to see what had changed. Pass a number that changes from step to step as a "
+                "tensor, and change a model or the size of its inputs between generations",
+            )
+
     def stepped(self, name: str, history: History, state: StreamState) -> None:
         """A stream has made a step. Looks at its earlier generations where this one is the first of another."""
         if not self._looks or not self._starts(state):
             return
         self._looks -= 1
-        recorded = history.generations()[:-1]
-        earlier = [[row for row, _ in generation] for generation in recorded]
-        if earlier:
-            self._much(name, earlier[-1])
-        if len(earlier) > 1:
-            self._nothing(name, earlier[-2:], [generation[0][1].config for generation in recorded[-2:]])
-        if len(earlier) >= MAX_ALIKE:
-            self._single(name, earlier[-MAX_ALIKE:])
+        for what, text in findings(name, history.generations()[:-1]):
+            self.say(what, text)
 
     def _starts(self, state: StreamState) -> bool:
         """Whether the last step was a generation's first, as far as can be told without waiting for the device."""
@@ -106,44 +107,6 @@ class Advice:
         self._next *= 2
         return True
 
-    def _much(self, name: str, steps: Sequence[Row]) -> None:
-        reused = sum(not _ran_deep(step) for step in steps)
-        if len(steps) >= _LONG and reused >= _MUCH * len(steps):
-            self.say(
-                "much",
-                f"{reused} of {len(steps)} steps of stream {name!r} were reused in one generation, which is more than "
-                "an image can bear: lower threshold, bound max_consecutive_skips, or have more steps in the schedule",
-            )
-
-    def _nothing(self, name: str, generations: Sequence[Sequence[Row]], configs: Sequence[DiCacheConfig]) -> None:
-        steps = [step for generation in generations for step in generation]
-        if any(len(generation) < _SHORT for generation in generations) or not all(map(_ran_whole, steps)):
-            return
-        rules = [rule for config in configs for rule in config.all_rules()]
-        if any(rule.schedule is not None or (rule.threshold == 0 and rule.gate is None) for rule in rules):
-            return  # as it was asked for
-        config = configs[-1].all_rules()[0]
-        lengths = " and ".join(str(len(generation)) for generation in generations)
-        text = f"nothing was reused in two generations of stream {name!r}, of {lengths} steps: "
-        errors = [step["accumulated"] for step in steps if not step["forced"] and not math.isnan(step["accumulated"])]
-        if not errors:
-            text += "all steps were forced. Shorten warmup_steps, warmup_ratio, final_steps or deep_steps"
-        elif config.gate is None and min(errors) >= config.threshold:
-            text += f"smallest error {min(errors):.2g}, threshold {config.threshold:g}. Raise threshold"
-        else:
-            text += f"smallest error {min(errors):.2g}. Loosen the gate or max_consecutive_skips"
-        self.say("nothing", text)
-
-    def _single(self, name: str, generations: Sequence[Sequence[Row]]) -> None:
-        if all(len(generation) == 1 for generation in generations):
-            times = ", ".join(f"{generation[0]['timestep']:.4g}" for generation in generations)
-            self.say(
-                "single",
-                f"each of the last {len(generations)} calls of stream {name!r} began a generation (timesteps {times}), "
-                "and a first step cannot be reused. Put `with generation():` around each denoising loop; look at the "
-                "timestep that explain(model) names; for a model of one step set num_steps=1",
-            )
-
     def new_session(self, calls: Sequence[int]) -> None:
         """A graph meets another model; `calls`: how often it was called with each of those before."""
         if len(calls) >= MAX_ALIKE and all(number <= 1 for number in calls[-MAX_ALIKE:]):
@@ -152,13 +115,3 @@ class Advice:
                 f"the last {MAX_ALIKE} calls came with weights that no call before had, so each began anew and nothing "
                 "can be reused: keep the model's parameters the same objects from call to call",
             )
-
-
-def _ran_deep(step: Row) -> bool:
-    """Whether any rule's sites ran."""
-    return any(step[name] == 1 for name in of_rules("deep", step))
-
-
-def _ran_whole(step: Row) -> bool:
-    """Whether no rule's sites were reused."""
-    return all(step[name] != 0 for name in of_rules("deep", step))

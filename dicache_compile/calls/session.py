@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ..config import DiCacheConfig
 from .adjustments import adjusted, adjusted_models, tell_of_configure
-from .advice import MAX_ALIKE, Advice
+from .advice import Advice
 from .ahead import Ahead
+from .findings import MAX_ALIKE
 from .marks import Mark, mark_of, marks_of
 from .numbering import Numbering
 from .record import Call, Calls

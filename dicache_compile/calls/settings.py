@@ -58,6 +58,7 @@ def _limits(rule: SiteRule, steps: int | None, warmup: int) -> dict[str, tuple[f
         return {LIMITS: (warmup, NO_LIMIT, NO_LIMIT), DEEP_STEPS: rule.schedule.deep_steps(steps)}
     first, last = forced_steps(rule, steps)
     limit = rule.max_consecutive_skips
+    assert limit != "auto"  # the rule is settled
     limits = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
     return {LIMITS: limits, DEEP_STEPS: _listed(rule, steps)}
 

@@ -73,11 +73,14 @@ class CompiledStep:
         if name in session.lost:
             number = run.number if run is not None else None
             session.advice.came_back(name, session.lost.pop(name), number, time, session.limit)
+        is_new = not self.layouts
         state, serves = session.state(name, self._layout(inputs))
         if steps == 1:
             state.restart()
         else:
             self._follow(session, state, run, plain, serves)
+            if is_new:
+                session.advice.compiled_again(name, state)
         state.tell(settings)
         if self.is_wrong:
             state.force_deep()

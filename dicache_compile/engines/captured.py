@@ -123,7 +123,11 @@ class CapturedEngine:
         self._short_lived = self._short_lived + 1 if recording.runs == 1 else 0
         if self._short_lived >= _SHORT_LIVED:
             moved = [self._names[place] for place in recording.addresses.moved(inputs)]
-            what = f"weights that move, {', '.join(moved[:3])}" if moved else "other sizes or numbers"
+            what = (
+                f"weights that move, {', '.join(moved[:3])}: keep them on the device between calls"
+                if moved
+                else "other sizes or numbers: pass numbers that change as tensors on the device"
+            )
             reason = self._reason(CaptureError(f"every call comes with {what}"))
             _log.warning("a step runs on the engine 'calls', not %r: %s", self._first.name, reason)
             self._first = Rung("calls", reason)

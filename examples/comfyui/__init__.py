@@ -16,7 +16,7 @@ from dicache_compile import DiCacheConfig, generation, stream, summary
 
 KEY = "dicache_compile"
 # Compiled once. What the node sets holds for one run at a time, so that to move a slider compiles nothing.
-CONFIG = DiCacheConfig(error="estimate", order=2, joint=True, gamma_range=(1, 3))
+CONFIG = DiCacheConfig()
 # Samplers that call the model twice a step, but for the last one.
 TWICE = ("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2")
 

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torch._dynamo.exc import BackendCompilerFailed
 
-from dicache_compile import DiCacheConfig, dicache_backend, explain, reset, stream, summary
+from dicache_compile import dicache_backend, explain, reset, stream, summary
 from dicache_compile import generation as announced
 from dicache_compile.calls.clock import EarlierClock
 from dicache_compile.errors import StepError
 from tests import models
 from tests.contract.test_contract import STEPS
+from tests.helpers.published import published
 
 
 class Timeless(models.SingleStream):
@@ -31,7 +32,7 @@ def timeless_inputs(model: models.Model, step: int) -> tuple[Any, ...]:
 
 
 def compiled(model: models.Model, **config: Any) -> Any:
-    options = DiCacheConfig(threshold=float("inf"), lowering="eager", strict=True, **config).options()
+    options = published(threshold=float("inf"), lowering="eager", strict=True, **config).options()
     return torch.compile(model, backend=dicache_backend, fullgraph=True, options=options)
 
 

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import DiCacheConfig, dicache_backend, generation, stream, summary
+from dicache_compile import dicache_backend, generation, stream, summary
 from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near
 from tests.fakes.recording_device import RecordingDevice
 from tests.helpers.cells import cells
+from tests.helpers.published import published
 from tests.oracles.plain_oracle import PlainDiCache
 
 EXPECTED = "DDD...D..D"  # with a high threshold, three reused in a row at most, and the last step deep
@@ -26,7 +28,7 @@ class Counted:
 
     def __init__(self, model: models.Model, **config: Any) -> None:
         self.graphs = 0
-        settings = DiCacheConfig(
+        settings = published(
             **{"threshold": 10.0, "num_steps": STEPS, "final_steps": 1, "lowering": "eager", "strict": True, **config}
         )
 
@@ -147,6 +149,7 @@ def test_the_same_seed_gives_the_same_result_in_a_fresh_process_and_a_used_one(c
         assert_near(results[0], run(oracle, model))
 
 
+@pytest.mark.filterwarnings("ignore:the model was compiled again")
 def test_a_generation_that_nobody_announced_goes_on_in_another_graph() -> None:
     model = models.make(Switching)
     compiled = Counted(model, streams=1, num_steps=None, final_steps=0)
@@ -156,6 +159,7 @@ def test_a_generation_that_nobody_announced_goes_on_in_another_graph() -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:the model was compiled again")
 def test_a_larger_batch_in_mid_run_gives_the_same_result_twice() -> None:
     model = models.make(models.SingleStream)
     compiled = Counted(model, streams=1)

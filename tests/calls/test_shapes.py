@@ -14,6 +14,7 @@ from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import ENGINES, KINDS, STEPS, compiled, generate
 from tests.helpers.cells import cells
+from tests.helpers.published import published
 
 pytestmark = pytest.mark.shares_traces
 
@@ -32,7 +33,7 @@ def test_a_shape_that_comes_back_starts_anew(engine: str, dynamic: bool | None) 
     for tokens in (6, 8, 10):
         alone(tokens)  # before anything else is compiled
     model = models.make(models.SingleStream)
-    options = DiCacheConfig(threshold=0.3, engine=engine, lowering="eager", strict=True).options()  # type: ignore[arg-type]
+    options = published(threshold=0.3, engine=engine, lowering="eager", strict=True).options()  # type: ignore[arg-type]
     call = torch.compile(model, backend=dicache_backend, fullgraph=True, dynamic=dynamic, options=options)
     for tokens in (6, 8, 6, 10, 8):
         ours = generate(call, model, tokens=tokens)

@@ -13,6 +13,7 @@ from dicache_compile import DiCacheConfig, dicache_backend, reset, stream, summa
 from tests import models
 from tests.helpers import shared
 from tests.helpers.cells import cells
+from tests.helpers.published import published
 from tests.models import Model
 from tests.oracles.plain_oracle import PlainDiCache
 
@@ -34,7 +35,7 @@ def compiled(model: Model, apart: bool = False, **config: Any) -> Any:
     """`apart`: traced for this test alone, which is about what Dynamo does, such as with a second shape."""
     # Of `Skips`, whose blocks do not add, the residual is not the better form: it is said, not held against the truth.
     said: dict[str, Any] = {"carried": "residual"} if isinstance(model, models.Skips) and "rules" not in config else {}
-    found = DiCacheConfig(**{"lowering": "eager", "strict": True, **said, **config})
+    found = published(**{"lowering": "eager", "strict": True, **said, **config})
     if apart or found.lowering == "inductor":
         return shared.compiled_apart(model, found.options())
     return shared.compiled(model, found.options())
@@ -213,6 +214,7 @@ def test_a_generation_after_another_prompt_is_as_if_it_were_the_first(engine: st
     assert all(torch.equal(a, b) for a, b in zip(alone, again, strict=True))
 
 
+@pytest.mark.filterwarnings("ignore:the last generations of stream")
 @cells("engine, seed", ENGINES, [6, 5])  # another prompt, and the same
 def test_an_abandoned_generation_leaves_nothing_for_the_next(engine: str, seed: int) -> None:
     model = models.make(models.SingleStream)
@@ -273,6 +275,7 @@ def test_cached_steps_change_none_of_their_inputs(engine: str) -> None:
             assert torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:the error was infinite")
 @each_engine
 def test_nan_in_the_probe_runs_deep_and_does_not_stick(engine: str) -> None:
     model = models.make(models.SingleStream)

@@ -11,12 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dicache_compile import DiCacheConfig, summary
+from dicache_compile import summary
 from dicache_compile.cut import cut
 from dicache_compile.plan import Region
 from tests import models
 from tests.contract.test_contract import assert_near, compiled
 from tests.helpers.graphs import captured
+from tests.helpers.published import published
 from tests.oracles.plain_oracle import PlainDiCache
 
 pytestmark = pytest.mark.shares_traces
@@ -119,7 +120,7 @@ def test_no_region_reads_a_later_one_and_every_block_is_in_one_piece(case: Any) 
     torch._dynamo.reset()
     gm, examples = captured(model, *models.inputs(model, 0, STEPS, **sizes))
     with torch.no_grad():
-        found = cut(gm, examples, DiCacheConfig(**config)).partition
+        found = cut(gm, examples, published(**config)).partition
     for node, region in found.regions.items():
         for needed in node.all_input_nodes:
             assert found.regions.get(needed, Region.PROLOGUE).value <= region.value

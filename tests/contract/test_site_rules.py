@@ -18,6 +18,7 @@ from dicache_compile.rules import Seen
 from tests import models
 from tests.contract.test_contract import ENGINES, STEPS, assert_near, compiled, generate
 from tests.helpers.cells import cells
+from tests.helpers.published import published_rule
 from tests.oracles.site_oracle import PlainSite, PlainSites
 
 pytestmark = pytest.mark.shares_traces
@@ -28,10 +29,10 @@ KINDS = {models.SingleStream: ("x",), models.TwoStream: ("x", "text")}
 def asked(site: PlainSite) -> SiteRule:
     """The rule of a plain site."""
     if site.schedule is not None:
-        return SiteRule(sites=(site.first, site.last), schedule=Schedule.steps(*site.schedule), estimator=Reuse())
+        return published_rule(sites=(site.first, site.last), schedule=Schedule.steps(*site.schedule), estimator=Reuse())
     rule: dict[str, Any] = {"warmup_steps": site.warmup, "max_consecutive_skips": site.max_skips}
     gate = {"gate": AfterTheFirst(site.threshold)} if site.follows else {"threshold": site.threshold}
-    return SiteRule(sites=(site.first, site.last), probe_depth=site.probe_depth, **rule, **gate)
+    return published_rule(sites=(site.first, site.last), probe_depth=site.probe_depth, **rule, **gate)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,9 @@ def test_rules_may_stand_in_another_order_than_they_run(form: str) -> None:
 @pytest.mark.parametrize("form", list(FORMS))
 def test_nothing_reused_is_the_model_to_the_bit(form: str) -> None:
     model = models.make(models.Mixed, depth=8)
-    rules = [SiteRule(sites=(one.first, one.last), threshold=0) for one in PlainSites(model, FORMS[form](())).all()]
+    rules = [
+        published_rule(sites=(one.first, one.last), threshold=0) for one in PlainSites(model, FORMS[form](())).all()
+    ]
     ours = generate(compiled(model, rules=rules), model)
     assert all(torch.equal(a, b) for a, b in zip(ours, generate(model, model), strict=True))
 
@@ -119,8 +122,8 @@ def test_nothing_reused_is_the_model_to_the_bit(form: str) -> None:
 def test_explain_and_summary_have_a_line_for_each_rule() -> None:
     model = models.make(models.SingleStream, depth=8)
     rules = [
-        SiteRule(sites=(0, 3), schedule=Schedule.every(2), estimator=Reuse()),
-        SiteRule(sites=(3, 7), threshold=math.inf, warmup_steps=2),
+        published_rule(sites=(0, 3), schedule=Schedule.every(2), estimator=Reuse()),
+        published_rule(sites=(3, 7), threshold=math.inf, warmup_steps=2),
     ]
     call = compiled(model, rules=rules)
     generate(call, model)
@@ -144,10 +147,13 @@ def test_explain_and_summary_have_a_line_for_each_rule() -> None:
 
 def test_rules_change_without_compiling_and_only_to_rules_of_the_same_form() -> None:
     model = models.make(models.SingleStream, depth=8)
-    rules = [SiteRule(sites=(0, 4), threshold=0), SiteRule(sites=(4, 8), threshold=math.inf, warmup_steps=2)]
+    rules = [
+        published_rule(sites=(0, 4), threshold=0),
+        published_rule(sites=(4, 8), threshold=math.inf, warmup_steps=2),
+    ]
     call = compiled(model, rules=rules)
     generate(call, model)
-    configure(call, rules=[SiteRule(sites=(0, 4), threshold=math.inf), rules[1]])
+    configure(call, rules=[published_rule(sites=(0, 4), threshold=math.inf), rules[1]])
     with torch._dynamo.config.patch(error_on_recompile=True):
         generate(call, model)
     counts = [

@@ -19,6 +19,7 @@ from dicache_compile.errors import UncachedWarning
 from tests import models
 from tests.contract.test_contract import generate
 from tests.helpers.cells import cells
+from tests.helpers.published import published
 from tests.oracles.plain_oracle import PlainDiCache
 from tests.passes import test_forms
 
@@ -28,7 +29,7 @@ DEPTH = 3  # as shallow as a trunk of two lists may be: Inductor's time is that 
 
 def compiled(model: models.Model, **config: Any) -> Any:
     settings = {"lowering": "inductor", "strict": True, "carried": "residual", **config}  # which the oracles keep
-    return torch.compile(model, backend=dicache_backend, fullgraph=True, options=DiCacheConfig(**settings).options())
+    return torch.compile(model, backend=dicache_backend, fullgraph=True, options=published(**settings).options())
 
 
 def worst(ours: list[Tensor], exact: list[Tensor]) -> float:

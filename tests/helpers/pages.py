@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-README, GUIDE = ROOT / "README.md", ROOT / "CONTRIBUTING.md"
+README, GUIDE = ROOT / "README.md", ROOT / "docs" / "extend.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 READMES = [*sorted((ROOT / "bench").glob("*/README.md")), ROOT / "versus" / "README.md"]
-PAGES = [README, GUIDE, ROOT / "CHANGELOG.md", *DOCS, *READMES]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *DOCS, *READMES]
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -17,6 +17,7 @@ from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
 from dicache_compile.estimators import Reuse
 from tests import models
 from tests.contract.test_contract import assert_near
+from tests.helpers.published import published
 from tests.models import Carried, structures
 from tests.models.structures import Structure
 from tests.oracles.plain_oracle import PlainDiCache
@@ -35,7 +36,7 @@ def run_both(model: nn.Module, calls: Sequence[tuple[Any, ...]], **reusing: Any)
 
     def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
         said: dict[str, Any] = {"lowering": "eager", "strict": True, "carried": "residual"}
-        settings = {n: DiCacheConfig(**said, **c).options() for n, c in configs.items()}
+        settings = {n: published(**said, **c).options() for n, c in configs.items()}
         steps = {name: dicache_backend(gm, examples, options=options) for name, options in settings.items()}
         return lambda *inputs: steps[using](*inputs)
 

@@ -18,6 +18,7 @@ from dicache_compile.plan import AskedRule, Partition
 from dicache_compile.write import single_graph
 from tests import models
 from tests.helpers.graphs import Mixer, Tiny, captured, graph_text, partition_text, tiny_inputs, trunk_text
+from tests.helpers.published import published
 
 
 def trunk_of(model: nn.Module, *args: Any, owners: tuple[str, ...] = ()) -> Any:
@@ -29,7 +30,7 @@ def trunk_of(model: nn.Module, *args: Any, owners: tuple[str, ...] = ()) -> Any:
 @torch.no_grad()
 def cut_of(model: nn.Module, *args: Any, **config: Any) -> Cut:
     gm, examples = captured(model, *args)
-    return cut(gm, examples, DiCacheConfig(**config))
+    return cut(gm, examples, published(**config))
 
 
 def assert_never_reads_backwards(found: Partition) -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
+from dicache_compile import dicache_backend, explain, summary
 from tests import models
 from tests.contract.test_contract import STEPS, generate
 from tests.helpers.graphs import captured
+from tests.helpers.published import published
 from tests.helpers.unnamed import form
 from tests.oracles.plain_oracle import PlainDiCache
 
@@ -59,7 +60,7 @@ class InModuleDict(models.SingleStream):
 @pytest.mark.parametrize(("kind", "trunk"), [(ByName, "repeated0"), (InModuleDict, "named_blocks")])
 def test_blocks_outside_of_module_lists_are_cached_as_the_oracle_does(kind: type[models.Model], trunk: str) -> None:
     model = models.make(kind)
-    options = DiCacheConfig(threshold=float("inf"), lowering="eager", strict=True).options()
+    options = published(threshold=float("inf"), lowering="eager", strict=True).options()
     ours = generate(torch.compile(model, backend=dicache_backend, fullgraph=True, options=options), model)
     oracle = PlainDiCache(model, float("inf"), max_skips=3)
     expected = [oracle(*models.inputs(model, step, STEPS)) for step in range(STEPS)]
@@ -76,7 +77,7 @@ def test_an_exported_model_without_metadata_is_cached_as_the_oracle_does(decompo
     exported: Any = (program.run_decompositions() if decomposed else program).module()
     for node in exported.graph.nodes:
         node.meta.pop("nn_module_stack", None)
-    options = DiCacheConfig(threshold=float("inf"), lowering="eager", strict=True).options()
+    options = published(threshold=float("inf"), lowering="eager", strict=True).options()
     call = torch.compile(exported, backend=dicache_backend, fullgraph=True, options=options)
     oracle = PlainDiCache(model, float("inf"), max_skips=3)
     with torch.no_grad():

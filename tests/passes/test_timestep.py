@@ -16,6 +16,7 @@ from dicache_compile.graph.input_names import input_name
 from tests import models
 from tests.contract.test_contract import STEPS
 from tests.helpers.graphs import captured
+from tests.helpers.published import published
 
 
 class Denoiser(models.SingleStream):
@@ -166,7 +167,7 @@ def test_nothing_else_is_taken_for_a_timestep_and_the_refusal_says_what_to_set(
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_a_python_number_that_changes_is_no_reason_to_take_another_input(dynamic: bool | None) -> None:
     model = made(of_guidance)
-    options = DiCacheConfig(lowering="eager").options()
+    options = published(lowering="eager").options()
     call = torch.compile(model, backend=dicache_backend, options=options, dynamic=dynamic)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", UncachedWarning)
@@ -215,7 +216,7 @@ def test_a_timestep_that_a_hook_has_handed_on_is_found(name: str | None) -> None
     torch.manual_seed(0)
     model = Hooked().eval().requires_grad_(False)
     hook(model)
-    options = DiCacheConfig(lowering="eager", threshold=float("inf"), timestep_input=name).options()
+    options = published(lowering="eager", threshold=float("inf"), timestep_input=name).options()
     model.compile(backend=dicache_backend, options=options)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("error", UncachedWarning)

@@ -12,10 +12,11 @@ from torch._inductor import compile_fx
 from torch._inductor.compile_worker.subproc_pool import SubprocException
 from torch._inductor.exc import InductorError
 
-from dicache_compile import DiCacheConfig, dicache_backend, explain, stream, summary
+from dicache_compile import dicache_backend, explain, stream, summary
 from dicache_compile.errors import UncachedWarning, UnsupportedGraphError
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
+from tests.helpers.published import published
 from tests.oracles.plain_oracle import PlainDiCache
 
 pytestmark = pytest.mark.shares_traces
@@ -33,7 +34,7 @@ class Perceptron(nn.Module):
 
 
 def eager(**config: Any) -> dict[str, Any]:
-    return DiCacheConfig(lowering="eager", **config).options()
+    return published(lowering="eager", **config).options()
 
 
 def test_a_graph_without_a_trunk_runs_uncached_with_one_warning() -> None:

@@ -14,6 +14,7 @@ from dicache_compile.write.control import MASKED_STEPS
 from dicache_compile.write.record import LOG_ROWS
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
+from tests.helpers.published import published
 
 pytestmark = pytest.mark.shares_traces
 
@@ -31,8 +32,8 @@ def test_explain_tells_of_a_model_that_was_never_compiled() -> None:
     assert [(s.shape, s.dtype) for s in told.streams] == [((2, 6, 16), torch.float32)]
     assert told.timestep == "timestep"
     assert 0.6 < told.skippable < 0.8  # three of four blocks
-    five_tensors = 5 * 2 * 6 * 16 * 4
-    assert five_tensors < told.state_bytes < five_tensors + LOG_ROWS * 7 * 4 + 2 * MASKED_STEPS + 300
+    six_tensors = 6 * 2 * 6 * 16 * 4
+    assert six_tensors < told.state_bytes < six_tensors + LOG_ROWS * 7 * 4 + 2 * MASKED_STEPS + 300
     assert str(told).splitlines()[:4] == [
         "cached, in one full graph",
         "  trunk      double_blocks (2 blocks), single_blocks (2 blocks)",
@@ -85,7 +86,7 @@ def test_summary_tells_every_step() -> None:
     assert str(summary(model)).splitlines() == [
         "generation  stream        steps  deep  share  decisions (D deep, d deep and forced, . reused)",
         "         0  0                10     4    40%  ddd...D...",
-        "         0  config  threshold=10.0, lowering='eager', strict=True",
+        f"         0  config  {published(threshold=10.0, lowering='eager', strict=True).brief()}",
     ]
 
 

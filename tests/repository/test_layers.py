@@ -19,7 +19,7 @@ LAYERS = (
     ("gates", "estimators", "graph"),
     ("passes",),
     ("write",),
-    ("config", "site_rule", "checks", "fields", "presets", "schedules", "lowering"),
+    ("config", "site_rule", "checks", "fields", "presets", "qualities", "schedules", "lowering"),
     ("options", "cut", "cost", "compiled", "mistakes", "tracing"),
     ("engines",),
     ("calls",),

@@ -106,11 +106,11 @@ def test_a_config_is_frozen_and_its_options_make_it_again() -> None:
 
 
 def test_the_default_needs_no_number_of_steps_and_is_careful() -> None:
-    config = DiCacheConfig()
-    assert not config.needs_num_steps()
-    assert forced_steps(config, None) == (3, None)
-    assert config.max_consecutive_skips == 3
-    assert config.threshold <= 0.05
+    (rule,) = DiCacheConfig().all_rules()
+    assert not rule.needs_num_steps()
+    assert forced_steps(rule, None) == (3, None)
+    assert rule.max_consecutive_skips == 2
+    assert rule.error == "estimate"
 
 
 @pytest.mark.parametrize(

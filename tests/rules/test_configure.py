@@ -14,6 +14,7 @@ from dicache_compile import DiCacheConfig, configure, dicache_backend, explain, 
 from dicache_compile.calls.settings import forced_steps
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
+from tests.helpers.published import published
 from tests.models import SingleStream
 from tests.oracles.plain_oracle import PlainDiCache
 
@@ -84,12 +85,9 @@ def test_a_running_generation_is_not_changed(engine: str) -> None:
     assert decisions(model) == [True] + [False] * (STEPS - 1)
     before, after = summary(call).generations
     assert (before.config.threshold, after.config.threshold) == (0.0, math.inf)
-    assert str(summary(call)).splitlines()[-2:] == [
-        "         0  config  threshold=0.0, warmup_steps=1, max_consecutive_skips=None, lowering='eager', "
-        f"engine='{engine}', strict=True",
-        "         1  config  threshold=inf, warmup_steps=1, max_consecutive_skips=None, lowering='eager', "
-        f"engine='{engine}', strict=True",
-    ]
+    lines = [f"{number:>10}  config  {one.config.brief()}" for number, one in enumerate((before, after))]
+    assert str(summary(call)).splitlines()[-2:] == lines
+    assert lines[0].startswith("         0  config  threshold=0.0, gamma_range=(1.0, 1.5), order=1, error='probe', ")
 
 
 def test_a_model_is_configured_before_its_first_call_and_after_a_reset() -> None:
@@ -118,7 +116,7 @@ def test_models_of_one_form_share_a_graph_under_different_settings() -> None:
 
 def test_every_stream_takes_its_change_when_its_own_generation_starts() -> None:
     model = models.make(SingleStream)
-    call = compiled(model, **BASE)
+    call = compiled(model, **BASE)  # not joint: the streams would decide alike
     with torch.no_grad():
         for step in range(STEPS):
             if step == 3:
@@ -165,7 +163,7 @@ def test_a_field_that_nothing_reads_is_an_error() -> None:
 
 
 def test_the_options_are_found_however_the_model_is_compiled() -> None:
-    options = DiCacheConfig(**BASE, lowering="eager").options()
+    options = published(**BASE, lowering="eager").options()
     in_place, by_name, bound = (models.make(SingleStream) for _ in range(3))
     in_place.compile(backend=dicache_backend, options=options)
     calls = [
@@ -173,7 +171,7 @@ def test_the_options_are_found_however_the_model_is_compiled() -> None:
         torch.compile(by_name, backend="dicache", options=options),
         torch.compile(bound, backend=partial(dicache_backend, options=options)),
     ]
-    assert [configure(call) for call in calls] == [DiCacheConfig(**BASE, lowering="eager")] * 3
+    assert [configure(call) for call in calls] == [published(**BASE, lowering="eager")] * 3
 
 
 def test_compiling_again_for_another_number_keeps_both_apart_and_tells_once_of_configure(

@@ -165,4 +165,4 @@ def test_a_field_that_nothing_would_read_is_refused(config: dict[str, Any], erro
 
 
 def test_a_preset_leaves_out_what_an_estimator_of_ones_own_stands_in_for() -> None:
-    assert DiCacheConfig.preset("wan", estimator=Reuse()).gamma_range == (1.0, 1.5)
+    assert DiCacheConfig.preset("wan", estimator=Reuse()).gamma_range is None

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 import zoo
 from dicache_compile import DiCacheConfig, dicache_backend, summary
 from dicache_compile.calls.session import sessions_of
+from tests.helpers.published import published
 from tests.models import Model
 from tests.oracles.hook_oracle import HookOracle
 from tests.oracles.plain_oracle import PlainDiCache
@@ -172,7 +173,7 @@ class Counted:
             if plain:
                 return gm.forward
             said: dict[str, Any] = {"lowering": "eager", "strict": True, "carried": "residual"}  # as the zoo has it
-            options = {name: DiCacheConfig(**config, **said).options() for name, config in configs.items()}
+            options = {name: published(**config, **said).options() for name, config in configs.items()}
             steps = {name: dicache_backend(gm, examples, options=option) for name, option in options.items()}
             return lambda *inputs: steps[self.using](*inputs)
 

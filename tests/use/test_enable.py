@@ -13,7 +13,7 @@ from dicache_compile import DiCacheConfig, configure, disable_cache, enable_cach
 from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import generate
-from tests.use.test_pipelines import PIPELINES, flux, run
+from tests.use.test_pipelines import PIPELINES, flux, run, wan
 
 diffusers = pytest.importorskip("diffusers", reason="the pipelines are diffusers'")
 
@@ -86,7 +86,7 @@ def test_all_denoisers_are_compiled_and_nothing_else() -> None:
     assert enabled.config == DiCacheConfig(threshold=10.0, warmup_steps=1, lowering="eager")
     for model in enabled.models.values():
         generate(model, model, steps=4)
-        assert [step.deep for step in summary(model).generations[-1].streams["0"]] == [True, False, False, False]
+        assert [step.deep for step in summary(model).generations[-1].streams["0"]] == [True, False, False, True]
     assert parts["other"]._compiled_call_impl is None
     assert pipe.components["controlnet"]._compiled_call_impl is None
 
@@ -100,6 +100,22 @@ def test_what_a_model_was_compiled_with_before_comes_back() -> None:
     assert model._compiled_call_impl is not before
     disable_cache(model)
     assert model._compiled_call_impl is before
+
+
+def test_the_published_rule_is_that_of_the_models_class() -> None:
+    for build, name in ((flux, "flux"), (wan, "wan")):
+        pipe, _ = quiet(build)
+        enabled = enable_cache(pipe, preset="published", warmup_ratio=0.5, compile=False)
+        assert enabled.config == DiCacheConfig.preset(name, warmup_ratio=0.5, lowering="eager")
+    other = models.make(models.SingleStream)
+    with pytest.raises(ValueError, match="no rule was published for SingleStream, only for FluxTransformer2DModel, "):
+        enable_cache(other, preset="published")
+    assert enable_cache(other, preset="hunyuan").config == DiCacheConfig.preset("hunyuan")
+    both = Pipe(transformer=quiet(flux)[0].transformer, transformer_2=quiet(wan)[0].transformer)
+    with pytest.raises(ValueError, match=r"the models are of several families, \['flux', 'wan'\]: enable each alone"):
+        enable_cache(both, preset="published")
+    with pytest.raises(ValueError, match="preset='flux' stands in for config: give one of them"):
+        enable_cache(other, DiCacheConfig(), preset="flux")
 
 
 @pytest.mark.parametrize(

@@ -91,19 +91,19 @@ def test_each_condition_is_a_stream_that_keeps_its_name_from_run_to_run(node: An
     first = sample(cached, roomy=False)
     assert torch.equal(sample(cached, roomy=False), first)
     told = decisions(cached)
-    assert told == [{"stream 0": "ddd...D.dd", "stream 1": "ddd...D.dd"}] * 2
+    assert told == [{"stream 0": "ddd..D..dd", "stream 1": "ddd..D..dd"}] * 2
 
 
 def test_conditions_that_run_as_one_batch_are_one_stream_and_one_that_ends_leaves_another(node: Any) -> None:
     (cached,) = node.patch(model(), 1.0, 0)
     sample(cached, end=0.5)
-    assert decisions(cached) == [{"stream 0": "ddd...", "stream 1": "d..."}]
+    assert decisions(cached) == [{"stream 0": "ddd..D", "stream 1": "d..D"}]
 
 
 def test_each_window_of_a_long_video_is_a_stream(node: Any) -> None:
     (cached,) = node.patch(model(), 1.0, 0)
     sample(cached, windows=((0, 1), (2, 3)))
-    assert decisions(cached) == [{"stream 0": "ddd...D...", "stream 1": "ddd...D..."}]
+    assert decisions(cached) == [{"stream 0": "ddd..D..D.", "stream 1": "ddd..D..D."}]
 
 
 def test_a_sampler_of_two_calls_a_step_ends_deep(node: Any) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dicache_compile import DiCacheConfig, dicache_backend, generation, summary
 from dicache_compile.calls.runs import current_run
 from tests import models
+from tests.helpers.published import published
 
 modular = pytest.importorskip("diffusers.modular_pipelines.modular_pipeline", reason="the blocks are diffusers'")
 guiders = pytest.importorskip("diffusers.guiders", reason="the guiders are diffusers'")
@@ -98,7 +99,7 @@ class Pipeline(modular.ModularPipeline):  # type: ignore[misc]
 def made(loop: type[Loop], **config: Any) -> Pipeline:
     model = models.make(models.SingleStream)
     settings = {"lowering": "eager", "threshold": float("inf"), "strict": True, **config}
-    call = torch.compile(model, backend=dicache_backend, options=DiCacheConfig(**settings).options())
+    call = torch.compile(model, backend=dicache_backend, options=published(**settings).options())
     blocks = loop()
     blocks.set_progress_bar_config(disable=True)
     return Pipeline(blocks, model, call)

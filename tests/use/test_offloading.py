@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from dicache_compile import DiCacheConfig, dicache_backend
+from dicache_compile import dicache_backend
+from tests.helpers.published import published
 from tests.use.test_pipelines import flux, marks, run
 
 accelerate = pytest.importorskip("accelerate", reason="the hooks are accelerate's")
 
-OPTIONS = DiCacheConfig(threshold=1e9, lowering="eager", strict=True).options()
+OPTIONS = published(threshold=1e9, lowering="eager", strict=True).options()
 
 
 def in_place(model: Any, **how: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, summary
 from tests.helpers import shared
+from tests.helpers.published import published
 
 diffusers = pytest.importorskip("diffusers", reason="the pipelines are diffusers'")
 
@@ -101,7 +102,7 @@ def compiled(build: Any, apart: bool = False, **config: Any) -> tuple[Any, dict[
     """`apart`: traced for this test alone, which is about what Dynamo does, such as with a second shape."""
     pipeline, arguments = build()
     pipeline.set_progress_bar_config(disable=True)
-    options = DiCacheConfig(**{"lowering": "eager", "threshold": 10.0, "strict": True, **config}).options()
+    options = published(**{"lowering": "eager", "threshold": 10.0, "strict": True, **config}).options()
     pipeline.transformer.requires_grad_(False)
     if apart:
         pipeline.transformer.compile(backend=dicache_backend, fullgraph=True, options=options)

@@ -18,8 +18,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dicache_compile import DiCacheConfig, dicache_backend, generation, reset, summary
+from dicache_compile import dicache_backend, generation, reset, summary
 from tests.helpers import shared
+from tests.helpers.published import published
 
 diffusers = pytest.importorskip("diffusers", reason="the models are diffusers'")
 given = pytest.importorskip("zoo.given", reason="the models' sizes and calls are the zoo's")
@@ -59,7 +60,7 @@ def at(name: str, dtype: torch.dtype | None = None, **more: Any) -> Make:
 def compiled(model: nn.Module, backend: Any = None, fullgraph: bool = True, apart: bool = False, **config: Any) -> Any:
     """`apart`: traced for this test alone, which is about what Dynamo does, such as with a second number."""
     settings = {"lowering": "eager", "strict": True, "threshold": math.inf, "warmup_steps": 2, **config}
-    found = DiCacheConfig(**{"max_consecutive_skips": 1, **settings})
+    found = published(**{"max_consecutive_skips": 1, **settings})
     if backend is not None or not fullgraph:
         return torch.compile(model, backend=backend or dicache_backend, fullgraph=fullgraph, options=found.options())
     if apart or found.lowering == "inductor":
@@ -221,6 +222,7 @@ def test_controlnet_residuals_inside_the_probe_start_no_generation() -> None:
     assert len(summary(model).generations) == 1
 
 
+@pytest.mark.filterwarnings("ignore:the model was compiled again")
 @pytest.mark.parametrize("announced", [False, True])
 def test_a_controlnet_that_begins_or_ends_in_mid_generation_leaves_no_anchors(announced: bool) -> None:
     """Where the run is announced it goes on, and its steps are counted on."""

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import zoo
-from dicache_compile import DiCacheConfig, configure, explain, summary
+from dicache_compile import configure, explain, summary
 from dicache_compile.calls.session import sessions_of
 from dicache_compile.errors import UncachedWarning
+from tests.helpers.published import published
 from tests.helpers.traced import Traced
 from tests.helpers.unnamed import APART, form_agrees
 from tests.oracles.hook_oracle import HookOracle
@@ -43,7 +44,7 @@ def case(entry: Entry) -> Any:
 
 
 def traced(model: nn.Module, entry: Entry) -> Traced:
-    config = DiCacheConfig(**{**entry.config, **REUSING}, lowering="eager")
+    config = published(**{**entry.config, **REUSING}, lowering="eager")
     return Traced(model, {"reusing": config}, fullgraph=entry.fullgraph, dynamic=False)
 
 
