@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from time import perf_counter
 
 from torch import Tensor
 
@@ -15,13 +17,15 @@ from ..write.record import LOG_ROWS, RULE_COLUMNS, STEP_COLUMNS
 Row = Mapping[str, float]  # by column; of later rules by `of_rule`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """A call that a stream made."""
+    """A call that a stream made. The clock is the host's, in seconds: a device may still be at work when it returns."""
 
     number: int  # among the calls of all models
     run: int | None  # the announced run that it was of
     config: DiCacheConfig  # that it was told
+    began: float = field(default_factory=perf_counter)
+    returned: float = math.nan  # NaN while it runs, and of one that failed
 
 
 @dataclass(slots=True)

@@ -96,11 +96,13 @@ class Session(Store):
         """What the host knows of a stream."""
         return self._ahead.setdefault(state, Ahead())
 
-    def begin_call(self, name: str, run: Run | None, config: DiCacheConfig) -> None:
+    def begin_call(self, name: str, run: Run | None, config: DiCacheConfig) -> Call:
         """A step of a stream begins; `config` is the one that it was told."""
         self.last_call = next(_clock)
         self.calls.number += 1
-        self.history[name].calls.append(Call(self.last_call, run.number if run is not None else None, config))
+        call = Call(self.last_call, run.number if run is not None else None, config)
+        self.history[name].calls.append(call)
+        return call
 
     def drop(self, name: str) -> None:
         super().drop(name)

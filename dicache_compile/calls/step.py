@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from torch import Tensor
@@ -86,7 +87,7 @@ class CompiledStep:
             state.force_deep()
         self.clock.write(state, time)
         reused = self.told_ahead and not self.is_wrong and self._is_reused(session, state, inputs)
-        session.begin_call(name, run, told.config)
+        call = session.begin_call(name, run, told.config)
         note_run(self.function, self.work)
         watch = self.check.watch(state) if self.check is not None and not reused else None
         try:
@@ -95,6 +96,7 @@ class CompiledStep:
             # The step may have written half of its state.
             session.drop(name)
             raise
+        call.returned = perf_counter()
         state.calls += 1
         state.anchored = True
         if watch is not None:
