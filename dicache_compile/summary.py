@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import csv
+import importlib
+import io
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from torch import nn
 
+from .calls.record import Call, Row
 from .calls.session import Session
 from .config import DiCacheConfig
+from .plain import plain
 from .program import of_rule
 from .subject import subject, why_nothing_ran
 from .write.control import of_rules
 
 MAX_GENERATIONS = 16
+COLUMNS = (
+    "generation",
+    "stream",
+    "rule",
+    "index",
+    "timestep",
+    "deep",
+    "forced",
+    "error",
+    "accumulated",
+    "gamma",
+    "began",
+    "seconds",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +64,9 @@ class StepRecord:
     accumulated: float | None  # what was compared with the threshold; None on the first
     gamma: float | None  # of the estimate; None where the deep blocks ran, or there was one anchor only
     others: tuple[Decision | None, ...] = ()  # of the config's later rules; None where one was not asked
+    # By the host's clock, in seconds. On a GPU the host may run ahead of the work: then these are no times of steps.
+    began: float | None = field(default=None, compare=False)  # the call, after the generation's first one began
+    seconds: float | None = field(default=None, compare=False)  # until it returned
 
     @property
     def decisions(self) -> tuple[Decision | None, ...]:
@@ -85,6 +108,43 @@ class Summary:
             lines.append(f"{first if first == last else f'{first}-{last}':>10}  config  {config.brief()}")
         return "\n".join(lines)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, by field, in what JSON can hold: `plain` says how."""
+        found: dict[str, Any] = plain(self)
+        return found
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A dict by column (`COLUMNS`) for every decision: each rule's, on each step of each stream.
+
+        The newest generation comes last. `rule` counts from 1. A rule that was not asked has no row.
+        """
+        return [
+            _row(number, name, rule, step, decision)
+            for number, generation in enumerate(self.generations)
+            for name, steps in generation.streams.items()
+            for step in steps
+            for rule, decision in enumerate(step.decisions, start=1)
+            if decision is not None
+        ]
+
+    def to_csv(self) -> str:
+        """The `rows` as comma-separated values, with a line of headings; what a step has not is empty."""
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        table.writeheader()
+        table.writerows(self.rows())
+        return text.getvalue()
+
+    def to_dataframe(self) -> Any:
+        """The `rows` as a `pandas.DataFrame`. Raises ImportError where pandas is not installed."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise ImportError(
+                "to_dataframe() needs pandas, which is not installed: `pip install pandas`, or take to_csv() or rows()"
+            ) from error
+        return pandas.DataFrame(self.rows(), columns=list(COLUMNS))
+
 
 def summary(model: nn.Module) -> Summary:
     """The steps that a compiled model (or its original) has done, up to the last 16 generations.
@@ -98,28 +158,44 @@ def summary(model: nn.Module) -> Summary:
 
 
 def _generations(session: Session) -> list[Generation]:
-    runs = [
-        (run[0][1].number, run[0][1].config, name, [_record(row) for row, _ in run])
-        for name, history in session.history.items()
-        for run in history.generations()
-    ]
-    generations: list[tuple[dict[str, list[StepRecord]], DiCacheConfig]] = []
-    for _, config, name, steps in sorted(runs, key=lambda run: run[0]):
+    runs = [(name, run) for name, history in session.history.items() for run in history.generations()]
+    generations: list[dict[str, list[tuple[Row, Call]]]] = []
+    for name, run in sorted(runs, key=lambda one: one[1][0][1].number):
         # A stream that starts again starts a generation; one that has no part in the newest joins it.
-        if not generations or name in generations[-1][0]:
-            generations.append(({}, config))
-        generations[-1][0][name] = steps
-    return [Generation(streams, config) for streams, config in generations[-MAX_GENERATIONS:]]
+        if not generations or name in generations[-1]:
+            generations.append({})
+        generations[-1][name] = run
+    return [_generation(streams) for streams in generations[-MAX_GENERATIONS:]]
 
 
-def _record(row: Mapping[str, float]) -> StepRecord:
+def _generation(streams: Mapping[str, list[tuple[Row, Call]]]) -> Generation:
+    first = next(iter(streams.values()))[0][1]  # the stream that began first
+    steps = {name: [_record(row, call, first.began) for row, call in run] for name, run in streams.items()}
+    return Generation(steps, first.config)
+
+
+def _record(row: Row, call: Call, start: float) -> StepRecord:
     first, *others = (_decision(row, rule) for rule in range(len(of_rules("deep", row))))
     first = first or Decision(False, False, None, None, None)  # it was not asked: what it is in was reused
-    decided = {field.name: getattr(first, field.name) for field in fields(Decision)}
-    return StepRecord(index=int(row["index"]), timestep=row["timestep"], **decided, others=tuple(others))
+    decided = {one.name: getattr(first, one.name) for one in fields(Decision)}
+    return StepRecord(
+        index=int(row["index"]),
+        timestep=row["timestep"],
+        **decided,
+        others=tuple(others),
+        began=call.began - start,
+        seconds=None if math.isnan(call.returned) else call.returned - call.began,
+    )
 
 
-def _decision(row: Mapping[str, float], rule: int) -> Decision | None:
+def _row(generation: int, stream: str, rule: int, step: StepRecord, decision: Decision) -> dict[str, Any]:
+    where = {"generation": generation, "stream": stream, "rule": rule}
+    return {
+        name: where[name] if name in where else getattr(decision, name, getattr(step, name, None)) for name in COLUMNS
+    }
+
+
+def _decision(row: Row, rule: int) -> Decision | None:
     def number(name: str) -> float | None:
         found = row[of_rule(name, rule)]
         return None if math.isnan(found) else found

@@ -20,7 +20,7 @@ LAYERS = (
     ("passes",),
     ("write",),
     ("config", "site_rule", "checks", "fields", "presets", "qualities", "schedules", "lowering"),
-    ("options", "cut", "cost", "compiled", "mistakes", "tracing"),
+    ("options", "cut", "cost", "compiled", "mistakes", "plain", "tracing"),
     ("engines",),
     ("calls",),
     ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),
