@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .graph import values
 from .graph.module_path import entries
-from .plan import Inputs, Plan, Trunk
+from .plan import Inputs, Plan, Region, Trunk
 
 Work = Mapping[fx.Node, int]
+Kind = Literal["prologue", "block", "other", "epilogue"]
 _COMPARABLE = 0.5  # of the work of the trunk: a stack with this share of it is as heavy
 
 
@@ -27,6 +28,17 @@ class Uncut:
     owner: str  # "decoder.blocks"
     share: float  # of the floating-point operations, from 0 to 1
     again: bool  # whether it is the trunk's own list, in another call
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a model, with shares of all floating-point operations, from 0 to 1."""
+
+    name: str  # of a block its module path
+    kind: Kind  # "other": outside of the blocks, neither before nor after all sites: what only deep blocks need, say
+    share: float  # that it has
+    skippable: float  # that a step leaves out of it which reuses all sites
+    by_rule: tuple[float, ...]  # that each rule's sites have of it; what is inside of another rule's counts for both
 
 
 def work_of(plan: Plan) -> Work:
@@ -44,6 +56,53 @@ def skippable_share(plan: Plan, work: Work) -> float:
     """The share of the work that a step skips which reuses all sites, from 0 to 1."""
     total = sum(work.values())
     return sum(work.get(node, 0) for node in plan.deep) / total if total else 0.0
+
+
+def parts_of(plan: Plan, work: Work) -> tuple[Part, ...]:
+    """The parts of a model in the order in which they run; their shares add up to 1, or all are 0.
+
+    What is of the kind "other" comes after the blocks.
+    """
+    total = sum(work.values()) or 1
+    deep = _deep_by_rule(plan)
+    every = set().union(*deep)
+    blocks = plan.partition.all_blocks
+    inside = {node for block in blocks for node in block.nodes}
+    around: dict[Kind, list[fx.Node]] = {"prologue": [], "other": [], "epilogue": []}
+    for node in plan.graph_module.graph.nodes:
+        if node not in inside:
+            around[_kind(plan, node)].append(node)
+
+    def part(name: str, kind: Kind, nodes: Iterable[fx.Node]) -> Part:
+        def share(of: Callable[[fx.Node], bool]) -> float:
+            return sum(work.get(node, 0) for node in nodes if of(node)) / total
+
+        by_rule = tuple(share(sites.__contains__) for sites in deep)
+        return Part(name, kind, share(lambda _: True), share(every.__contains__), by_rule)
+
+    found = (
+        part("prologue", "prologue", around["prologue"]),
+        *(part(block.path, "block", block.nodes) for block in blocks),
+        part("outside of the blocks", "other", around["other"]),
+        part("epilogue", "epilogue", around["epilogue"]),
+    )
+    return tuple(one for one in found if one.share or one.kind != "other")
+
+
+def _deep_by_rule(plan: Plan) -> list[set[fx.Node]]:
+    """What the sites of each rule are."""
+    found: dict[int, set[fx.Node]] = {}
+    for partition in plan.found:
+        found.setdefault(partition.rule, set()).update(partition.nodes(Region.DEEP))
+    return [found[rule] for rule in sorted(found)]
+
+
+def _kind(plan: Plan, node: fx.Node) -> Kind:
+    """Where a node outside of the blocks runs."""
+    regions = {partition.regions.get(node, Region.PROLOGUE) for partition in plan.found}
+    if regions == {Region.EPILOGUE}:
+        return "epilogue"
+    return "prologue" if regions <= {Region.PROLOGUE, Region.PROBE} else "other"
 
 
 def left_whole(plan: Plan, work: Work) -> tuple[Uncut, ...]:

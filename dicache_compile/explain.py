@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from .config import DiCacheConfig
-from .cost import Uncut, left_whole, skippable_share, work_of
+from .cost import Part, Uncut, left_whole, parts_of, skippable_share, work_of
 from .cut import Cut, cut, told_timestep
 from .errors import UnsupportedGraphError
 from .graph import values
@@ -82,6 +82,7 @@ class Explanation:
     engine: str | None = None  # how the last step took its branch; None where nothing is compiled
     engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
     rules: tuple[SiteReport, ...] = ()  # what each rule decides on, in the config's order
+    parts: tuple[Part, ...] = ()  # how the operations are spread, in the order in which parts run
     passes: tuple[PassReport, ...] = ()  # what each pass did, with `passes=True`
 
     def __str__(self) -> str:
@@ -211,6 +212,7 @@ def _of_cut(found: Cut, graphs: int) -> Explanation:
         skippable=skippable_share(found.plan, work),
         uncut=left_whole(found.plan, work),
         rules=rules,
+        parts=parts_of(found.plan, work),
         state_bytes=sum(_bytes(slot) for slot in found.program.slots),
     )
 

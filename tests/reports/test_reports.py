@@ -8,7 +8,8 @@ import itertools
 import pytest
 import torch
 
-from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
+from dicache_compile import DiCacheConfig, Schedule, SiteRule, dicache_backend, explain, summary
+from dicache_compile.estimators import Reuse
 from dicache_compile.summary import MAX_GENERATIONS
 from dicache_compile.write.control import MASKED_STEPS
 from dicache_compile.write.record import LOG_ROWS
@@ -40,6 +41,41 @@ def test_explain_tells_of_a_model_that_was_never_compiled() -> None:
         "  probe      double_blocks.0",
         "  deep       double_blocks.1 ... single_blocks.1 (3)",
     ]
+
+
+def test_explain_tells_how_the_operations_are_spread() -> None:
+    model = models.make(models.SingleStream, depth=8)
+    call = models.inputs(model, 0, STEPS)
+    told = explain(model, *call)
+    # The model computes something of the prompt that it does not use.
+    names = ["prologue", *told.blocks, "outside of the blocks", "epilogue"]
+    assert [part.name for part in told.parts] == names
+    assert sum(part.share for part in told.parts) == pytest.approx(1)
+    assert sum(part.skippable for part in told.parts) == pytest.approx(told.skippable)
+    shares = {part.share for part in told.parts if part.kind == "block"}
+    assert max(shares) == pytest.approx(min(shares))  # the blocks are alike
+    assert [part.by_rule for part in told.parts] == [(part.skippable,) for part in told.parts]
+    for part in told.parts:
+        # Of the probe's block only what the deep blocks alone need can be left out.
+        if part.name in told.deep or part.kind == "other":
+            assert part.skippable == part.share
+        else:
+            assert part.skippable < 0.2 * max(shares)
+
+
+def test_explain_tells_whose_the_operations_are_that_each_rule_leaves_out() -> None:
+    model = models.make(models.SingleStream, depth=8)
+    # The second rule's sites lie inside of the first one's.
+    rules = (SiteRule(sites=(1, 8)), SiteRule(sites=(4, 7), schedule=Schedule.every(2), estimator=Reuse()))
+    told = explain(compiled(model, rules=rules), *models.inputs(model, 0, STEPS))
+    by_name = {part.name: part for part in told.parts}
+    assert [part.name for part in told.parts if part.by_rule[1]] == ["blocks.4", "blocks.5", "blocks.6"]
+    assert by_name["blocks.0"].skippable < 0.1 * by_name["blocks.0"].share
+    for name in ("blocks.4", "blocks.5", "blocks.6"):
+        # What is inside of both counts for both, and is left out once.
+        assert by_name[name].by_rule == pytest.approx((by_name[name].share, by_name[name].share))
+        assert by_name[name].skippable == pytest.approx(by_name[name].share)
+    assert sum(part.share for part in told.parts) == pytest.approx(1)
 
 
 def test_explain_neither_compiles_nor_disturbs_what_is_compiled() -> None:
