@@ -11,6 +11,7 @@ from .configure import configure
 from .enable import disable_cache, enable_cache
 from .explain import explain
 from .integrations import listen as _listen
+from .report import report
 from .reset import reset
 from .schedules import Schedule
 from .site_rule import SiteRule
@@ -26,6 +27,7 @@ __all__ = [
     "enable_cache",
     "explain",
     "generation",
+    "report",
     "reset",
     "stream",
     "summary",

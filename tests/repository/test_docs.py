@@ -65,8 +65,9 @@ class Pipeline:
 
 
 @pytest.fixture
-def scope(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the examples take for given, small, and compiled without a compiler."""
+def scope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """What the examples take for given, small, and compiled without a compiler. They write to a folder of their own."""
+    monkeypatch.chdir(tmp_path)
     diffusers = pytest.importorskip("diffusers", reason="the examples have its pipelines")
     monkeypatch.setattr(diffusers.FluxPipeline, "from_pretrained", lambda name, **_: Pipeline())
     compile_in_place: Callable[..., None] = nn.Module.compile

@@ -24,7 +24,7 @@ LAYERS = (
     ("engines",),
     ("calls",),
     ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),
-    ("enable",),
+    ("report", "enable"),
     ("__init__",),
 )
 MODULES = sorted(ROOT.rglob("*.py"))
