@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.source import LocalSource
+from torch._guards import TracingContext
 from torch._inductor.exc import InductorError
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -47,7 +48,7 @@ class Lowering:
         record_fake_values(graph_module, examples, self._fake_mode())
         self._note_given(graph_module, piece)
         try:
-            return lower_graph(graph_module, examples, self.settings)
+            return lower_graph(graph_module, [_for_backends(example) for example in examples], self.settings)
         except Exception as error:  # whatever a piece does that AOTAutograd or Inductor cannot have
             if isinstance(error, TorchDynamoException) and not isinstance(error, InductorError):
                 raise  # not an error: has Dynamo trace the frame anew
@@ -104,6 +105,15 @@ def lower_graph(gm: fx.GraphModule, examples: Sequence[object], settings: Mappin
 
     compiled: Callee = compile_fx(gm, list(examples), config_patches=dict(settings))  # type: ignore[arg-type, assignment]
     return compiled
+
+
+def _for_backends(example: object) -> object:
+    """A fake value as one of the mode that Dynamo has for its backends. Before 2.10 torch takes those of no other."""
+    context = TracingContext.try_get()
+    mode = context.fake_mode if context is not None else None
+    if mode is None or not isinstance(example, FakeTensor) or example.fake_mode is mode:
+        return example
+    return mode.from_tensor(example)
 
 
 def _in_one_line(error: Exception) -> str:

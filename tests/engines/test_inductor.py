@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._guards import TracingContext
+from torch._subclasses.fake_tensor import FakeTensor
 
 from dicache_compile import DiCacheConfig, dicache_backend, summary
 from dicache_compile.errors import UncachedWarning
+from dicache_compile.lowering import lower
 from tests import models
 from tests.contract.test_contract import generate
 from tests.helpers.cells import cells
@@ -164,3 +167,20 @@ def test_what_inductor_makes_of_the_pieces_compiles_for_hopper(tmp_path: Path, r
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert " passed" in done.stdout
+
+
+def test_what_a_piece_is_compiled_with_is_of_the_fake_mode_that_dynamo_has_for_backends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    foreign: list[bool] = []
+
+    def noted(gm: torch.fx.GraphModule, examples: list[Any], settings: Any) -> Any:
+        mode = TracingContext.get().fake_mode
+        foreign.extend(one.fake_mode is not mode for one in examples if isinstance(one, FakeTensor))
+        return gm.forward
+
+    monkeypatch.setattr(lower, "lower_graph", noted)
+    model = models.make(models.Mixed, depth=DEPTH)
+    generate(compiled(model, threshold=0.0), model, steps=1)
+    assert foreign
+    assert not any(foreign)
