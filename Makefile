@@ -7,7 +7,7 @@ export TORCHINDUCTOR_CACHE_DIR ?= $(CURDIR)/.cache/inductor
 # Threads that spin while they wait slow each other down tenfold as soon as a core is shared.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: bench bench-full demo models test test-all test-versus lint docs notebooks venv
+.PHONY: bench bench-full demo models test test-all test-versus lint docs notebooks venv versions
 
 bench: .venv/versus
 	$(BIN)/python -m versus --quick
@@ -40,6 +40,10 @@ lint: venv
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+
+# One row of docs/versions.md, as in `make versions PYTHON=python3.12 TORCH=2.11.0`.
+versions:
+	tests/versions.sh $(PYTHON) $(TORCH)
 
 venv: .venv/installed
 

@@ -17,10 +17,13 @@ from .schedules import Schedule
 from .site_rule import SiteRule
 from .summary import summary
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DiCacheConfig",
     "Schedule",
     "SiteRule",
+    "__version__",
     "configure",
     "dicache_backend",
     "disable_cache",
