@@ -71,7 +71,7 @@ class Painter:
     def paint(
         self, gone: Callable[[], bool], prompt: str, seed: int = 0, steps: int = 28, side: int = 1024, **fields: Any
     ) -> Any:
-        """A square PIL image. `fields`, such as `threshold`, hold for this request alone; nothing is compiled for them.
+        """A square PIL image. `fields`, such as `quality`, hold for this request alone; nothing is compiled for them.
 
         Raises GoneError at the end of a step once `gone` says so.
         """

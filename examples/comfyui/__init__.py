@@ -15,7 +15,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from dicache_compile import DiCacheConfig, generation, stream, summary
 
 KEY = "dicache_compile"
-# Compiled once. What the node sets holds for one run at a time, so that to move a slider compiles nothing.
+# Compiled once. What the node sets holds for one run at a time, so that to change it compiles nothing.
 CONFIG = DiCacheConfig()
 # Samplers that call the model twice a step, but for the last one.
 TWICE = ("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_sde_gpu", "seeds_2")
@@ -28,21 +28,22 @@ class DiCache:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        threshold = {"default": 0.1, "min": 0.0, "max": 1.0, "step": 0.01, "tooltip": "higher is faster; 0 is exact"}
+        exact = {"default": -1.0, "min": -1.0, "max": 1.0, "step": 0.01, "tooltip": "-1: as quality says; 0: exact"}
         last = {"default": 1, "min": 0, "max": 100, "tooltip": "how many last steps always run in full"}
-        return {
-            "required": {"model": ("MODEL",), "threshold": ("FLOAT", threshold), "final_steps": ("INT", last)},
-        }
+        needed = {"model": ("MODEL",), "quality": (["balanced", "high", "fast"],), "final_steps": ("INT", last)}
+        return {"required": needed, "optional": {"threshold": ("FLOAT", exact)}}
 
-    def patch(self, model: Any, threshold: float, final_steps: int) -> tuple[Any]:
+    def patch(self, model: Any, quality: str, final_steps: int, threshold: float = -1.0) -> tuple[Any]:
         patched = model.clone(disable_dynamic=True)  # as for ComfyUI's own node: compiled code needs weights in place
         options = {**CONFIG.options(), "guard_filter_fn": kept_guards}
         set_torch_compile_wrapper(patched, backend="dicache", options=options)
+        own = {"threshold": threshold} if threshold >= 0 else {}
         names: dict[Any, str] = {}  # of this run's streams, by what they are of
 
         def run(executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kw: Any) -> Any:
             names.clear()
-            with generation(num_steps=calls(sampler, len(sigmas) - 1), threshold=threshold, final_steps=final_steps):
+            steps = calls(sampler, len(sigmas) - 1)
+            with generation(num_steps=steps, quality=quality, final_steps=final_steps, **own):
                 samples = executor(noise, latent_image, sampler, sigmas, *args, **kw)
             logging.info("DiCache\n%s", summary(patched.get_model_object("diffusion_model")))
             return samples

@@ -81,13 +81,13 @@ def decisions(patcher: Any) -> list[dict[str, str]]:
 @pytest.mark.parametrize("roomy", [True, False], ids=["in one batch", "one by one"])
 def test_the_node_gives_the_uncached_picture_where_nothing_is_reused(node: Any, roomy: bool) -> None:
     plain = model()
-    (cached,) = node.patch(plain, 0.0, 1)
+    (cached,) = node.patch(plain, "balanced", 1, 0.0)
     assert torch.equal(sample(cached, roomy=roomy), sample(plain, roomy=roomy))
     assert isinstance(plain.get_model_object("diffusion_model"), Network)
 
 
 def test_each_condition_is_a_stream_that_keeps_its_name_from_run_to_run(node: Any) -> None:
-    (cached,) = node.patch(model(), 1.0, 2)
+    (cached,) = node.patch(model(), "balanced", 2, 1.0)
     first = sample(cached, roomy=False)
     assert torch.equal(sample(cached, roomy=False), first)
     told = decisions(cached)
@@ -95,26 +95,26 @@ def test_each_condition_is_a_stream_that_keeps_its_name_from_run_to_run(node: An
 
 
 def test_conditions_that_run_as_one_batch_are_one_stream_and_one_that_ends_leaves_another(node: Any) -> None:
-    (cached,) = node.patch(model(), 1.0, 0)
+    (cached,) = node.patch(model(), "balanced", 0, 1.0)
     sample(cached, end=0.5)
     assert decisions(cached) == [{"stream 0": "ddd..D", "stream 1": "d..D"}]
 
 
 def test_each_window_of_a_long_video_is_a_stream(node: Any) -> None:
-    (cached,) = node.patch(model(), 1.0, 0)
+    (cached,) = node.patch(model(), "balanced", 0, 1.0)
     sample(cached, windows=((0, 1), (2, 3)))
     assert decisions(cached) == [{"stream 0": "ddd..D..D.", "stream 1": "ddd..D..D."}]
 
 
 def test_a_sampler_of_two_calls_a_step_ends_deep(node: Any) -> None:
-    (cached,) = node.patch(model(), 1.0, 1)
+    (cached,) = node.patch(model(), "balanced", 1, 1.0)
     sample(cached, comfy.sample_heun)
     (run,) = decisions(cached)
     assert [(len(marks), marks[-1]) for marks in run.values()] == [(2 * STEPS - 1, "d")]
 
 
 def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(node: Any) -> None:
-    (cached,) = node.patch(model(), 1.0, 1)
+    (cached,) = node.patch(model(), "balanced", 1, 1.0)
     expected = sample(cached)
 
     def interrupt(step: int) -> None:
@@ -127,8 +127,8 @@ def test_a_run_that_was_interrupted_leaves_nothing_to_the_next(node: Any) -> Non
 
 
 def test_a_node_put_after_another_takes_its_place(node: Any) -> None:
-    (once,) = node.patch(model(), 1.0, 1)
-    (twice,) = node.patch(once, 0.0, 1)
+    (once,) = node.patch(model(), "balanced", 1, 1.0)
+    (twice,) = node.patch(once, "balanced", 1, 0.0)
     assert torch.equal(sample(twice), sample(model()))
     assert {kind: {key: len(own) for key, own in keys.items()} for kind, keys in twice.wrappers.items()} == {
         "outer_sample": {"dicache_compile": 1},
@@ -136,16 +136,16 @@ def test_a_node_put_after_another_takes_its_place(node: Any) -> None:
     }
 
 
-def test_a_new_run_a_slider_and_the_patch_of_another_node_compile_nothing_that_is_there(node: Any) -> None:
+def test_a_new_run_another_setting_and_the_patch_of_another_node_compile_nothing_that_is_there(node: Any) -> None:
     def traced() -> int:
         return int(sum(torch._dynamo.convert_frame.FRAME_COMPILE_COUNTER.values()))
 
     plain = model()
-    (cached,) = node.patch(plain, 0.0, 1)
+    (cached,) = node.patch(plain, "balanced", 1, 0.0)
     expected = sample(cached)
     before = traced()
-    for threshold, steps in ((0.0, STEPS), (0.2, STEPS), (1.0, 7)):
-        sample(node.patch(plain, threshold, 1)[0], seed=1, steps=steps)
+    for quality, steps in (("high", STEPS), ("balanced", STEPS), ("fast", 7)):
+        sample(node.patch(plain, quality, 1)[0], seed=1, steps=steps)
     assert traced() == before
 
     def louder(args: dict[str, Tensor], _: Any) -> dict[str, Tensor]:
@@ -153,10 +153,10 @@ def test_a_new_run_a_slider_and_the_patch_of_another_node_compile_nothing_that_i
 
     patched = plain.clone()
     patched.set_model_patch_replace(louder, "dit", "double_block", 2)
-    (cached,) = node.patch(patched, 0.0, 1)
+    (cached,) = node.patch(patched, "balanced", 1, 0.0)
     assert torch.equal(sample(cached), sample(patched))
     assert not torch.equal(sample(cached), expected)
-    (cached,) = node.patch(plain, 0.0, 1)
+    (cached,) = node.patch(plain, "balanced", 1, 0.0)
     assert torch.equal(sample(cached), expected)
 
 
