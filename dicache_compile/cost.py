@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .graph import values
 from .graph.module_path import entries
 from .plan import Inputs, Plan, Region, Trunk
+from .tracing import without_logs
 
 Work = Mapping[fx.Node, int]
 Kind = Literal["prologue", "block", "other", "epilogue"]
@@ -44,7 +45,8 @@ class Part:
 def work_of(plan: Plan) -> Work:
     """The floating-point operations of each node; the parameters that it reads where operations cannot be counted."""
     try:
-        work = _flops(plan.graph_module)
+        with without_logs():
+            work = _flops(plan.graph_module)
     except Exception:  # an operator that fake tensors or the counter cannot run: the share is a courtesy, not a result
         work = {}
     if any(not isinstance(flops, int) for flops in work.values()):  # sizes that depend on data

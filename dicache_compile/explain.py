@@ -125,9 +125,10 @@ class Explanation:
 def explain(model: nn.Module, *args: Any, passes: bool = False, **kwargs: Any) -> Explanation:
     """What is cut of a model, or would be, without compiling it.
 
-    With the arguments of one call of the model, traces that call and runs it once, uncompiled. Without, tells of the
-    last graph that was compiled. The config is the compiled model's own; of a model that is not compiled, that of its
-    last compiled call, else the default one. `model` may be a pipeline with one compiled model, without arguments.
+    With the arguments of one call of the model, traces that call. Only where Dynamo makes several graphs of it, it runs
+    once, too, uncompiled; else tensors may be without values, fake or on the meta device. Without arguments, tells of
+    the last graph that was compiled. The config is the compiled model's own; of a model that is not compiled, that of
+    its last compiled call, else the default one. `model` may be a pipeline with one compiled model, without arguments.
 
     With `passes`, which needs arguments, it tells what each pass did to the graph, and has the graph's text after each.
 

@@ -6,8 +6,9 @@ import inspect
 import itertools
 import logging
 import types
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -18,13 +19,24 @@ Traced: TypeAlias = tuple[fx.GraphModule, Sequence[Any]]  # a graph, and what it
 
 
 def trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Traced]:
-    """The graphs of one call: one full graph if Dynamo can make it, else what it makes of the call."""
-    noisy = logging.getLogger("torch._subclasses.fake_tensor")  # logs the traceback of what a full graph fails at
+    """The graphs of one call: one full graph if Dynamo can make it, else what it makes of the call.
+
+    A full graph is traced and not run, so the model may be of tensors without values (meta or fake ones).
+    """
+    with without_logs():  # of what a full graph fails at
+        try:
+            return _graphs(model, args, kwargs, fullgraph=True)
+        except torch._dynamo.exc.TorchDynamoException:
+            return _graphs(model, args, kwargs, fullgraph=False)
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Inside, fake tensors do not log the traceback of what they cannot run."""
+    noisy = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, noisy.disabled = noisy.disabled, True
     try:
-        return _graphs(model, args, kwargs, fullgraph=True)
-    except torch._dynamo.exc.TorchDynamoException:
-        return _graphs(model, args, kwargs, fullgraph=False)
+        yield
     finally:
         noisy.disabled = disabled
 
@@ -35,7 +47,8 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ful
     def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
         note_call(gm)
         found.append((gm, examples))
-        return gm.forward
+        # What comes after a graph break is traced only once what is before it has run.
+        return _end if fullgraph else gm.forward
 
     args, kwargs = _by_name(model, args, kwargs)
 
@@ -46,9 +59,17 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ful
     fresh = types.FunctionType(
         call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__
     )
-    with torch.no_grad():
+    with torch.no_grad(), suppress(_Ended):
         torch.compile(fresh, backend=capture, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
     return found
+
+
+class _Ended(Exception):  # noqa: N818 - no error: it ends the call
+    pass
+
+
+def _end(*_: Any) -> NoReturn:
+    raise _Ended
 
 
 def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
