@@ -22,6 +22,7 @@ from .graph.work import trunk_work
 from .mistakes import told
 from .passes.pipeline import Passed
 from .passes.printing import did, plan_text
+from .plain import plain
 from .plan import Partition, Trunk
 from .program import Slot
 from .subject import subject, why_nothing_ran
@@ -109,6 +110,11 @@ class Explanation:
             reason = f" ({self.engine_reason})" if self.engine_reason is not None else ""
             lines = (*lines, f"  engine     {self.engine}{reason}")
         return "\n".join((*lines, *passes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, by field, in what JSON can hold: `plain` says how."""
+        found: dict[str, Any] = plain(self)
+        return found
 
     def _rules(self) -> tuple[str, ...]:
         if len(self.rules) == 1:

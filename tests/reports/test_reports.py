@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import json
+import math
 
 import pytest
 import torch
@@ -113,6 +115,19 @@ def test_explain_needs_no_values_where_the_tensors_are_fake() -> None:
         inputs = [torch.ones(one.shape) for one in models.inputs(model, 0, STEPS)]
     real = models.Mixed().eval().requires_grad_(False)
     assert explain(model, *inputs) == explain(real, *models.inputs(real, 0, STEPS))
+
+
+def test_an_explanation_is_told_in_what_json_can_hold() -> None:
+    model = models.make(models.Mixed)
+    config = DiCacheConfig(threshold=math.inf, state_dtype=torch.bfloat16)
+    model.compile(backend=dicache_backend, options=config.options())
+    told = explain(model, *models.inputs(model, 0, STEPS), passes=True)
+    found = json.loads(json.dumps(told.to_dict(), allow_nan=False))
+    assert set(found) == {field.name for field in dataclasses.fields(told)}
+    assert found["trunk"] == ["double_blocks", "single_blocks"]
+    assert found["streams"] == [{"shape": [2, 6, 16], "dtype": "float32"}]
+    assert (found["config"]["threshold"], found["config"]["state_dtype"]) == ("inf", "bfloat16")
+    assert [one["name"] for one in found["passes"]] == [one.name for one in told.passes]
 
 
 def test_explain_asks_for_arguments_where_it_knows_nothing() -> None:
