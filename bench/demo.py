@@ -12,8 +12,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="generations of each system; 5 show every prompt once")
     parser.add_argument("--picture", type=Path, default=Path("demo.png"))
+    parser.add_argument("--json", action="store_true", help="print the rows as one JSON document in place of the table")
     arguments = parser.parse_args()
-    sampling().demonstrate(arguments.rounds, arguments.picture)
+    sampling().demonstrate(arguments.rounds, arguments.picture, arguments.json)
 
 
 def sampling() -> ModuleType:

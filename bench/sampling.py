@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from statistics import mean
 
 import torch
 from tqdm import tqdm
+
+from dicache_compile.plain import plain
 
 from . import picture, systems
 from .results import Result, results
@@ -24,13 +27,17 @@ PSNR, SSIM  of the pictures against those of torch.compile(model), which starts 
 """
 
 
-def demonstrate(rounds: int, path: Path) -> None:
-    """Samples, prints the table and draws the picture."""
+def demonstrate(rounds: int, path: Path, as_json: bool = False) -> None:
+    """Samples, prints the table, or its rows as JSON, and draws the picture."""
     runs = sample(rounds)
     rows = results(runs)
-    report(rows, runs)
+    if as_json:
+        print(json.dumps({"torch": torch.__version__, "machine": platform.machine(), "rows": plain(rows)}, indent=2))
+    else:
+        report(rows, runs)
     picture.draw(rows, runs, path)
-    print(f"\nThe pictures, and each step's error and decision: {path}")
+    if not as_json:
+        print(f"\nThe pictures, and each step's error and decision: {path}")
 
 
 def sample(rounds: int) -> dict[str, list[Run]]:
