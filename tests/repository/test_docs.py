@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
+import shlex
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -19,6 +23,7 @@ from tests.contract.test_contract import generate
 from tests.helpers.pages import DOCS, GUIDE, README, ROOT, blocks
 
 STEPS = 6
+COMMAND_LINE = ROOT / "docs" / "command-line.md"
 WITH_EXAMPLES = [page for page in (README, *DOCS) if page != GUIDE and blocks(page.read_text(), "python")]
 
 
@@ -110,3 +115,53 @@ def test_the_loop_of_ones_own_gives_two_streams_that_decide_together(scope: dict
     (generation,) = summary(scope["model"]).generations
     deep = {name: [step.deep for step in steps] for name, steps in generation.streams.items()}
     assert deep == {name: [True] * 3 + [False] * 2 + [True] for name in ("cond", "uncond")}
+
+
+def test_the_factories_of_the_command_line_are_workloads_of_the_command(scope: dict[str, Any]) -> None:
+    pytest.importorskip("typer", reason="the command needs it")
+    from dicache_compile.cli.factory import Workload, read, with_steps
+    from dicache_compile.cli.rounds import both, measure
+
+    for code in blocks(COMMAND_LINE.read_text(), "python"):
+        exec(code, scope)
+    pipeline, mine = (read(name, scope[name]()) for name in ("flux", "mine"))
+    assert isinstance(pipeline, Workload)
+    assert isinstance(pipeline.subject, Pipeline)
+    assert isinstance(mine, Workload)
+    with both(mine.subject, DiCacheConfig(threshold=0), {}, compiled=False) as each:
+        found = measure(each, with_steps(mine, STEPS), [1, 2], lambda: None)
+    assert [(one.deep, one.steps, one.psnr) for one in found.rounds] == [(STEPS, STEPS, math.inf)] * 2
+    assert found.again_psnr == math.inf
+
+
+def test_the_commands_of_the_command_line_are_understood() -> None:
+    typer = pytest.importorskip("typer", reason="the command needs it")
+    from dicache_compile.cli.app import app
+
+    found = commands()
+    assert {words[1] for words, _ in found} == {"explain", "compare"}
+    for words, _ in found:
+        command = typer.main.get_command(app).commands[words[1]]
+        command.make_context(words[1], list(words[2:]))  # raises where an option is none
+
+
+@pytest.mark.exhaustive
+def test_the_page_of_the_command_line_shows_what_the_command_prints() -> None:
+    pytest.importorskip("diffusers", reason="it is about one of its classes")
+    for words, shown in commands():
+        if shown:
+            done = subprocess.run(
+                [sys.executable, "-m", "dicache_compile", *words[1:]],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert done.stdout.split() == shown.split()  # the page breaks long lines
+
+
+def commands() -> list[tuple[list[str], str]]:
+    """Each command of the page, as words, with what it prints, where that is shown."""
+    texts = [block.split("$ ")[1:] for block in blocks(COMMAND_LINE.read_text(), "console")]
+    lines = [text.partition("\n") for text in itertools.chain.from_iterable(texts)]
+    return [(shlex.split(command), shown) for command, _, shown in lines]

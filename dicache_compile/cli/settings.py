@@ -1,0 +1,98 @@
+"""`--config field=value`: fields of DiCacheConfig, or options of Inductor, with values as Python writes them."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ..config import DiCacheConfig
+from ..estimators import DCTA, FeedbackDCTA, Reuse, SecondOrderDCTA
+from ..gates import EstimateError, ProbeError
+from ..options import split_options
+from ..schedules import Schedule
+from ..site_rule import SiteRule
+from .answer import Mistake
+
+Fields = Annotated[
+    list[str],
+    typer.Option(
+        "--config",
+        "-c",
+        metavar="FIELD=VALUE",
+        help="A field of DiCacheConfig, as in threshold=0.1 or 'schedule=Schedule.every(4)'. May be given often.",
+    ),
+]
+
+_CLASSES = (Schedule, SiteRule, DCTA, FeedbackDCTA, Reuse, SecondOrderDCTA, EstimateError, ProbeError)
+_FLOATS = [kind for kind in vars(torch).values() if isinstance(kind, torch.dtype) and kind.is_floating_point]
+_WORDS: dict[str, Any] = {
+    **{kind.__name__: kind for kind in _CLASSES},
+    **{str(kind).removeprefix("torch."): kind for kind in _FLOATS},
+    **{"true": True, "false": False, "none": None, "inf": math.inf},
+}
+
+
+def settings(given: Sequence[str]) -> tuple[DiCacheConfig, dict[str, Any]]:
+    """(the config, Inductor's options). Raises Mistake for what neither has, and for a value that does not go."""
+    fields = dict(assigned("--config", text) for text in given)
+    try:
+        return split_options(fields, None)
+    except (TypeError, ValueError) as error:
+        raise Mistake(f"--config: {error}") from error
+
+
+def assigned(option: str, text: str) -> tuple[str, Any]:
+    """("threshold", 0.1) of "threshold=0.1". Raises Mistake."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise Mistake(f"{option} {text}: expected FIELD=VALUE, as in {option} name=1")
+    return name.strip(), value_of(option, value)
+
+
+def value_of(option: str, text: str) -> Any:
+    """A value as Python writes it; a word that is none of ours is a text, so that it needs no quotes.
+
+    Calls are those of the package's own classes; nothing else is run.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        return text
+    try:
+        return _value(tree)
+    except (TypeError, ValueError) as error:  # of one of these classes, or of a number too long to read
+        raise Mistake(f"{option} {text}: {error}") from error
+
+
+def _value(tree: ast.expr) -> Any:
+    match tree:
+        case ast.Name(id=word):
+            return _WORDS.get(word, word)
+        case ast.Tuple(elts=items):
+            return tuple(map(_value, items))
+        case ast.List(elts=items):
+            return [*map(_value, items)]
+        case ast.Attribute(value=ast.Name(id="torch"), attr=word) if isinstance(_WORDS.get(word), torch.dtype):
+            return _WORDS[word]
+        case ast.Call(func=function, args=args, keywords=keywords) if (maker := _maker(function)) is not None:
+            return maker(*map(_value, args), **{one.arg: _value(one.value) for one in keywords if one.arg})
+    try:
+        return ast.literal_eval(tree)
+    except ValueError:  # of other words, as "blocks.inner"
+        return ast.unparse(tree)
+
+
+def _maker(function: ast.expr) -> Any:
+    """`SiteRule` or `Schedule.every`; None of all else."""
+    if isinstance(function, ast.Name):
+        found = _WORDS.get(function.id)
+        return found if isinstance(found, type) else None
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        owner = _WORDS.get(function.value.id)
+        return getattr(owner, function.attr, None) if owner is Schedule and function.attr[0] != "_" else None
+    return None
