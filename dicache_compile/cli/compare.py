@@ -160,13 +160,13 @@ def _table(done: Sequence[Any], total: Total) -> RenderableType:
         table.add_column(heading, justify="right")
     for one in done:
         table.add_row(
-            str(one.seed), f"{one.plain_seconds:.2f}", f"{one.cached_seconds:.2f}",
+            str(one.seed), _seconds(one.plain_seconds), _seconds(one.cached_seconds),
             f"{one.plain_seconds / one.cached_seconds:.2f}x", f"{one.deep:.1f} of {one.steps:.0f}", f"{one.psnr:.1f}",
             _similar(one.ssim),
         )  # fmt: skip
     table.add_section()
     table.add_row(
-        "median", f"{total.plain_seconds:.2f}", f"{total.cached_seconds:.2f}", f"{total.speed_up:.2f}x", "", "", ""
+        "median", _seconds(total.plain_seconds), _seconds(total.cached_seconds), f"{total.speed_up:.2f}x", "", "", ""
     )
     table.add_row("mean", "", "", "", f"{total.deep:.1f} of {total.steps:.0f}", f"{total.psnr_mean:.1f}",
                   _similar(total.ssim_mean))  # fmt: skip
@@ -176,3 +176,7 @@ def _table(done: Sequence[Any], total: Total) -> RenderableType:
 
 def _similar(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"
