@@ -16,7 +16,7 @@ from rich.table import Table
 
 from .answer import Answer, AsJson, Debug, Mistake, errors, tell
 from .factory import FORMS, Workload, is_factory, made, with_steps
-from .settings import Fields, settings
+from .settings import Fields, Preset, asked
 
 Target = Annotated[
     str,
@@ -45,6 +45,7 @@ class Total:
 def compare(
     target: Target,
     config: Fields = [],  # noqa: B006 - typer copies it
+    preset: Preset = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run; generate or the pipeline takes it.")] = None,
     seeds: Annotated[str, typer.Option(help="Each is one round: '0-4', or '3,7,8'.")] = "0-4",
     eager: Annotated[
@@ -63,7 +64,7 @@ def compare(
 
     def work() -> Answer:
         numbers = _seeds(seeds)
-        found, rest = settings(config)
+        found = asked(config, preset)
         if not is_factory(target):
             raise Mistake(f"compare samples with a function of yours, module:factory, which returns: {FORMS}")
         try:
@@ -74,10 +75,10 @@ def compare(
         if not isinstance(workload, Workload):
             raise Mistake(f"{target} gives one call of a model, and compare samples: {FORMS}")
         generate = with_steps(workload, steps)
-        about = {"target": target, "config": found.brief(), "torch": torch.__version__, "device": ""}
+        about = {"target": target, "torch": torch.__version__}
         try:
-            with both(workload.subject, found, rest, not eager) as each, _bar() as bar:
-                about["device"] = _device(each.models)
+            with both(workload.subject, found, not eager) as each, _bar() as bar:
+                about |= {"device": _device(each.models), "config": each.config.brief()}
                 task = bar.add_task("sampling", total=2 * (1 + len(numbers)))
                 measured = measure(each, generate, numbers, lambda: bar.advance(task))
         except NotCached as error:

@@ -11,14 +11,13 @@ from rich.text import Text
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ..backend import dicache_backend
-from ..enable import disable_cache, enable_cache
+from ..enable import disable_cache
 from ..explain import Explanation
 from ..explain import explain as explained
 from .answer import Answer, AsJson, Debug, Mistake, errors, tell, users
 from .diffusers_model import diffusers_call
 from .factory import Call, Workload, is_factory, made
-from .settings import Fields, settings
+from .settings import Asked, Fields, Preset, asked
 
 Target = Annotated[
     str,
@@ -32,6 +31,7 @@ Target = Annotated[
 def explain(
     target: Target,
     config: Fields = [],  # noqa: B006 - typer copies it
+    preset: Preset = None,
     model: Annotated[
         list[str],
         typer.Option("--model", "-m", metavar="FIELD=VALUE", help="A field of the diffusers model's own config."),
@@ -57,7 +57,7 @@ def explain(
     """
 
     def work() -> Answer:
-        found, _ = settings(config)
+        found = asked(config, preset)
         if is_factory(target):
             for option, value in (("--model", model), ("--input", input), ("--random-weights", random_weights)):
                 if value:
@@ -66,7 +66,7 @@ def explain(
             call = given if isinstance(given, Call) else first_call(target, given)
         else:
             call = diffusers_call(target, model, input, dtype, random_weights)
-        call.model.compile(backend=dicache_backend, options=found.options())  # nothing runs: `explain` reads the config
+        found.enable(call.model)  # compiles nothing yet: `explain` reads the config of it
         with errors().status(f"tracing a call of {type(call.model).__name__}"):
             about = _explained(call, passes)
         title = f"{type(call.model).__name__}, called with {_arguments(call)}"
@@ -78,11 +78,8 @@ def explain(
 
 def first_call(target: str, workload: Workload) -> Call:
     """The first call of a denoiser that sampling makes. Raises Mistake where it calls none."""
-    try:
-        models = enable_cache(workload.subject).models.values()  # which are the denoisers of a pipeline
-        disable_cache(workload.subject)
-    except (TypeError, ValueError) as error:
-        raise Mistake(f"{target}: {error}") from error
+    models = Asked({}, None).enable(workload.subject).models.values()  # which are the denoisers of a pipeline
+    disable_cache(workload.subject)
     handles = [one.register_forward_pre_hook(_stop, with_kwargs=True) for one in models]
     try:
         with users(f"sampling with {target}"), torch.no_grad():

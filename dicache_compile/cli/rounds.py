@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean
@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from ..compiled import original
-from ..config import DiCacheConfig
-from ..enable import disable_cache, enable_cache
+from ..enable import disable_cache
 from ..errors import UncachedWarning
 from ..summary import summary
-from .answer import Mistake, users
+from .answer import users
 from .quality import Result, check_alike, psnr, result, span_of, ssim
+from .settings import Asked
 
 PLAIN, CACHED = "plain", "cached"
 
@@ -52,19 +52,16 @@ class NotCached(Exception):  # noqa: N818 - it is an answer
 class Both:
     """The models of a workload, compiled plain and with the cache, of which one is called."""
 
-    def __init__(self, subject: Any, config: DiCacheConfig, settings: Mapping[str, Any], compiled: bool) -> None:
+    def __init__(self, subject: Any, asked: Asked, compiled: bool) -> None:
         """Raises Mistake for what cannot have a cache."""
-        try:
-            enabled = enable_cache(subject, config, compile=compiled, **settings)
-        except (TypeError, ValueError) as error:
-            raise Mistake(str(error)) from error
-        self.subject = subject
+        enabled = asked.enable(subject, compiled)
+        self.config = enabled.config
         self.models: list[nn.Module] = [original(model) for model in enabled.models.values()]
         self._calls = {CACHED: [model._compiled_call_impl for model in self.models]}
         for model in self.models:
             model._compiled_call_impl = None
             if compiled:
-                model.compile(options=dict(settings) or None)
+                model.compile(options=asked.inductors() or None)
         self._calls[PLAIN] = [model._compiled_call_impl for model in self.models]
 
     def use(self, which: str) -> None:
@@ -86,9 +83,9 @@ class Both:
 
 
 @contextmanager
-def both(subject: Any, config: DiCacheConfig, settings: Mapping[str, Any], compiled: bool) -> Iterator[Both]:
+def both(subject: Any, asked: Asked, compiled: bool) -> Iterator[Both]:
     """Inside, a workload's models are compiled twice; afterwards they are as they were."""
-    made = Both(subject, config, settings, compiled)
+    made = Both(subject, asked, compiled)
     try:
         yield made
     finally:

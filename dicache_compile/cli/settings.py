@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 import typer
 
 from ..config import DiCacheConfig
+from ..enable import Enabled, enable_cache
 from ..estimators import DCTA, FeedbackDCTA, Reuse, SecondOrderDCTA
 from ..gates import EstimateError, ProbeError
 from ..options import split_options
@@ -28,6 +32,11 @@ Fields = Annotated[
     ),
 ]
 
+Preset = Annotated[
+    str | None,
+    typer.Option(help="A published rule that the fields are changed of: 'published' is the one for the model's class."),
+]
+
 _CLASSES = (Schedule, SiteRule, DCTA, FeedbackDCTA, Reuse, SecondOrderDCTA, EstimateError, ProbeError)
 _FLOATS = [kind for kind in vars(torch).values() if isinstance(kind, torch.dtype) and kind.is_floating_point]
 _WORDS: dict[str, Any] = {
@@ -37,13 +46,40 @@ _WORDS: dict[str, Any] = {
 }
 
 
-def settings(given: Sequence[str]) -> tuple[DiCacheConfig, dict[str, Any]]:
-    """(the config, Inductor's options). Raises Mistake for what neither has, and for a value that does not go."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The cache that a command is to try."""
+
+    fields: Mapping[str, Any]  # of DiCacheConfig, and options of Inductor
+    preset: str | None
+
+    def enable(self, subject: Any, compiled: bool = True) -> Enabled:
+        """Compiles the denoisers of a pipeline, or a model, in place. Raises Mistake."""
+        preset: Any = self.preset
+        with _told():
+            return enable_cache(subject, preset=preset, compile=compiled, **self.fields)
+
+    def inductors(self) -> dict[str, Any]:
+        """The options of Inductor among the fields."""
+        ours = {field.name for field in dataclasses.fields(DiCacheConfig)}
+        return {name: value for name, value in self.fields.items() if name not in ours}
+
+
+def asked(given: Sequence[str], preset: str | None = None) -> Asked:
+    """What `--config` and `--preset` say. Raises Mistake for what no config can have."""
     fields = dict(assigned("--config", text) for text in given)
+    with _told():
+        if preset is None:  # else the fields are checked with those of the preset, once it is known of which model
+            split_options(fields, None)
+    return Asked(fields, preset)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
     try:
-        return split_options(fields, None)
+        yield
     except (TypeError, ValueError) as error:
-        raise Mistake(f"--config: {error}") from error
+        raise Mistake(str(error)) from error
 
 
 def assigned(option: str, text: str) -> tuple[str, Any]:

@@ -121,6 +121,7 @@ def test_the_factories_of_the_command_line_are_workloads_of_the_command(scope: d
     pytest.importorskip("typer", reason="the command needs it")
     from dicache_compile.cli.factory import Workload, read, with_steps
     from dicache_compile.cli.rounds import both, measure
+    from dicache_compile.cli.settings import asked
 
     for code in blocks(COMMAND_LINE.read_text(), "python"):
         exec(code, scope)
@@ -128,7 +129,7 @@ def test_the_factories_of_the_command_line_are_workloads_of_the_command(scope: d
     assert isinstance(pipeline, Workload)
     assert isinstance(pipeline.subject, Pipeline)
     assert isinstance(mine, Workload)
-    with both(mine.subject, DiCacheConfig(threshold=0), {}, compiled=False) as each:
+    with both(mine.subject, asked(["threshold=0"]), compiled=False) as each:
         found = measure(each, with_steps(mine, STEPS), [1, 2], lambda: None)
     assert [(one.deep, one.steps, one.psnr) for one in found.rounds] == [(STEPS, STEPS, math.inf)] * 2
     assert found.again_psnr == math.inf

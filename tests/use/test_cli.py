@@ -19,9 +19,10 @@ from dicache_compile.cli import env as environment
 from dicache_compile.cli.app import app
 from dicache_compile.cli.diffusers_model import of_folder
 from dicache_compile.cli.inputs import KNOWN
-from dicache_compile.cli.settings import settings, value_of
+from dicache_compile.cli.settings import asked, value_of
 from dicache_compile.engines import machine
 from dicache_compile.estimators import Reuse
+from dicache_compile.plain import plain
 from tests.use import workloads
 from tests.use.workloads import TOKENS
 
@@ -168,7 +169,23 @@ def test_a_value_is_read_as_python_or_as_a_word(text: str, value: object) -> Non
 
 
 def test_a_field_of_inductor_is_told_from_ours() -> None:
-    assert settings(["threshold=0.2", "max_autotune=True"]) == (DiCacheConfig(threshold=0.2), {"max_autotune": True})
+    found = asked(["threshold=0.2", "max_autotune=True"])
+    assert found.fields == {"threshold": 0.2, "max_autotune": True}
+    assert found.inductors() == {"max_autotune": True}
+
+
+def test_fields_are_changed_of_a_preset() -> None:
+    given = ("--preset", "wan", "-c", "threshold=0.3", "-c", "num_steps=8")
+    found = json.loads(dicache("explain", f"{HERE}:call", "--json", *given).stdout)["config"]
+    expected = DiCacheConfig.preset("wan", threshold=0.3, num_steps=8)
+    assert found == plain(expected)
+    done = dicache("explain", f"{HERE}:call", "--preset", "published", code=2)
+    assert "Mixed" in done.stderr
+
+
+def test_a_quality_is_a_field_like_others() -> None:
+    given = ("--json", "-c", "quality=fast")
+    assert json.loads(dicache("explain", f"{HERE}:call", *given).stdout)["config"]["quality"] == "fast"
 
 
 TINY = ("num_layers=2", "num_single_layers=2", "attention_head_dim=16", "num_attention_heads=2",

@@ -13,7 +13,7 @@ import torch
 from dicache_compile.cli.answer import Mistake
 from dicache_compile.cli.quality import psnr, result, span_of, ssim
 from dicache_compile.cli.rounds import CACHED, PLAIN, both
-from dicache_compile.config import DiCacheConfig
+from dicache_compile.cli.settings import asked
 from tests.use import workloads
 from tests.use.test_cli import HERE, dicache
 
@@ -38,8 +38,9 @@ def test_a_cache_that_reuses_nothing_gives_the_same_results() -> None:
 
 
 def test_steps_that_are_reused_are_counted_and_told_in_what_they_cost() -> None:
-    given = ("-c", "threshold=inf", "-c", "warmup_steps=2", "-c", "max_consecutive_skips=none", "--steps", "12")
-    found = compare(f"{HERE}:sampling", *given)
+    fields = ("threshold=inf", "warmup_steps=2", "max_consecutive_skips=none", "gamma_range=(0, inf)")
+    given = [word for field in fields for word in ("--config", field)]
+    found = compare(f"{HERE}:sampling", *given, "--steps", "12")
     assert [(one["deep"], one["steps"]) for one in found["rounds"]] == [(2, 12), (2, 12)]
     quality = [(one["psnr"], one["ssim"]) for one in found["rounds"]]
     assert all(0 < psnr < math.inf and 0 < ssim < 1 for psnr, ssim in quality)
@@ -97,7 +98,7 @@ def test_compare_is_not_for_classes_which_have_nothing_to_sample_with() -> None:
 def test_afterwards_a_model_is_called_as_it_was_before() -> None:
     model, _ = workloads.sampling()
     marker = model._compiled_call_impl = lambda *args: model.forward(*args)
-    with both(model, DiCacheConfig(), {}, compiled=True) as each:
+    with both(model, asked([]), compiled=True) as each:
         calls = []
         for which in (PLAIN, CACHED):
             each.use(which)
@@ -105,7 +106,7 @@ def test_afterwards_a_model_is_called_as_it_was_before() -> None:
         assert None not in calls
         assert len({*map(id, calls), id(marker)}) == 3
     assert model._compiled_call_impl is marker
-    with both(model, DiCacheConfig(), {}, compiled=False) as each:
+    with both(model, asked([]), compiled=False) as each:
         each.use(PLAIN)
         assert model._compiled_call_impl is None
 
