@@ -21,7 +21,7 @@ from dicache_compile.errors import UncachedWarning
 from dicache_compile.lowering import lower
 from tests import models
 from tests.contract.test_contract import generate
-from tests.helpers.cells import cells
+from tests.helpers.cells import first
 from tests.helpers.published import published
 from tests.oracles.plain_oracle import PlainDiCache
 from tests.passes import test_forms
@@ -49,7 +49,7 @@ def in_float64(model: models.Model) -> list[Tensor]:
         ]
 
 
-@cells("engine, dtype", ["calls", "cond"], [torch.float32, torch.bfloat16])
+@first("engine, dtype", ["calls", "cond"], [torch.float32, torch.bfloat16])
 def test_threshold_zero_is_as_near_to_float64_as_plain_torch_compile(engine: str, dtype: torch.dtype) -> None:
     model = models.make(models.Mixed, dtype, depth=DEPTH)
     exact = in_float64(model)
@@ -60,7 +60,7 @@ def test_threshold_zero_is_as_near_to_float64_as_plain_torch_compile(engine: str
     assert ours <= max(2 * plain, 2 * last_rounding)
 
 
-@cells("kind, engine", [models.Mixed, models.Skips, models.Controlled], ["calls", "cond"])
+@first("kind, engine", [models.Mixed, models.Skips, models.Controlled], ["calls", "cond"])
 def test_compiled_pieces_decide_and_estimate_as_the_oracle(kind: type[models.Model], engine: str) -> None:
     model = models.make(kind, depth=DEPTH)
     config = {"threshold": math.inf, "max_consecutive_skips": 2, "warmup_steps": 2}
@@ -77,7 +77,7 @@ def test_compiled_pieces_decide_and_estimate_as_the_oracle(kind: type[models.Mod
         assert step.gamma == (pytest.approx(gamma, rel=1e-3) if gamma is not None else None)
 
 
-@pytest.mark.parametrize("kind", [models.SingleStream, models.Controlled])
+@pytest.mark.parametrize("kind", [models.SingleStream, pytest.param(models.Controlled, marks=pytest.mark.exhaustive)])
 def test_a_new_anchor_takes_the_place_of_the_older_in_a_compiled_deep_piece(kind: type[models.Model]) -> None:
     """Compiled in-place writes of one input from another go wrong (see `write_back`); the ring has none."""
     from dicache_compile.calls.session import sessions_of
@@ -96,6 +96,7 @@ def test_a_new_anchor_takes_the_place_of_the_older_in_a_compiled_deep_piece(kind
             previous = newest.clone()
 
 
+@pytest.mark.exhaustive
 def test_modes_and_inductor_options_are_passed_on() -> None:
     model = models.make(models.SingleStream, depth=DEPTH)
     expected = generate(compiled(model), model, steps=3)
@@ -140,8 +141,7 @@ def test_uncached_graphs_go_through_inductor() -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("engine", ["calls", pytest.param("cond", marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("kind", [test_forms.ChannelsFirst, test_forms.Flattened])
+@first("kind, engine", [test_forms.ChannelsFirst, test_forms.Flattened], ["calls", "cond"])
 def test_what_lies_in_memory_with_its_channels_first_is_estimated(kind: type[models.Model], engine: str) -> None:
     model = models.make(kind)
     plain = models.make(test_forms.Reshaped if kind is test_forms.Flattened else kind)
@@ -153,6 +153,7 @@ def test_what_lies_in_memory_with_its_channels_first_is_estimated(kind: type[mod
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)  # Inductor sums in another order
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 def test_what_inductor_makes_of_the_pieces_compiles_for_hopper(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     # A process of its own: it puts another driver in Triton's place.

@@ -250,6 +250,7 @@ def test_an_error_of_a_process_that_compiles_kernels_is_told_by_its_last_line(mo
         call(*models.inputs(model, 0, STEPS))
 
 
+@pytest.mark.exhaustive
 def test_whatever_error_a_piece_does_not_compile_with_the_model_runs_uncached(monkeypatch: pytest.MonkeyPatch) -> None:
     real, tried = compile_fx.compile_fx, []
 

@@ -82,6 +82,7 @@ def test_the_pages_show_what_explain_and_summary_print() -> None:
         assert f"{did}\n" in shown
 
 
+@pytest.mark.exhaustive
 def test_the_demo_prints_nothing_that_other_libraries_have_to_say() -> None:
     pytest.importorskip("diffusers", reason="the demo's model is diffusers'")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -68,6 +68,7 @@ def test_constants_of_a_gate_and_an_estimator_are_part_of_the_graph(engine: str)
         assert (ours[step] - expected).abs().max() <= bound * expected.abs().max()
 
 
+@pytest.mark.exhaustive
 def test_constants_go_through_inductor() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, gate=ByTable(1), estimator=Kept(), lowering="inductor", **FREE)

@@ -306,6 +306,7 @@ def test_a_marked_dimension_is_compiled_once(case: Case) -> None:
     check(case, "marked")
 
 
+@pytest.mark.exhaustive
 def test_a_compiled_dynamic_graph_serves_two_resolutions() -> None:
     """The sizes of the stream are computed from those of the latents, which the deep blocks do not read."""
     case = CASES["wild_pixart"]

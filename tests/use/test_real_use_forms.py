@@ -55,6 +55,7 @@ def test_channels_last_changes_neither_values_nor_strides(name: str) -> None:
     assert_follows(call, model, at(name))
 
 
+@pytest.mark.exhaustive
 def test_channels_last_and_new_weights_keep_what_they_mean_under_inductor() -> None:
     name = "dit_transformer2d"
     model = build(name).to(memory_format=torch.channels_last)
@@ -165,6 +166,7 @@ def test_group_offloading_breaks_the_graph_and_is_refused_with_that_reason() -> 
     assert not summary(model).generations
 
 
+@pytest.mark.exhaustive
 def test_layerwise_casting_breaks_the_graph_at_every_layer_and_explain_says_so() -> None:
     """PyTorch cannot trace its hooks: they make parameters in the middle of the forward pass.
 

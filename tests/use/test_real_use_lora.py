@@ -79,6 +79,7 @@ def test_an_adapter_is_added_fused_and_taken_away_after_compiling() -> None:
     assert_follows(call, model, at("flux"))
 
 
+@pytest.mark.exhaustive
 def test_the_strength_may_come_with_the_call_and_be_another_on_the_next() -> None:
     model = build("flux")
     model.add_adapter(lora(), "a")
@@ -88,6 +89,7 @@ def test_the_strength_may_come_with_the_call_and_be_another_on_the_next() -> Non
     assert_follows(call, model, at("flux"))
 
 
+@pytest.mark.exhaustive
 def test_an_adapter_of_the_patch_embedding_and_the_modulation() -> None:
     model = build("sd3")
     model.add_adapter(lora(layers=["to_q", "pos_embed.proj", "norm1.linear"]), "a")
