@@ -59,9 +59,22 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ful
     fresh = types.FunctionType(
         call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__
     )
-    with torch.no_grad(), suppress(_Ended):
+    with torch.no_grad(), suppress(_Ended), _uncompiled(model):
         torch.compile(fresh, backend=capture, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
     return found
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    """Inside, a model that is compiled in place is called as it would be without.
+
+    Else what comes after a graph break would be compiled by its own backend, and run, in place of being looked at.
+    """
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled
 
 
 class _Ended(Exception):  # noqa: N818 - no error: it ends the call

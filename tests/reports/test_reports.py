@@ -106,7 +106,25 @@ def test_explain_traces_a_full_graph_and_does_not_run_it() -> None:
     told = explain(model, *(one.to("meta") for one in models.inputs(real, 0, STEPS)))
     # Attention is another operator there, whose operations PyTorch counts otherwise.
     assert told.skippable == pytest.approx(expected.skippable, abs=0.02)
-    assert dataclasses.replace(told, skippable=expected.skippable) == expected
+    assert dataclasses.replace(told, skippable=expected.skippable, parts=expected.parts) == expected
+
+
+def test_explain_looks_at_all_graphs_of_a_compiled_model_and_compiles_none() -> None:
+    class Broken(models.Mixed):
+        def forward(
+            self, hidden_states: torch.Tensor, timestep: torch.Tensor, prompt: torch.Tensor, *more: torch.Tensor
+        ) -> torch.Tensor:
+            torch._dynamo.graph_break()
+            return super().forward(hidden_states, timestep, prompt)
+
+    model = models.make(Broken)
+    inputs = models.inputs(model, 0, STEPS)
+    expected = explain(model, *inputs)
+    assert expected.cached
+    model.compile(backend=dicache_backend, options={"lowering": "eager", "probe_depth": 2})
+    told = explain(model, *inputs)
+    assert (told.graphs, told.blocks, told.probe) == (expected.graphs, expected.blocks, expected.blocks[:2])
+    assert not summary(model).generations  # nothing of it ran
 
 
 def test_explain_needs_no_values_where_the_tensors_are_fake() -> None:
