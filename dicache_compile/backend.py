@@ -170,23 +170,23 @@ def _places(found: Cut) -> Places:
         names=tuple(input_name(node) for node in found.inputs.conditions),
         arguments=frozenset(input_name(node) for node in found.placeholders if values.is_argument(node)),
         latents=places[found.inputs.latents] if found.inputs.latents is not None else None,
-        weight=places[weights[0]] if weights else None,
+        weights=tuple(places[node] for node in weights),
     )
 
 
 def _model_weights(found: Cut) -> list[fx.Node]:
-    """The weights by which a call's model is known, the best first.
+    """The weights by which a call's model is known: one of each deep block, the best first.
 
-    A parameter of the deep blocks: models that share an embedder or a table of positions are still two. Rather not one
+    Parameters of the deep blocks: models that share an embedder or a table of positions are still two. Rather not one
     that is made of other tensors, as quantised weights are: moving the model would put another in its place.
     """
-    blocks = found.partition.trunk.blocks[found.partition.probe_depth :]
-    deep = {needed for block in blocks for node in block.nodes for needed in node.all_input_nodes}
     owned = [node for node in found.inputs.weights if values.is_of_module(node)]
     parameters = [node for node in owned if isinstance(values.value(node), torch.nn.Parameter)]
-    return sorted(
-        parameters or owned, key=lambda node: (node not in deep, is_traceable_wrapper_subclass(values.value(node)))
-    )
+    ranked = sorted(parameters or owned, key=lambda node: is_traceable_wrapper_subclass(values.value(node)))
+    blocks = found.partition.trunk.blocks[found.partition.probe_depth :]
+    needed = [{read for node in block.nodes for read in node.all_input_nodes} for block in blocks]
+    deep = [next((node for node in ranked if node in reads), None) for reads in needed]
+    return [node for node in dict.fromkeys(deep) if node is not None] or ranked[:1]
 
 
 def _uncached(

@@ -59,8 +59,7 @@ class Numbering:
 
     def _same(self, time: Tensor) -> bool:
         """Whether this is still the timestep of the last call; notes it if not."""
-        # All of it: the largest of a vector may stand still.
-        if self.time is not None and self.time.shape == time.shape and torch.equal(self.time, time):
+        if self.time is not None and _alike(self.time, time):
             return True
         self.time = time.detach().clone()
         self.most, self.calls = max(self.most, len(self.calls)), []
@@ -69,6 +68,15 @@ class Numbering:
     def _take(self, prompts: Prompts) -> str:
         self.calls.append(prompts)
         return str(len(self.calls) - 1)
+
+
+def _alike(time: Tensor, other: Tensor) -> bool:
+    """Whether two timesteps are one. Of guidance's calls one may have a larger batch than another."""
+    if time.shape == other.shape:
+        return torch.equal(time, other)  # all of it: the largest of a vector may stand still
+    if not time.numel() or not other.numel():
+        return False
+    return all(a.item() == b.item() for a, b in zip(time.aminmax(), other.aminmax(), strict=True))
 
 
 def _equal(prompts: Prompts, others: Prompts) -> bool:

@@ -6,9 +6,10 @@ import dataclasses
 import itertools
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import DiCacheConfig
 from .adjustments import adjusted, adjusted_models, tell_of_configure
@@ -30,7 +31,7 @@ _clock = itertools.count(1)  # numbers the calls of all models
 class Session(Store):
     """The streams of one model under one config. Not safe for calls from several threads at once."""
 
-    def __init__(self, mark: Mark | None, config: DiCacheConfig) -> None:
+    def __init__(self, config: DiCacheConfig) -> None:
         super().__init__(config.max_streams)
         self.config = config  # that of the compiled graphs
         self.told = Told(config)  # what its next generations go by, which may differ at run time
@@ -44,11 +45,24 @@ class Session(Store):
         self.number = next(_numbers)
         self.advice = Advice()
         self._ahead: weakref.WeakKeyDictionary[StreamState, Ahead] = weakref.WeakKeyDictionary()
-        self._mark = weakref.ref(mark) if mark is not None else None
+        self._marks: weakref.WeakSet[Mark] = weakref.WeakSet()  # of the weights by which calls found it
+        self._blocks: weakref.WeakSet[Mark] = weakref.WeakSet()  # of one weight of each of its deep blocks
 
     def is_of(self, marks: set[Mark]) -> bool:
         """Whether this session's model has one of the weights with these marks."""
-        return self._mark is not None and self._mark() in marks
+        return not marks.isdisjoint(self._marks)
+
+    def serves(self, marks: Sequence[Mark]) -> bool:
+        """Whether a call is of this session's model: it has these weights, and is known by the first of them.
+
+        Another graph of the model may have other deep blocks, as where a call leaves some of its layers out.
+        """
+        return marks[0] in self._blocks or any(mark in self._marks for mark in marks)
+
+    def note(self, marks: Sequence[Mark]) -> None:
+        """A call with these weights is of this session's model."""
+        self._marks.add(marks[0])
+        self._blocks.update(marks)
 
     def lane(self, run: Run) -> _Lane:
         """What this model has of a run."""
@@ -144,14 +158,17 @@ def release() -> None:
         session.reset()
 
 
-def session_for(mark: Mark | None, config: DiCacheConfig) -> Session:
-    """The session of the model whose weight has this mark, under this config; a new one if there is none."""
-    if mark is not None:
+def session_for(marks: Sequence[Mark], config: DiCacheConfig) -> Session:
+    """The session of the model whose weights have these marks, under this config; a new one if there is none."""
+    if marks:
         for session in _sessions:
-            if session.config == config and session.is_of({mark}):
+            if session.config == config and session.serves(marks):
+                session.note(marks)
                 return session
-    session = Session(mark, config)
-    if mark is not None:
+    session = Session(config)
+    if marks:
+        mark = marks[0]
+        session.note(marks)
         for model in adjusted_models():
             if mark in _marks(model):
                 session.tell(adjusted(model, config))
@@ -186,18 +203,19 @@ class SessionFinder:
         self._calls: deque[Calls] = deque(maxlen=MAX_ALIKE)  # of the sessions found last
         self._advice = Advice()
 
-    def __call__(self, weight: Tensor | None) -> Session:
-        if weight is None:
-            self._nameless = self._nameless or self._session(None)
+    def __call__(self, inputs: Sequence[Any], weights: Sequence[int]) -> Session:
+        """`weights`: where the inputs are by which the model is known, the best first."""
+        if not weights:
+            self._nameless = self._nameless or self._session(())
             return self._nameless
-        mark = mark_of(weight)
+        mark = mark_of(inputs[weights[0]])
         session = self._found.get(mark)
         if session is None:
-            session = self._found[mark] = self._session(mark)
+            session = self._found[mark] = self._session([mark_of(inputs[place]) for place in weights])
         return session
 
-    def _session(self, mark: Mark | None) -> Session:
-        session = session_for(mark, self._config)
+    def _session(self, marks: Sequence[Mark]) -> Session:
+        session = session_for(marks, self._config)
         self._advice.new_session([calls.number for calls in self._calls])
         self._calls.append(session.calls)
         session.last_cut, session.last_engine = self._cut, self._engine

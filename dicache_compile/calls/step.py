@@ -37,7 +37,7 @@ class Places:
     names: tuple[str, ...]  # of the conditions
     arguments: frozenset[str]  # the names of all tensors that the caller passes
     latents: int | None  # what is denoised
-    weight: int | None  # a weight of the deep blocks, by which a call's model is known
+    weights: tuple[int, ...]  # by which a call's model is known: one of each deep block
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class CompiledStep:
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by what the shapes depend on
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
-        session = self.find_session(None if self.places.weight is None else inputs[self.places.weight])
+        session = self.find_session(inputs, self.places.weights)
         run = current_run()
         told, steps = session.telling(run), session.length(run, current_position().steps)
         settings = told.settings(steps)  # first, as it may refuse the call
