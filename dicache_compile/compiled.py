@@ -12,6 +12,7 @@ from torch._dynamo import config as dynamo_config
 from .config import DiCacheConfig
 from .options import split_options
 
+NAME = "dicache"  # by which torch.compile finds the backend
 MARK = "_is_dicache_backend"  # an attribute of the backend, by which it is known without importing it
 # Under which Dynamo's wrappers keep what they wrap; the second name is that of torch before 2.10.
 _INNER = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")
@@ -23,13 +24,24 @@ def own_config(model: nn.Module) -> DiCacheConfig | None:
     None, too, where the backend is called by a function of the user's. Raises what the options are refused with.
     """
     for backend in _backends(model):
-        function: Any = getattr(backend, "compiler_fn", backend)
-        keywords = dict(getattr(backend, "kwargs", {}))
-        while isinstance(function, functools.partial):
-            function, keywords = function.func, {**function.keywords, **keywords}
+        function, keywords = _unwrapped(getattr(backend, "compiler_fn", backend))
         if getattr(function, MARK, False):
+            keywords = {**keywords, **getattr(backend, "kwargs", {})}
             return split_options(keywords.get("options"), keywords.get("mode"))[0]
     return None
+
+
+def is_ours(backend: object) -> bool:
+    """Whether what `torch.compile` is given as its backend is ours, by its name or itself."""
+    return backend == NAME or bool(getattr(_unwrapped(backend)[0], MARK, False))
+
+
+def _unwrapped(function: Any) -> tuple[Any, dict[str, Any]]:
+    """What partials are of, and their keywords."""
+    keywords: dict[str, Any] = {}
+    while isinstance(function, functools.partial):
+        function, keywords = function.func, {**function.keywords, **keywords}
+    return function, keywords
 
 
 def original(model: nn.Module) -> nn.Module:

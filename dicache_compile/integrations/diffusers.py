@@ -2,7 +2,7 @@
 
 Pipelines call `model.cache_context("cond")` around the model, `self.progress_bar(total=steps)` around the loop, and
 `self.maybe_free_model_hooks()` at the end, by way of which `model._reset_stateful_cache()`. Each is wrapped, once, to
-tell `calls/`; what they did they still do.
+tell `calls/`; what they did they still do. `compile_repeated_blocks` with our backend is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from ..calls.runs import Position, at, end_runs_of
 from ..calls.session import forget_ended
 from ..calls.streams import pipeline_stream
+from ..compiled import is_ours
 from .bars import announce
 from .imports import when_imported
 from .schedulers import calls_of, place_of
@@ -26,6 +27,7 @@ _MARK = "_dicache_wrapped"
 def install() -> None:
     """Wraps diffusers' methods once it is imported. Does nothing the second time."""
     when_imported("diffusers.models.cache_utils", _wrap_models)
+    when_imported("diffusers.models.modeling_utils", _wrap_blocks)
     when_imported("diffusers.pipelines.pipeline_utils", _wrap_pipelines)
 
 
@@ -58,6 +60,25 @@ def _position(told: dict[str, Any]) -> Position:
         steps if isinstance(steps, int) and steps > 0 else None,
         float(sigma) if isinstance(sigma, (int, float)) else None,
     )
+
+
+def _wrap_blocks(module: ModuleType) -> None:
+    mixin = getattr(module, "ModelMixin", None)
+    compile_blocks = getattr(mixin, "compile_repeated_blocks", None)
+    if mixin is None or compile_blocks is None or _MARK in vars(mixin):
+        return
+
+    @functools.wraps(compile_blocks)
+    def refused(self: Any, *args: Any, **kwargs: Any) -> None:
+        if is_ours(kwargs.get("backend")):
+            raise ValueError(
+                "compile_repeated_blocks compiles each block of the model alone, and of a block alone nothing can be "
+                'left out: compile the whole model, by enable_cache(model) or model.compile(backend="dicache")'
+            )
+        compile_blocks(self, *args, **kwargs)
+
+    mixin.compile_repeated_blocks = refused
+    setattr(mixin, _MARK, True)
 
 
 def _wrap_pipelines(module: ModuleType) -> None:
