@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from .calls.adjustments import adjust
 from .config import DiCacheConfig
 from .subject import Subject, subjects
 
 
-def configure(model: nn.Module, **fields: Any) -> DiCacheConfig:
+def configure(model: object, **fields: Any) -> DiCacheConfig:
     """Changes fields of a compiled model's config from the next generation of each stream on; compiles nothing.
 
     `fields` are those that are no part of the compiled graph: threshold, gamma_range, warmup_steps, warmup_ratio,

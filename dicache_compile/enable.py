@@ -15,8 +15,12 @@ from .calls.adjustments import forget
 from .calls.session import sessions_of
 from .compiled import capture_all, original, own_config
 from .config import DiCacheConfig
+from .configure import configure
+from .explain import Explanation, explain
 from .integrations.families import published_preset
 from .options import split_options
+from .reset import reset
+from .summary import Summary, summary
 
 DENOISERS = ("transformer", "transformer_2", "transformer_3")  # the components of a pipeline that are compiled
 # What a model was called by before: None, or what it was compiled with.
@@ -34,6 +38,26 @@ class Enabled:
     def components(self) -> Mapping[str, nn.Module]:
         """The models, by which `summary`, `explain`, `configure` and `reset` take this in place of the pipeline."""
         return self.models
+
+    def summary(self) -> Summary:
+        """What each step did: `summary` of it."""
+        return summary(self)
+
+    def explain(self) -> Explanation:
+        """What was cut, after the first call: `explain` of it."""
+        return explain(self)
+
+    def configure(self, **fields: Any) -> DiCacheConfig:
+        """Changes fields of the config from the next generation on, without compiling: `configure` of it."""
+        return configure(self, **fields)
+
+    def reset(self) -> None:
+        """Forgets all streams, and frees their state: `reset` of it."""
+        reset(self)
+
+    def disable(self) -> None:
+        """Undoes what `enable_cache` did: `disable_cache` of it."""
+        disable_cache(self)
 
     def __str__(self) -> str:
         names = (f"{name or 'model'} ({type(model).__name__})" for name, model in self.models.items())

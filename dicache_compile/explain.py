@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
 from .config import DiCacheConfig
 from .cost import Part, Uncut, left_whole, parts_of, skippable_share, work_of
@@ -25,7 +25,7 @@ from .passes.printing import did, plan_text
 from .plain import plain
 from .plan import Partition, Trunk
 from .program import Slot
-from .subject import subject, why_nothing_ran
+from .subject import Subject, subjects, why_nothing_ran
 from .tracing import Traced, trace
 
 _LITTLE = 0.2  # of the operations
@@ -85,8 +85,13 @@ class Explanation:
     rules: tuple[SiteReport, ...] = ()  # what each rule decides on, in the config's order
     parts: tuple[Part, ...] = ()  # how the operations are spread, in the order in which parts run
     passes: tuple[PassReport, ...] = ()  # what each pass did, with `passes=True`
+    name: str = ""  # in a pipeline with several compiled models: "transformer_2"
+    others: tuple[Explanation, ...] = ()  # of such a pipeline's other models
 
     def __str__(self) -> str:
+        return "\n".join(f"{one.name}: {one._text()}" if one.name else one._text() for one in (self, *self.others))
+
+    def _text(self) -> str:
         passes = self._passes()
         if not self.cached:
             return "\n".join((f"not cached: {self.reason}", *passes))
@@ -128,19 +133,20 @@ class Explanation:
         return ("  passes", *told) if self.passes else ()
 
 
-def explain(model: nn.Module, *args: Any, passes: bool = False, **kwargs: Any) -> Explanation:
+def explain(model: object, *args: Any, passes: bool = False, **kwargs: Any) -> Explanation:
     """What is cut of a model, or would be, without compiling it.
 
     With the arguments of one call of the model, traces that call. Only where Dynamo makes several graphs of it, it runs
     once, too, uncompiled; else tensors may be without values, fake or on the meta device. Without arguments, tells of
     the last graph that was compiled. The config is the compiled model's own; of a model that is not compiled, that of
-    its last compiled call, else the default one. `model` may be a pipeline with one compiled model, without arguments.
+    its last compiled call, else the default one. `model` may be a pipeline, without arguments: of several compiled
+    models it tells of the first, and `others` has the rest.
 
     With `passes`, which needs arguments, it tells what each pass did to the graph, and has the graph's text after each.
 
     Raises TypeError if `model` is neither, ValueError if there are neither arguments nor a compiled graph.
     """
-    one = subject(model)
+    one, *more = subjects(model)
     if args or kwargs:
         if one.name:
             raise TypeError(f"explain traces one call of the model itself: give it pipe.{one.name} and its arguments")
@@ -148,6 +154,14 @@ def explain(model: nn.Module, *args: Any, passes: bool = False, **kwargs: Any) -
         return dataclasses.replace(_of_graphs(trace(one.model, args, kwargs), config, passes), config=config)
     if passes:
         raise ValueError("passes=True runs the passes on one call of the model: give its arguments, too")
+    if not any(each.sessions or each.refused or each.others for each in (one, *more)):
+        raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
+    first, *others = (dataclasses.replace(_last(each), name=each.name if more else "") for each in (one, *more))
+    return dataclasses.replace(first, others=tuple(others))
+
+
+def _last(one: Subject) -> Explanation:
+    """Of the last graph that was compiled of a model."""
     if one.sessions:
         session = one.sessions[-1]
         return dataclasses.replace(
@@ -158,9 +172,7 @@ def explain(model: nn.Module, *args: Any, passes: bool = False, **kwargs: Any) -
         )
     if one.refused is not None:
         return _not_cached(one.refused.reason, 1)
-    if one.others:
-        return _not_cached(why_nothing_ran(one), 1)
-    raise ValueError("this model has no cut graph yet: call it once, or give explain the arguments of a call")
+    return _not_cached(why_nothing_ran(one), 1 if one.others else 0)
 
 
 def _of_graphs(traced: list[Traced], config: DiCacheConfig, passes: bool) -> Explanation:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from .subject import subjects
 
 
-def reset(model: nn.Module) -> None:
+def reset(model: object) -> None:
     """Drops the state of all streams of a compiled model (or its original), with the CUDA graphs captured for it.
 
     The next call starts a generation. Call it between generations wherever the timestep does not tell them apart. The

@@ -33,15 +33,6 @@ class Subject:
         return adjusted(self.model, self.compiled) if self.compiled is not None else None
 
 
-def subject(given: object) -> Subject:
-    """The one model that is meant. Raises TypeError for what is none, and for a pipeline with several or none."""
-    found = subjects(given)
-    if len(found) > 1:
-        names = ", ".join(f"pipe.{one.name}" for one in found)
-        raise TypeError(f"this pipeline has several compiled models: give one of {names}")
-    return found[0]
-
-
 def subjects(given: object) -> list[Subject]:
     """The models that are meant, at least one. Raises TypeError for what is neither a module nor a pipeline with one.
 

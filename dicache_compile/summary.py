@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from torch import nn
-
 from .calls.record import Call, Row
 from .calls.session import Session
 from .config import DiCacheConfig
 from .plain import plain
 from .program import of_rule
-from .subject import subject, why_nothing_ran
+from .subject import subjects, why_nothing_ran
 from .write.control import of_rules
 
 MAX_GENERATIONS = 16
@@ -93,16 +91,17 @@ class Summary:
     def __str__(self) -> str:
         if not self.generations:
             return f"no generation recorded: {self.reason}"
-        lines = ["generation  stream        steps  deep  share  decisions (D deep, d deep and forced, . reused)"]
+        width = max(12, *(len(name) for generation in self.generations for name in generation.streams))
+        told = "decisions (D deep, d deep and forced, . reused)"
+        lines = [f"generation  {'stream':<{width}}  steps  deep  share  {told}"]
         for number, generation in enumerate(self.generations):
             for name, steps in generation.streams.items():
                 for rule, decisions in enumerate(zip(*(step.decisions for step in steps), strict=True)):
                     deep = sum(decision is not None and decision.deep for decision in decisions)
                     marks = "".join("-" if decision is None else str(decision) for decision in decisions)
                     whose = name if not rule else f"  rule {rule + 1}"
-                    lines.append(
-                        f"{number:>10}  {whose:<12}  {len(steps):>5}  {deep:>4}  {deep / len(steps):>5.0%}  {marks}"
-                    )
+                    counts = f"{len(steps):>5}  {deep:>4}  {deep / len(steps):>5.0%}"
+                    lines.append(f"{number:>10}  {whose:<{width}}  {counts}  {marks}")
         for config, numbers in itertools.groupby(enumerate(self.generations), key=lambda one: one[1].config):
             first, *_, last = [number for number, _ in numbers] * 2
             lines.append(f"{first if first == last else f'{first}-{last}':>10}  config  {config.brief()}")
@@ -146,19 +145,27 @@ class Summary:
         return pandas.DataFrame(self.rows(), columns=list(COLUMNS))
 
 
-def summary(model: nn.Module) -> Summary:
+def summary(model: object) -> Summary:
     """The steps that a compiled model (or its original) has done, up to the last 16 generations.
 
-    Of a compiled model those under its own config. `model` may be a pipeline with one compiled model.
+    Of a compiled model those under its own config. `model` may be a pipeline; of several compiled models the streams
+    are called after them, as in "transformer_2/cond", and `config` is that of the last one.
     Reading waits for the device; recording did not. Raises TypeError if `model` is neither.
     """
-    one = subject(model)
-    generations = _generations(one.sessions[-1]) if one.sessions else []
-    return Summary(generations, one.config, None if generations else why_nothing_ran(one))
+    found = subjects(model)
+    ran = {one.name + "/" if len(found) > 1 else "": one.sessions[-1] for one in found if one.sessions}
+    generations = _generations(ran)
+    return Summary(generations, found[-1].config, None if generations else why_nothing_ran(found[-1]))
 
 
-def _generations(session: Session) -> list[Generation]:
-    runs = [(name, run) for name, history in session.history.items() for run in history.generations()]
+def _generations(sessions: Mapping[str, Session]) -> list[Generation]:
+    """`sessions`: by what stands before the names of their streams."""
+    runs = [
+        (before + name, run)
+        for before, session in sessions.items()
+        for name, history in session.history.items()
+        for run in history.generations()
+    ]
     generations: list[dict[str, list[tuple[Row, Call]]]] = []
     for name, run in sorted(runs, key=lambda one: one[1][0][1].number):
         # A stream that starts again starts a generation; one that has no part in the newest joins it.

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dicache_compile import DiCacheConfig, configure, dicache_backend, explain, reset, summary
+from dicache_compile import DiCacheConfig, configure, dicache_backend, explain, generation, reset, summary
 from dicache_compile.errors import UncachedWarning
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
@@ -91,17 +91,35 @@ def test_a_pipeline_stands_for_its_compiled_model() -> None:
         explain(pipe, prompt="a cat")
 
 
-def test_a_pipeline_with_several_compiled_models_or_none_says_what_to_give() -> None:
+def test_of_a_pipeline_with_several_compiled_models_all_are_told_of() -> None:
     pair = [models.make(SingleStream, seed=seed) for seed in (0, 1)]
     calls = [compiled(model, threshold=0.0) for model in pair]
     pipe = Pipe(transformer=calls[0], transformer_2=calls[1])
-    for report in (explain, summary):
-        with pytest.raises(TypeError, match=r"several compiled models: give one of pipe\.transformer, pipe\.transfo"):
-            report(pipe)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="call it once, or give explain the arguments of a call"):
+        explain(pipe)
+    with generation():
+        generate(calls[0], pair[0])
+        lines = str(explain(pipe)).splitlines()
+        assert lines[0] == "transformer: cached, in one full graph"
+        assert lines[-1] == "transformer_2: not cached: this model has not been called since it was compiled"
+        generate(calls[1], pair[1])
+    told = explain(pipe)
+    assert [told.name, *(one.name for one in told.others)] == ["transformer", "transformer_2"]
+    assert str(told).splitlines().count("transformer_2: cached, in one full graph") == 1
+    (found,) = summary(pipe).generations
+    for name, call in (("transformer", calls[0]), ("transformer_2", calls[1])):
+        assert found.streams[f"{name}/0"] == summary(call).generations[0].streams["0"]
+    assert "  transformer_2/0     10    10   100%  " in str(summary(pipe))
     configure(pipe, threshold=0.5)
     assert [configure(call).threshold for call in calls] == [0.5, 0.5]
+    assert summary(pipe).config == configure(calls[1])
+    with pytest.raises(TypeError, match=r"explain traces one call of the model itself: give it pipe\.transformer"):
+        explain(pipe, *models.inputs(pair[0], 0, STEPS))
+
+
+def test_a_pipeline_without_a_compiled_model_says_what_to_do() -> None:
     with pytest.raises(TypeError, match=r"no model of this Pipe is compiled .* pipe\.transformer\.compile\(backend="):
-        summary(Pipe(transformer=pair[0]))  # type: ignore[arg-type]
+        summary(Pipe(transformer=models.make(SingleStream)))
 
 
 def test_a_config_is_taken_for_its_options() -> None:

@@ -51,8 +51,13 @@ def test_one_line_caches_a_pipeline_and_another_one_undoes_it(build: Any) -> Non
     for given in (enabled, pipe, transformer):
         assert [len(one.streams) for one in summary(given).generations] == [2, 2]
         assert explain(given).cached
+    assert enabled.summary() == summary(pipe)
+    assert enabled.explain() == explain(pipe)
+    assert enabled.configure(threshold=10.0) == configure(pipe)
     reset(enabled)
     assert torch.equal(run(pipe, arguments), cached)
+    enabled.reset()
+    assert not any(session.streams for session in sessions_of(transformer))
     disable_cache(pipe)
     assert transformer._compiled_call_impl is None
     assert not any(session.streams for session in sessions_of(transformer))
