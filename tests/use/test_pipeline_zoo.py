@@ -11,9 +11,6 @@ from torch import nn
 
 from dicache_compile import configure, disable_cache, enable_cache, summary
 from dicache_compile.calls.runs import current_run
-
-pytest.importorskip("diffusers", reason="the pipelines are diffusers'")
-
 from zoo.pipelines import pipelines
 from zoo.pipelines.entry import PipelineEntry, generate
 

@@ -1,0 +1,127 @@
+"""Loops of pipelines that are out of the ordinary: samplers, batches, guidance that comes and goes, few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from dicache_compile import enable_cache, generation, summary
+from tests.use.test_pipeline_zoo import ENTRIES, recorded
+from zoo.pipelines.entry import STEPS, generate
+
+
+def marks(model: Any) -> dict[str, str]:
+    """What each stream's steps did in the last generation: D deep, d deep and forced, . reused."""
+    streams = summary(model).generations[-1].streams
+    return {name: "".join(str(step.decisions[0]) for step in steps) for name, steps in streams.items()}
+
+
+def uncached(pipe: Any, arguments: dict[str, Any]) -> Tensor:
+    """What the pipeline gives without the cache, which stays enabled."""
+    call, pipe.transformer._compiled_call_impl = pipe.transformer._compiled_call_impl, None
+    try:
+        return generate(pipe, arguments)
+    finally:
+        pipe.transformer._compiled_call_impl = call
+
+
+def walk(pipe: Any, arguments: dict[str, Any]) -> dict[str, str]:
+    """Holds a pipeline with a cache against itself without; what the steps did of a run that reuses."""
+    with generation(threshold=0.0):
+        assert torch.equal(generate(pipe, arguments), uncached(pipe, arguments))
+    first, second = (generate(pipe, arguments) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, uncached(pipe, arguments))
+    return marks(pipe.transformer)
+
+
+def enabled(name: str, **config: Any) -> tuple[Any, dict[str, Any]]:
+    pipe, arguments = ENTRIES[name].make()
+    enable_cache(pipe, **{"threshold": 10.0, "final_steps": 1, **config}, compile=False)
+    return pipe, arguments
+
+
+SAMPLERS = {
+    "HeunDiscreteScheduler": 2 * STEPS - 1,  # calls of the model
+    "EulerAncestralDiscreteScheduler": STEPS,
+    "DDIMScheduler": STEPS,  # it counts no steps
+    "KDPM2AncestralDiscreteScheduler": 2 * STEPS - 1,
+    "DPMSolverMultistepScheduler": STEPS,
+    "SASolverScheduler": STEPS,
+    "UniPCMultistepScheduler": STEPS,
+}
+
+
+@pytest.mark.parametrize(
+    "names", [[*SAMPLERS][:3], pytest.param([*SAMPLERS][3:], marks=pytest.mark.exhaustive)], ids=["some", "others"]
+)
+def test_samplers_of_any_order_and_those_that_draw_noise_tell_their_steps(names: list[str]) -> None:
+    pipe, arguments = enabled("pixart_sigma")
+    for name in names:
+        calls = SAMPLERS[name]
+        more = {"algorithm_type": "sde-dpmsolver++"} if name.startswith("DPM") else {}
+        pipe.scheduler = getattr(diffusers, name)(**more)
+        (found,) = walk(pipe, arguments).values()
+        assert found == "ddd...D...D...d"[: calls - 1] + "d"
+        assert recorded(pipe.transformer) == {"0": tuple(range(calls))}
+
+
+def test_a_sampler_that_calls_twice_a_step_for_a_flow() -> None:
+    pipe, arguments = enabled("sd3")
+    pipe.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    assert walk(pipe, arguments) == {"0": "ddd...D...D...d"}
+
+
+def test_several_prompts_with_several_pictures_each() -> None:
+    pipe, arguments = enabled("pixart_sigma", dynamic=False)
+    prompts = {
+        name: torch.cat([value, -value if value.is_floating_point() else value])
+        for name, value in arguments.items()
+        if isinstance(value, Tensor)
+    }
+    more = {**arguments, **prompts, "num_images_per_prompt": 2}
+    assert walk(pipe, more) == {"0": "ddd...Dd"}
+    assert generate(pipe, more).shape[0] == 4
+    assert walk(pipe, arguments) == {"0": "ddd...Dd"}
+
+
+@pytest.mark.parametrize("name", ["flux2_klein", pytest.param("wan", marks=pytest.mark.exhaustive)])
+def test_guidance_that_rests_for_some_steps_knows_where_it_comes_back(name: str) -> None:
+    pipe, arguments = enabled(name)
+
+    def rest(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        pipe._guidance_scale = 1.0 if 2 <= step < 5 else 2.0
+        return {}
+
+    found = walk(pipe, {**arguments, "callback_on_step_end": rest})
+    assert found == {"cond": "ddd...Dd", "uncond": "ddd.d"}
+    assert recorded(pipe.transformer) == {"cond": tuple(range(STEPS)), "uncond": (0, 1, 2, 6, 7)}
+
+
+def test_guidance_of_a_third_branch_that_leaves_layers_out_from_one_step_to_another() -> None:
+    pipe, arguments = enabled("sd3")
+    more = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.8}
+    found = walk(pipe, {**arguments, **more})
+    assert found == {"0": "ddd...Dd", "1": "dd...D"}
+    assert recorded(pipe.transformer) == {"0": tuple(range(STEPS)), "1": tuple(range(1, 7))}
+
+
+@pytest.mark.exhaustive
+def test_a_batch_that_loses_its_half_of_guidance_gets_new_anchors_and_no_new_count() -> None:
+    pipe, arguments = enabled("z_image")
+    found = walk(pipe, {**arguments, "cfg_truncation": 0.4})
+    assert recorded(pipe.transformer) == {"0": tuple(range(STEPS))}
+    (only,) = found.values()
+    assert only.endswith("d")
+
+
+def test_of_four_steps_the_default_reuses_one_and_a_shorter_warmup_three() -> None:
+    pipe, arguments = enabled("flux2", final_steps=0)
+    assert walk(pipe, {**arguments, "num_inference_steps": 4}) == {"0": "ddd."}
+    with generation(warmup_steps=1):
+        assert walk(pipe, {**arguments, "num_inference_steps": 4}) == {"0": "d..."}
+    assert torch.equal(*(generate(pipe, {**arguments, "num_inference_steps": 1}) for _ in range(2)))
