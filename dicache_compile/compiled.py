@@ -51,10 +51,11 @@ def original(model: nn.Module) -> nn.Module:
 
 
 def capture_all(model: nn.Module) -> None:
-    """Has Dynamo keep numbers and shapes that come from tensors in a model's graph, as it does under `fullgraph=True`.
+    """Has Dynamo keep results whose shapes their values decide in a model's graph, as it does under `fullgraph=True`.
 
     Else it breaks the graph there, as in each block of Mochi. Only while this model compiles: no other one is touched,
-    and a call costs nothing. Where this version of torch is built in another way, nothing is changed.
+    and a call costs nothing. Where this version of torch is built in another way, nothing is changed. Numbers that are
+    read of tensors still break the graph: QwenImage 2.1 branches on some, for which a graph would have to choose.
     """
     for context in _contexts(model):
         callback = getattr(context, "callback", None)
@@ -64,7 +65,7 @@ def capture_all(model: nn.Module) -> None:
 
 
 class _Capturing:
-    """What compiles a frame, with two settings of Dynamo in force while it does."""
+    """What compiles a frame, with a setting of Dynamo in force while it does."""
 
     def __init__(self, convert: Callable[..., Any]) -> None:
         self._convert = convert
@@ -76,7 +77,7 @@ class _Capturing:
         return getattr(self._convert, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with dynamo_config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True):
+        with dynamo_config.patch(capture_dynamic_output_shape_ops=True):
             return self._convert(*args, **kwargs)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import enable_cache, generation, summary
+from dicache_compile import Schedule, enable_cache, generation, summary
 from tests.use.test_pipeline_zoo import ENTRIES, recorded
 from zoo.pipelines.entry import STEPS, generate
 
@@ -125,3 +125,27 @@ def test_of_four_steps_the_default_reuses_one_and_a_shorter_warmup_three() -> No
     with generation(warmup_steps=1):
         assert walk(pipe, {**arguments, "num_inference_steps": 4}) == {"0": "d..."}
     assert torch.equal(*(generate(pipe, {**arguments, "num_inference_steps": 1}) for _ in range(2)))
+
+
+@pytest.mark.parametrize("name", ["wan22_image", pytest.param("wan22", marks=pytest.mark.exhaustive)])
+def test_a_second_expert_keeps_its_place_in_the_run(name: str) -> None:
+    """Of Wan's two pipelines one tells `cache_context` where a step stands, the other leaves it to the scheduler."""
+    pipe, arguments = enabled(name)
+    generate(pipe, arguments)
+    found = marks(pipe)
+    assert found["transformer/cond"] == "ddd."
+    assert found["transformer_2/cond"] == "d..d"  # the first for want of an anchor, the last of the run
+
+
+@pytest.mark.exhaustive
+def test_a_schedule_of_two_experts_is_one_of_the_whole_run() -> None:
+    first, *others = Schedule.steps(0.0, 0.25, 0.5, 0.75), Schedule.every(2, last=1), Schedule.steps(0, 3, 4)
+    pipe, arguments = ENTRIES["wan22"].make()
+    enable_cache(pipe, schedule=first, compile=False)
+    for schedule in (first, *others):
+        with generation(schedule=schedule):
+            generate(pipe, arguments)
+        for half in ("cond", "uncond"):
+            streams = summary(pipe).generations[-1].streams
+            steps = [*streams[f"transformer/{half}"], *streams[f"transformer_2/{half}"]]
+            assert tuple(step.index for step in steps if step.deep) == schedule.deep_steps(STEPS)
