@@ -168,8 +168,11 @@ def _generations(sessions: Mapping[str, Session]) -> list[Generation]:
     ]
     generations: list[dict[str, list[tuple[Row, Call]]]] = []
     for name, run in sorted(runs, key=lambda one: one[1][0][1].number):
-        # A stream that starts again starts a generation; one that has no part in the newest joins it.
-        if not generations or name in generations[-1]:
+        # A stream that starts again starts a generation; one that has no part in the newest joins it. Of several models
+        # those that go by one config.
+        newest = generations[-1] if generations else {}
+        other = len(sessions) > 1 and any(run[0][1].config != steps[0][1].config for steps in newest.values())
+        if not newest or name in newest or other:
             generations.append({})
         generations[-1][name] = run
     return [_generation(streams) for streams in generations[-MAX_GENERATIONS:]]

@@ -113,6 +113,11 @@ def test_of_a_pipeline_with_several_compiled_models_all_are_told_of() -> None:
     configure(pipe, threshold=0.5)
     assert [configure(call).threshold for call in calls] == [0.5, 0.5]
     assert summary(pipe).config == configure(calls[1])
+    configure(calls[0], threshold=0.7)
+    with generation():
+        for call, model in zip(calls, pair, strict=True):
+            generate(call, model)
+    assert [one.config.threshold for one in summary(pipe).generations] == [0.0, 0.7, 0.5]
     with pytest.raises(TypeError, match=r"explain traces one call of the model itself: give it pipe\.transformer"):
         explain(pipe, *models.inputs(pair[0], 0, STEPS))
 
