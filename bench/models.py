@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 import zoo
 from dicache_compile import DiCacheConfig, dicache_backend, explain, summary
-from dicache_compile.explain import Explanation
+from dicache_compile.explanation import Explanation
 from zoo.entry import STEPS, Entry
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"

@@ -16,7 +16,8 @@ from .calls.session import sessions_of
 from .compiled import capture_all, original, own_config
 from .config import DiCacheConfig
 from .configure import configure
-from .explain import Explanation, explain
+from .explain import explain
+from .explanation import Explanation
 from .integrations.families import published_preset
 from .options import split_options
 from .reset import reset

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,9 +10,10 @@ import torch
 from torch import fx
 
 from .config import DiCacheConfig
-from .cost import Part, Uncut, left_whole, parts_of, skippable_share, work_of
+from .cost import left_whole, parts_of, skippable_share, work_of
 from .cut import Cut, cut, told_timestep
 from .errors import UnsupportedGraphError
+from .explanation import Explanation, PassReport, SiteReport, StreamShape
 from .graph import values
 from .graph.fragment import Function, about_break, broken_function, resumed_function
 from .graph.input_names import input_name
@@ -22,115 +21,10 @@ from .graph.work import trunk_work
 from .mistakes import told
 from .passes.pipeline import Passed
 from .passes.printing import did, plan_text
-from .plain import plain
 from .plan import Partition, Trunk
 from .program import Slot
 from .subject import Subject, subjects, why_nothing_ran
 from .tracing import Traced, trace
-
-_LITTLE = 0.2  # of the operations
-
-
-@dataclass(frozen=True, slots=True)
-class StreamShape:
-    """A value that the trunk carries and a reused step stands in for."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class SiteReport:
-    """What one rule decides on."""
-
-    probe: tuple[str, ...]  # the blocks that run whenever it is asked
-    deep: tuple[str, ...]  # those that a reused step skips
-    parts: str  # which parts of these, "attention" say; "": all of them
-
-    @property
-    def skips(self) -> str:
-        return (self.parts + " of " if self.parts else "") + _span(self.deep)
-
-
-@dataclass(frozen=True, slots=True)
-class PassReport:
-    """What a pass did to the graph."""
-
-    name: str
-    seconds: float
-    did: str  # in a line
-    graph: str  # the text of the graph after it
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """How a model is cut; `str()` of it is for people."""
-
-    cached: bool
-    reason: str | None  # why not, in one sentence; None where it is cached
-    graphs: int  # that Dynamo makes of the model; 1 where it is one full graph
-    trunk: tuple[str, ...]  # the ModuleLists, in order
-    blocks: tuple[str, ...]  # all blocks by module path, in order
-    probe: tuple[str, ...]  # those that run on every step
-    deep: tuple[str, ...]  # those that a reused step skips
-    beside: tuple[str, ...]  # those outside of `sites`, which run on every step
-    streams: tuple[StreamShape, ...]  # the denoised one first
-    timestep: str | None  # the input that tells generations apart; None: it is that of an earlier graph, or steps count
-    skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
-    state_bytes: int  # that one stream keeps
-    config: DiCacheConfig | None = None  # in force; None where the model is not cached
-    uncut: tuple[Uncut, ...] = ()  # lists of blocks beside the trunk that are as heavy, and run on every step
-    engine: str | None = None  # how the last step took its branch; None where nothing is compiled
-    engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
-    rules: tuple[SiteReport, ...] = ()  # what each rule decides on, in the config's order
-    parts: tuple[Part, ...] = ()  # how the operations are spread, in the order in which parts run
-    passes: tuple[PassReport, ...] = ()  # what each pass did, with `passes=True`
-    name: str = ""  # in a pipeline with several compiled models: "transformer_2"
-    others: tuple[Explanation, ...] = ()  # of such a pipeline's other models
-
-    def __str__(self) -> str:
-        return "\n".join(f"{one.name}: {one._text()}" if one.name else one._text() for one in (self, *self.others))
-
-    def _text(self) -> str:
-        passes = self._passes()
-        if not self.cached:
-            return "\n".join((f"not cached: {self.reason}", *passes))
-        owners = Counter(block.rpartition(".")[0] for block in self.blocks)
-        lists = ", ".join(f"{owner} ({blocks} blocks)" for owner, blocks in owners.items())
-        streams = ", ".join(f"{list(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in self.streams)
-        little = ": little to gain" if self.skippable < _LITTLE else ""
-        lines = (
-            f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
-            f"  trunk      {lists}",
-            *self._rules(),
-            *((f"  beside     {_span(self.beside)}, on every step",) if self.beside else ()),
-            f"  streams    {streams}",
-            f"  timestep   {self.timestep or 'not an input of this graph'}",
-            f"  skippable  {self.skippable:.1%} of the floating-point operations{little}",
-            *(f"  uncut      {_left(stack)}" for stack in self.uncut),
-            f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
-            f"  config     {self.config.brief() if self.config is not None else 'unknown'}",
-        )
-        if self.engine is not None:
-            reason = f" ({self.engine_reason})" if self.engine_reason is not None else ""
-            lines = (*lines, f"  engine     {self.engine}{reason}")
-        return "\n".join((*lines, *passes))
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it, by field, in what JSON can hold: `plain` says how."""
-        found: dict[str, Any] = plain(self)
-        return found
-
-    def _rules(self) -> tuple[str, ...]:
-        if len(self.rules) == 1:
-            return f"  probe      {_span(self.probe)}", f"  deep       {self.rules[0].skips}"
-        told = enumerate(self.rules, start=1)
-        return tuple(f"  rule {n:<5} probe {_span(one.probe)}; deep {one.skips}" for n, one in told)
-
-    def _passes(self) -> tuple[str, ...]:
-        width = max((len(one.name) for one in self.passes), default=0)
-        told = (f"    {one.name:<{width}} {one.seconds:8.3f} s  {one.did}" for one in self.passes)
-        return ("  passes", *told) if self.passes else ()
 
 
 def explain(model: object, *args: Any, passes: bool = False, **kwargs: Any) -> Explanation:
@@ -246,21 +140,7 @@ def _site(cuts: list[Partition]) -> SiteReport:
     return SiteReport(tuple(probe), tuple(dict.fromkeys(deep)), cuts[0].parts)
 
 
-def _left(stack: Uncut) -> str:
-    if stack.again:
-        advice = f"{stack.owner}, called again: call the compiled denoiser by itself, not two calls in one graph"
-    else:
-        advice = f"{stack.owner}: trunk={stack.owner!r} may cut it instead"
-    return f"{stack.share:.1%} of the operations in {advice}"
-
-
 def _bytes(slot: Slot) -> int:
     recorded = values.tensor(slot.like) if slot.like is not None else None
     shape = slot.shape if recorded is None else slot.shape_of(values.shape_hint(recorded))
     return torch.Size(shape).numel() * slot.dtype.itemsize
-
-
-def _span(paths: tuple[str, ...]) -> str:
-    if not paths:
-        return "none"
-    return paths[0] if len(paths) == 1 else f"{paths[0]} ... {paths[-1]} ({len(paths)})"

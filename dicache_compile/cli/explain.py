@@ -12,8 +12,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from ..enable import disable_cache
-from ..explain import Explanation
 from ..explain import explain as explained
+from ..explanation import Explanation
 from .answer import Answer, AsJson, Debug, Mistake, errors, tell, users
 from .diffusers_model import diffusers_call
 from .factory import Call, Workload, is_factory, made

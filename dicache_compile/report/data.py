@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..calls.session import Session
 from ..config import DiCacheConfig
-from ..explain import Explanation, explain
+from ..explain import explain
+from ..explanation import Explanation
 from ..subject import Subject, subjects, why_nothing_ran
 from ..summary import Summary, summary
 from .tracks import Past, past

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..cost import Part
-from ..explain import Explanation
+from ..explanation import Explanation
 from .amounts import TIMES, counted, percent, size
 from .markup import Markup, folded, table, tag
 from .svg import model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from ..explain import Explanation
+from ..explanation import Explanation
 from ..site_rule import SiteRule
 from ..summary import Decision, Generation, StepRecord
 

@@ -24,7 +24,7 @@ LAYERS = (
     ("options", "cut", "cost", "compiled", "mistakes", "plain", "tracing"),
     ("engines",),
     ("calls",),
-    ("integrations", "subject", "summary", "reset", "configure", "explain", "backend"),
+    ("integrations", "subject", "summary", "reset", "configure", "explain", "explanation", "backend"),
     ("report", "enable"),
     ("__init__",),
     ("cli",),
