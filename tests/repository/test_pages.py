@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,11 @@ import pytest
 from dicache_compile import DiCacheConfig, Schedule, explain, summary
 from dicache_compile.estimators import Reuse
 from dicache_compile.fields import RUN_TIME
+from dicache_compile.qualities import THRESHOLDS
 from tests.helpers.pages import DOCS, PAGES, README, ROOT, anchors, blocks, links, tables, words
 
 CONFIGURATION = ROOT / "docs" / "configuration.md"
+SETTINGS = ROOT / "docs" / "settings.md"
 
 
 def by_path(page: Path) -> str:
@@ -64,6 +67,25 @@ def test_the_configuration_page_counts_the_tensors_that_are_kept() -> None:
         config = eval(settings.strip("`"), {"DiCacheConfig": DiCacheConfig, "Reuse": Reuse, "Schedule": Schedule})
         kept = config.rules_in_force()[0].slots()
         assert sum(max(slot.history, 1) for slot in kept if slot.like == "carried") == int(count), settings
+
+
+@pytest.mark.parametrize(("page", "workloads"), [(README, ["shapes FLUX"]), (SETTINGS, ["shapes FLUX", "clips Wan"])])
+def test_the_figures_of_the_qualities_are_those_of_the_benchmark(page: Path, workloads: list[str]) -> None:
+    rows = [json.loads(line) for line in (ROOT / "versus" / "results" / "full.jsonl").read_text().splitlines()]
+    (table,) = [table for table in tables(page.read_text()) if table[0][0] == "`quality`" and len(table[0]) > 2]
+    for line, name in zip(table[1:], THRESHOLDS, strict=True):
+        expected = []
+        for workload in workloads:
+            (figures,) = [
+                row["figures"]
+                for row in rows
+                if (row["experiment"], row["workload"], row["system"]) == ("own", workload, "dicache_compile")
+                and row["setting"].get("quality") == name
+            ]
+            quality = f"{figures['PSNR mean']:.1f} / {figures['PSNR worst']:.1f}"
+            expected += [f"{figures['deep steps']:.1f}", f"{figures['speed-up']:.2f}x", quality]
+        assert line[0].startswith(f'`"{name}"`')
+        assert line[1:] == expected
 
 
 def test_the_pages_show_what_explain_and_summary_print() -> None:
