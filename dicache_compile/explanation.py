@@ -33,7 +33,7 @@ class SiteReport:
 
     @property
     def skips(self) -> str:
-        return (self.parts + " of " if self.parts else "") + _span(self.deep)
+        return (self.parts + " of " if self.parts else "") + span(self.deep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ class Explanation:
             f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
             f"  trunk      {lists}",
             *self._rules(),
-            *((f"  beside     {_span(self.beside)}, on every step",) if self.beside else ()),
+            *((f"  beside     {span(self.beside)}, on every step",) if self.beside else ()),
             f"  streams    {streams}",
             f"  timestep   {self.timestep or 'not an input of this graph'}",
             f"  skippable  {self.skippable:.1%} of the floating-point operations{little}",
@@ -107,9 +107,9 @@ class Explanation:
 
     def _rules(self) -> tuple[str, ...]:
         if len(self.rules) == 1:
-            return f"  probe      {_span(self.probe)}", f"  deep       {self.rules[0].skips}"
+            return f"  probe      {span(self.probe)}", f"  deep       {self.rules[0].skips}"
         told = enumerate(self.rules, start=1)
-        return tuple(f"  rule {n:<5} probe {_span(one.probe)}; deep {one.skips}" for n, one in told)
+        return tuple(f"  rule {n:<5} probe {span(one.probe)}; deep {one.skips}" for n, one in told)
 
     def _passes(self) -> tuple[str, ...]:
         width = max((len(one.name) for one in self.passes), default=0)
@@ -125,7 +125,8 @@ def _left(stack: Uncut) -> str:
     return f"{stack.share:.1%} of the operations in {advice}"
 
 
-def _span(paths: tuple[str, ...]) -> str:
+def span(paths: tuple[str, ...]) -> str:
+    """Blocks by the first and the last of them: "blocks.1 ... blocks.9 (9)"."""
     if not paths:
         return "none"
     return paths[0] if len(paths) == 1 else f"{paths[0]} ... {paths[-1]} ({len(paths)})"

@@ -31,8 +31,7 @@ STATIC: dict[str, Any] = {"probe_depth": 0, "estimator": Reuse()}
 UNPROBED: dict[str, Any] = {"probe_depth": 0, "order": 2, "gamma_range": (1, 2)}
 # The same from two, on a line however far it reaches, which gives back what it got wrong.
 FEEDBACK: dict[str, Any] = {"probe_depth": 0, "feedback": 1.0, "gamma_range": (1, 10)}
-# The estimator checked on the probe, both calls of guidance together: from two anchors, and from three.
-FIRST_ORDER: dict[str, Any] = {"error": "estimate", "joint": True, "gamma_range": (1, 2)}
+# The estimator checked on the probe, both calls of guidance together, from three anchors.
 ESTIMATE: dict[str, Any] = {"error": "estimate", "joint": True, "order": 2, "gamma_range": (1, 3)}
 
 

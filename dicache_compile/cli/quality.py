@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 from .answer import Mistake
@@ -54,8 +54,10 @@ def span_of(reference: Result) -> float:
 
 def psnr(one: Result, reference: Result, span: float) -> float:
     """In dB; infinite where both are equal."""
-    error = float(np.mean((one.values - reference.values) ** 2))
-    return float("inf") if error == 0 else float(10 * np.log10(span**2 / error))
+    if np.array_equal(one.values, reference.values):
+        return float("inf")  # whatever the range, which may be none
+    compare: Callable[..., float] = peak_signal_noise_ratio
+    return float(compare(reference.values, one.values, data_range=span))
 
 
 def ssim(one: Result, reference: Result, span: float) -> float | None:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .cuda.captures import why_unfit_allocator
 from .cuda.driver import why_no_conditional
-
-_CANNOT_CAPTURE = "cudaMallocAsync"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +37,7 @@ def why_no_captures() -> str | None:
         if torch.version.cuda is None and torch.version.hip is None:
             return f"torch {torch.__version__} is built without CUDA"
         return "torch sees no CUDA device"
-    if torch.cuda.get_allocator_backend() == _CANNOT_CAPTURE:
-        return f"torch allocates with {_CANNOT_CAPTURE}, under which captures fail: see PYTORCH_CUDA_ALLOC_CONF"
-    return None
+    return why_unfit_allocator()
 
 
 def _why_no_conditional() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..cost import Part
-from ..explanation import Explanation
+from ..explanation import Explanation, span
 from .amounts import TIMES, counted, percent, size
 from .markup import Markup, folded, table, tag
 from .svg import model
@@ -73,12 +73,12 @@ def _legend() -> Markup:
 def _facts(cut: Explanation) -> Iterable[tuple[str, str]]:
     yield "trunk", ", ".join(cut.trunk)
     if len(cut.rules) == 1:
-        yield "probe", _span(cut.probe)
+        yield "probe", span(cut.probe)
         yield "deep", cut.rules[0].skips
     else:
         for number, rule in enumerate(cut.rules, start=1):
-            yield f"rule {number}", f"probe {_span(rule.probe)}; deep {rule.skips}"
-    yield "beside", f"{_span(cut.beside)}, on every step" if cut.beside else ""
+            yield f"rule {number}", f"probe {span(rule.probe)}; deep {rule.skips}"
+    yield "beside", f"{span(cut.beside)}, on every step" if cut.beside else ""
     yield "streams", ", ".join(f"{list(one.shape)} {str(one.dtype).removeprefix('torch.')}" for one in cut.streams)
     yield "timestep", cut.timestep or "not an input of this graph"
     for stack in cut.uncut:
@@ -87,12 +87,6 @@ def _facts(cut: Explanation) -> Iterable[tuple[str, str]]:
     reason = f" ({cut.engine_reason})" if cut.engine_reason else ""
     yield "engine", f"{cut.engine}{reason}" if cut.engine else ""
     yield "graphs", "one full graph" if cut.graphs == 1 else counted(cut.graphs, "graph")
-
-
-def _span(paths: Sequence[str]) -> str:
-    if len(paths) < 2:
-        return paths[0] if paths else "none"
-    return f"{paths[0]} … {paths[-1]} ({len(paths)})"
 
 
 def _table(cut: Explanation) -> Markup:

@@ -33,7 +33,7 @@ from dicache_compile import (
     summary,
 )
 from dicache_compile.report import data
-from dicache_compile.report.data import sections
+from dicache_compile.report.data import Section, sections
 from dicache_compile.report.tracks import DEEP
 from dicache_compile.summary import COLUMNS
 from tests import models
@@ -161,13 +161,18 @@ def test_the_boxes_of_the_cut_are_as_wide_as_the_work(tmp_path: Path) -> None:
         assert sum(widths) == pytest.approx(1000 * part.skippable, abs=0.06)
 
 
-def test_the_state_is_told_by_slot_and_by_stream(tmp_path: Path) -> None:
+def two_streams(joint: bool) -> tuple[Any, Section]:
     model = models.make(SingleStream)
-    call = compiled(model, joint=False)
+    call = compiled(model, joint=joint)
     for name in ("a", "b"):
         with stream(name):
             generate(call, model)
     (section,) = sections(call)
+    return call, section
+
+
+def test_the_state_is_told_by_slot_and_by_stream(tmp_path: Path) -> None:
+    call, section = two_streams(joint=False)
     held = explain(call).state_bytes
     assert sum(slot.bytes for slot in section.memory.slots) == held
     assert section.memory.streams == (("a", held), ("b", held))
@@ -182,12 +187,7 @@ def test_the_state_is_told_by_slot_and_by_stream(tmp_path: Path) -> None:
 
 
 def test_what_streams_share_is_counted_once(tmp_path: Path) -> None:
-    model = models.make(SingleStream)
-    call = compiled(model, joint=True)
-    for name in ("a", "b"):
-        with stream(name):
-            generate(call, model)
-    (section,) = sections(call)
+    call, section = two_streams(joint=True)
     shared = sum(slot.bytes for slot in section.memory.slots if slot.name in ("leader_time", "leader_reuses"))
     assert shared > 0
     assert section.memory.bytes == 2 * explain(call).state_bytes - shared

@@ -102,6 +102,7 @@ def test_the_pages_show_what_explain_and_summary_print() -> None:
         shown = blocks(page.read_text())
         assert f"{told}\n" in shown
         assert f"{did}\n" in shown
+    assert f"{did}\n" in blocks((ROOT / "docs" / "start.md").read_text())
 
 
 @pytest.mark.exhaustive

@@ -186,6 +186,14 @@ _failed: list[Any] = []  # graphs whose capture did not end: torch's allocators 
 _captures: weakref.WeakValueDictionary[int, CudaCaptures] = weakref.WeakValueDictionary()
 
 
+def why_unfit_allocator() -> str | None:
+    """The reason why captures cannot be made with the allocator in force, or None."""
+    backend = torch.cuda.get_allocator_backend()
+    if backend == "native":
+        return None
+    return f"the allocator {backend} keeps what a capture allocates inside of the graph: see PYTORCH_CUDA_ALLOC_CONF"
+
+
 def captures_on(device: torch.device) -> CudaCaptures:
     """The captures of a device; new ones if nobody holds any.
 
@@ -195,8 +203,8 @@ def captures_on(device: torch.device) -> CudaCaptures:
         raise StepError(
             "the model was called inside of a CUDA graph capture, and captures its steps by itself: call it outside"
         )
-    if torch.cuda.get_allocator_backend() != "native":
-        raise CudaError("the allocator cudaMallocAsync keeps what a capture allocates inside of the graph")
+    if (reason := why_unfit_allocator()) is not None:
+        raise CudaError(reason)
     index = torch.cuda.current_device() if device.index is None else device.index
     found = _captures.get(index)
     if found is None:
