@@ -49,9 +49,15 @@ class Seen:
     @property
     def times(self) -> Tensor:
         """The timesteps of the last anchors, the newest first: float32, shape (how many). Needs `anchor_times`."""
-        names = itertools.takewhile(
-            lambda name: name in self.state, (f"{ANCHOR_TIME}{age}" for age in itertools.count(1))
-        )
+        return self._of_anchors(ANCHOR_TIME)
+
+    @property
+    def steps(self) -> Tensor:
+        """Which steps the last anchors were, the newest first: float32, shape (how many). Needs `anchor_steps`."""
+        return self._of_anchors(ANCHOR_STEP)
+
+    def _of_anchors(self, slot: str) -> Tensor:
+        names = itertools.takewhile(lambda name: name in self.state, (f"{slot}{age}" for age in itertools.count(1)))
         return torch.stack([self.state[name] for name in names])
 
 
@@ -71,12 +77,18 @@ class SlotSpec:
         return tuple(f"{self.name}{age + 1}" for age in range(self.history)) or (self.name,)
 
 
-ANCHOR_TIME = "anchor_time"
+# Slots that are written for an estimator that asks for them.
+GIVEN_SLOTS = ANCHOR_TIME, ANCHOR_STEP = ("anchor_time", "anchor_step")
 
 
 def anchor_times(count: int) -> SlotSpec:
     """The slot of an estimator that reads `Seen.times`, of that many anchors. It is written for it."""
     return SlotSpec(ANCHOR_TIME, "number", history=max(count, 2))
+
+
+def anchor_steps(count: int) -> SlotSpec:
+    """The slot of an estimator that reads `Seen.steps`, of that many anchors. It is written for it."""
+    return SlotSpec(ANCHOR_STEP, "number", history=max(count, 2))
 
 
 MOST_BITS = sys.float_info.max_exp - 1  # an int of more bits may be beyond every float

@@ -1,9 +1,32 @@
 """Estimators: one file each."""
 
+from .adams_bashforth import AdamsBashforth
+from .affine import ChannelAffine, StepAffine
 from .dcta import DCTA
 from .feedback import FeedbackDCTA
+from .foca import FoCa
+from .hermite import Hermite
+from .hyca import HyCa
 from .linear import Linear
+from .newton import Newton
+from .projected import ProjectedDCTA
 from .reuse import Reuse
 from .second_order import SecondOrderDCTA
+from .taylor import Taylor
 
-__all__ = ["DCTA", "FeedbackDCTA", "Linear", "Reuse", "SecondOrderDCTA"]
+__all__ = [
+    "DCTA",
+    "AdamsBashforth",
+    "ChannelAffine",
+    "FeedbackDCTA",
+    "FoCa",
+    "Hermite",
+    "HyCa",
+    "Linear",
+    "Newton",
+    "ProjectedDCTA",
+    "Reuse",
+    "SecondOrderDCTA",
+    "StepAffine",
+    "Taylor",
+]

@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from ..rules import (
-    ANCHOR_TIME,
+    GIVEN_SLOTS,
     Aid,
     CheckedEstimator,
     Decider,
@@ -109,7 +109,7 @@ class _Trial:
         return found | {setting.name: torch.empty(setting.shape) for setting in of.settings()}
 
     def _shapes(self, of: Decider | Estimator, wanted: Callable[[SlotSpec], bool]) -> dict[str, tuple[int, ...]]:
-        return {spec.name: self._shape(spec) for spec in filter(wanted, of.slots()) if spec.name != ANCHOR_TIME}
+        return {spec.name: self._shape(spec) for spec in filter(wanted, of.slots()) if spec.name not in GIVEN_SLOTS}
 
     def _shape(self, spec: SlotSpec) -> tuple[int, ...]:
         return () if spec.like == "number" else self._of(spec).shape

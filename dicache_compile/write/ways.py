@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..plan import Partition
 from ..program import Kind, Value
-from ..rules import ANCHOR_TIME
+from ..rules import ANCHOR_STEP, ANCHOR_TIME, GIVEN_SLOTS
 from . import control, strides
 from .emit import Emitter, memory_of, write_back
 from .parts import Parts, tensor
@@ -63,11 +63,12 @@ def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Update
     seen = replace(parts.later(emitter, place), y=given)
     new = emitter.trace(estimator.anchor, seen)
     specs = estimator.slots()
-    own = [spec.name for spec in specs if spec.name != ANCHOR_TIME]
+    own = [spec.name for spec in specs if spec.name not in GIVEN_SLOTS]
     check_names(estimator.anchor, new, own, all_of_them=True)
+    new = {**new, ANCHOR_TIME: seen.time, ANCHOR_STEP: seen.index}
     updates: Updates = {}
     for spec in specs:
-        value: Any = seen.time if spec.name == ANCHOR_TIME else new[spec.name]
+        value: Any = new[spec.name]
         if apart and memory_of(value) in (y, memory_of(y)):
             value = emitter.graph.call_method("clone", (value,))
         updates |= parts.slots_of(place).write(emitter, spec, value, emitter.state(parts.own(control.ANCHORS)))

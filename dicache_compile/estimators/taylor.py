@@ -1,0 +1,44 @@
+"""The estimator of TaylorSeer (arXiv 2503.06923): a series in the steps since the newest anchor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..rules import Seen
+from .timed import Timed, Times
+from .weights import Weights, taylor
+
+
+@dataclass(frozen=True, slots=True)
+class Taylor(Timed):
+    """y = x + sum_i D_i e^i / i! up to `order`, e the time since the newest anchor.
+
+    D_0 is R1. D_(i+1) is the change of D_i since the anchor before, over the time between both (equation 3, and
+    `derivative_approximation` of the published code). The series is as published and so not the polynomial through the
+    anchors: it is exact on residuals that change linearly, and not on quadratic ones, for any order. `Newton` is.
+
+    `first`: how many first steps the schedule runs deep. The published code takes no differences before the last of
+    them, so that a term of order i exists i anchors after the last but one of these.
+
+    Raises ValueError for an order outside of 0 to 3, or `first` below 1.
+    """
+
+    order: int = 1
+    first: int = 1
+    times: Times = "steps"
+
+    def __post_init__(self) -> None:
+        self.check_times()
+        if self.first < 1:
+            raise ValueError(f"first: expected a number of steps from 1 on, got {self.first!r}")
+
+    def reach(self) -> int:
+        return self.order + 1
+
+    def available(self, seen: Seen) -> Tensor:
+        return (seen.anchors - max(self.first - 2, 0)).clamp(min=1)
+
+    def at(self, elapsed: Tensor, gaps: list[Tensor]) -> Weights:
+        return taylor(elapsed, gaps)
