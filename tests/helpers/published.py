@@ -1,56 +1,27 @@
-"""The facts of `tests/rules/published`, and the inputs that they were recorded on, formed again in float64."""
+"""The published rule, which the oracle follows, as fields of a config."""
 
 from __future__ import annotations
 
-import json
-import math
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from dicache_compile import DiCacheConfig, SiteRule
+from dicache_compile.fields import REPLACES
 
-FOLDER = Path(__file__).parents[1] / "rules" / "published"
-SHAPE = (1, 6, 8)  # batch, tokens, channels: of every fixture that names no other
-
-
-def fixture(name: str) -> dict[str, Any]:
-    """What `tests/rules/published/<name>.json` holds."""
-    facts: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text())
-    return facts
+# But for the last, which the paper has not.
+PUBLISHED = {"error": "probe", "threshold": 0.05, "order": 1, "gamma_range": (1.0, 1.5), "max_consecutive_skips": 3}
 
 
-def smooth(step: float, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    """F(t) of the fixtures, float64 [1, tokens, channels]."""
-    i, j = _grid(shape)
-    return torch.sin(0.7 + 0.11 * i + 0.05 * step * (1 + 0.3 * j)) + 0.001 * step**2
+def published(**fields: Any) -> DiCacheConfig:
+    """A config of the published rule, but for these fields and what nothing reads beside them."""
+    return DiCacheConfig(**{"joint": False, **({} if fields.get("rules") else _kept(fields)), **fields})
 
 
-def turning(step: float, steps: int, shape: tuple[int, ...] = SHAPE) -> Tensor:
-    """X(t) of the fixtures, float64 [1, tokens, channels], in a run of so many steps."""
-    i, j = _grid(shape)
-    turned = torch.cos(0.3 + 0.17 * i + 0.23 * j + 0.9 * (step / steps) ** 2 * (1 + 0.2 * i))
-    return turned + 0.1 * math.sin(0.8 * step)
+def published_rule(**fields: Any) -> SiteRule:
+    """The same of one rule among several."""
+    return SiteRule(**{**_kept(fields), **fields})
 
 
-def first_block(x: Tensor) -> Tensor:
-    """The fixtures' tiny model after one block: h."""
-    return x + 0.3 * torch.sin(x)
-
-
-def tiny_model(x: Tensor) -> Tensor:
-    """The fixtures' tiny model after its three blocks: y."""
-    h = first_block(x)
-    u = h + 0.2 * torch.cos(1.3 * h)
-    return u + 0.1 * u**2
-
-
-def values(flat: list[float], shape: tuple[int, ...] = SHAPE) -> Tensor:
-    """A recorded tensor, float64, in its shape again."""
-    return torch.tensor(flat, dtype=torch.float64).reshape(shape)
-
-
-def _grid(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    _, tokens, channels = shape
-    i = torch.arange(tokens, dtype=torch.float64)[None, :, None]
-    return i, torch.arange(channels, dtype=torch.float64)[None, None, :]
+def _kept(fields: dict[str, Any]) -> dict[str, Any]:
+    given = [by for by in REPLACES if fields.get(by) is not None]
+    unread = {name for by in given for name in REPLACES[by]}
+    return {name: value for name, value in PUBLISHED.items() if name not in unread}

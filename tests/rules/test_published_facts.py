@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.helpers.published import FOLDER, first_block, fixture, smooth, tiny_model, turning, values
+from tests.helpers.facts import FOLDER, first_block, fixture, smooth, tiny_model, turning, values
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
 SAME = {"rtol": 1e-12, "atol": 1e-12}  # both in float64, some hundred roundings apart
