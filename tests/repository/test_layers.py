@@ -16,7 +16,7 @@ import zoo
 ROOT = Path(dicache_compile.__file__).parent
 # From the bottom up; a module imports from its own layer and those before it.
 LAYERS = (
-    ("collecting", "errors", "plan", "program", "kernels", "rules"),
+    ("collecting", "errors", "plan", "program", "published", "kernels", "rules"),
     ("gates", "estimators", "graph"),
     ("passes",),
     ("write",),
