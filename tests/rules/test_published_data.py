@@ -10,7 +10,7 @@ import pytest
 
 from dicache_compile import published as package
 from dicache_compile.published import published
-from tests.helpers.published import fixture
+from tests.helpers.facts import fixture
 
 NAMES = sorted(path.stem for path in Path(package.__file__).parent.glob("*.json"))
 SOURCE = r"[\w-]+/[\w.-]+@[0-9a-f]{40}|diffusers \d+\.\d+\.\d+: \S+"
