@@ -12,6 +12,7 @@ from .estimators import DCTA
 from .fields import REPLACES
 from .kernels.float8 import FLOAT8
 from .passes.sublayers import KINDS
+from .passes.whole_model import MODEL
 from .plan import AskedSite
 from .qualities import THRESHOLDS
 from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate
@@ -155,12 +156,14 @@ def asked_sites(sites: object) -> tuple[AskedSite, ...]:
     """What the field `sites` says. Raises TypeError if that is none of what it may be."""
     if sites == "trunk":
         return (AskedSite(),)
+    if sites == MODEL:
+        return (AskedSite(None, MODEL),)
     found = [one] if (one := _asked_site(sites)) else [*map(_asked_site, sites)] if isinstance(sites, tuple) else []
     asked = tuple(one for one in found if one is not None)
     kinds = {bool(one.part) for one in asked}
     if len(kinds) != 1 or len(asked) < len(found) or len(set(asked)) < len(asked):
         parts = ", ".join(map(repr, KINDS))
-        expected = f"'trunk', two whole numbers or several such pairs, or of {parts} one or several"
+        expected = f"'trunk', 'model', two whole numbers or several such pairs, or of {parts} one or several"
         raise TypeError(f"sites: expected {expected}, got {sites!r}")
     return asked
 
@@ -184,19 +187,24 @@ def _check_together(rule: SiteRule) -> None:
         raise ValueError(f"{asking} needs an estimator with the methods of rules.CheckedEstimator, got {estimator!r}")
     if isinstance(gate, EstimateGate) and rule.probe_depth == 0:
         raise ValueError("probe_depth=0 leaves no probe to try the estimator on, which error='estimate' does")
+    if rule.modulated() and rule.probe_depth:
+        raise ValueError(f"gate={gate!r} looks at the first block's modulated input: it needs probe_depth=0")
     along_input = isinstance(estimator, DCTA) and estimator.along == "input"
     if isinstance(gate, EstimateGate) and along_input:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
-    if rule.carried == "value" and along_input:
+    if rule.form() == "value" and along_input:
         raise ValueError(f"carried='value' leaves no input for {estimator!r} to go along: set estimator=Reuse(), say")
     sites = rule.asked_sites()
     rows = rule.schedule.rows if rule.schedule is not None else ()
     if rows and not (isinstance(rule.sites, tuple) and len(rows) == len(sites) == len(rule.sites)):
         raise ValueError(f"schedule: a table has a row for each site, got {len(rows)} rows and sites={rule.sites!r}")
-    if sites[0].part and (rule.schedule is None or estimator.probes):
+    if sites[0].part == MODEL and (rule.blocks_on_every_step() or rule.modulated()):
+        found = f"gate={rule.gate!r}" if rule.modulated() else f"probe_depth={rule.probe_depth}"
+        raise ValueError(f"sites='model' has no blocks of its own: it needs probe_depth=0, got {found}")
+    if sites[0].part not in ("", MODEL) and (rule.schedule is None or estimator.probes):
         need = "They need a schedule, and an estimator that looks at no probe, such as Reuse()"
         raise ValueError(f"sites={rule.sites!r}: parts of blocks have no probe. {need}")
-    if isinstance(estimator, FollowingEstimator) and (sites[0].part or len(sites) > 1):
+    if isinstance(estimator, FollowingEstimator) and (sites[0].part not in ("", MODEL) or len(sites) > 1):
         asking = "feedback" if rule.estimator is None else f"estimator={estimator!r}"
         raise ValueError(f"{asking} counts on every step, which it can at one site: sites={rule.sites!r} are several")
     if rule.feedback and rule.order == 2 and rule.estimator is None:

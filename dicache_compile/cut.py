@@ -71,7 +71,7 @@ def _asked(config: DiCacheConfig, told: bool) -> Asked:
     return Asked(
         trunk=config.trunk_owners(),
         rules=tuple(
-            AskedRule(rule.blocks_on_every_step(), rule.asked_sites(), rule.form(), rule.measures())
+            AskedRule(rule.blocks_on_every_step(), rule.asked_sites(), rule.form(), rule.measures(), rule.modulated())
             for rule in config.all_rules()
         ),
         timestep_input=config.timestep_input,

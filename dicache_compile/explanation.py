@@ -10,6 +10,7 @@ import torch
 
 from .config import DiCacheConfig
 from .cost import Part, Uncut
+from .passes.whole_model import MODEL
 from .plain import plain
 
 _LITTLE = 0.2  # of the operations
@@ -33,6 +34,8 @@ class SiteReport:
 
     @property
     def skips(self) -> str:
+        if self.parts == MODEL:
+            return "the whole model"
         return (self.parts + " of " if self.parts else "") + span(self.deep)
 
 

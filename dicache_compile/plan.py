@@ -111,6 +111,7 @@ class AskedRule:
     sites: tuple[AskedSite, ...] = (AskedSite(),)
     form: Literal["residual", "value"] = "residual"  # `Carried.form` of whole blocks
     measures: bool = True  # whether something is looked at before the decision
+    modulated: bool = False  # whether that is what the first block gives to its first linear; then it is h
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from . import checks
 from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from .fields import RUN_TIME
 from .gates import EstimateError, ProbeError
+from .passes.whole_model import MODEL
 from .plan import AskedSite
 from .qualities import Quality, settle
 from .rules import Decider, EstimateGate, Estimator, Gate
@@ -48,7 +49,7 @@ class SiteRule:
     which to which, as in a slice: with (0, -8) the last eight blocks run on every step. Or several such ranges, in
     order, of which a step leaves out all or none: x and y are then each range's own, and h is the first one's. Or parts
     of all blocks, on a schedule: "attention", "cross_attention", "mlp"; or of some, ("mlp", 0, 8); or several of
-    these."""
+    these. "model": everything from the model's input to its result, which are then x and y; needs `probe_depth=0`."""
 
     gamma_range: tuple[float, float] | None = None
     """How far the estimate may go: 1 stays at the newest anchor, above 1 goes on in the direction from the older anchor
@@ -107,7 +108,7 @@ class SiteRule:
     carried: Literal["auto", "residual", "value"] = "auto"
     """What is kept of what the blocks give. "residual": y - x, which is added to x again. "value": y as it is, for
     blocks that do not add to what they are given; it needs no x, and with a schedule no h. "auto": the residual, which
-    is held against the truth on the first two deep steps."""
+    is held against the truth on the first two deep steps; of the whole model the value."""
 
     gate: Gate | EstimateGate | None = None
     """Decides in place of the default rule, and of `threshold`, `error` and `comparison`."""
@@ -178,11 +179,16 @@ class SiteRule:
         return self.probe_depth if self.make_gate() is not None or self.make_estimator().probes else 0
 
     def form(self) -> Literal["residual", "value"]:
-        return "value" if self.carried == "value" else "residual"
+        as_it_is = self.carried == "value" or (self.carried == "auto" and self.sites == MODEL)
+        return "value" if as_it_is else "residual"
 
     def measures(self) -> bool:
         """Whether something is looked at before the decision."""
         return self.make_gate() is not None or self.make_estimator().probes
+
+    def modulated(self) -> bool:
+        """Whether the gate looks at what the first block gives to its first linear."""
+        return isinstance(self.gate, Gate) and self.gate.looks_at == "modulated"
 
     def asked_sites(self) -> tuple[AskedSite, ...]:
         """What `sites` says, one by one. Raises TypeError if that is none of what it may be."""

@@ -16,7 +16,7 @@ MOST = 4  # anchors
 class Linear(Estimator):
     """y = base + sum_k w_k R_k over the last anchors, where R = y - base. A subclass says the weights."""
 
-    base: ClassVar[Literal["x", "h"]] = "x"
+    base: Literal["x", "h"] = "x"
     count: ClassVar[int] = 1  # of the anchors, up to `MOST`
 
     @property

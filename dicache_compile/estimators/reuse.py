@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,12 +12,24 @@ from ..rules import Seen
 from .linear import Linear
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Reuse(Linear):
     """y = x + R1, where R1 is the residual y - x of the newest deep step. Measures nothing.
 
-    Keeps one tensor a stream. The gate keeps its own, also on a schedule: with the default gate it is two together.
+    With `base="h"` it is y = h + R1 and R1 = y - h, as FirstBlockCache has it: what the probe gives is this step's.
+    Keeps one tensor a stream, besides what a gate keeps.
+
+    Raises ValueError for another base.
     """
+
+    base: Literal["x", "h"] = "x"
+
+    def __post_init__(self) -> None:
+        if self.base not in ("x", "h"):
+            raise ValueError(f"base: expected 'x' or 'h', got {self.base!r}")
+
+    def __repr__(self) -> str:
+        return "Reuse()" if self.base == "x" else f"Reuse(base={self.base!r})"
 
     def weights(self, seen: Seen) -> Sequence[float | Tensor]:
         return (1.0,)

@@ -1,6 +1,10 @@
 """Gates: one file each."""
 
 from .estimate_error import EstimateError
+from .output_rate import OutputRate
+from .planned import Planned
+from .polynomial import PolynomialChange
 from .probe_error import ProbeError
+from .residual_change import ResidualChange
 
-__all__ = ["EstimateError", "ProbeError"]
+__all__ = ["EstimateError", "OutputRate", "Planned", "PolynomialChange", "ProbeError", "ResidualChange"]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from ..rules import Decider, Seen, Setting
+from ..rules import Decider, Seen
+from .threshold import Threshold
 
 
 @dataclass(frozen=True, slots=True)
-class EstimateError(Decider):
+class EstimateError(Threshold, Decider):
     """Reuses while the estimator, asked for the probe's result instead, is off by less than a threshold.
 
     The probe's result is computed on every step, so the error is known. It is taken for that of the deep blocks. It is
@@ -26,14 +26,8 @@ class EstimateError(Decider):
     threshold: float
     comparison: Literal["<", "<="] = "<"
 
-    def settings(self) -> tuple[Setting, ...]:
-        return (Setting("threshold", self.threshold),)
-
     def measure_estimate(self, seen: Seen) -> Tensor:
         return seen.check
 
     def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        error, threshold = seen.error, seen.state["threshold"]
-        within = error < threshold if self.comparison == "<" else error <= threshold
-        # An infinite error is as little a measure as NaN, whatever the threshold.
-        return within & (error < math.inf), error
+        return self.within(seen, seen.error), seen.error

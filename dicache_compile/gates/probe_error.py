@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ..kernels import relative_l1
-from ..rules import Gate, Seen, Setting, SlotSpec
+from ..rules import Gate, Seen, SlotSpec
+from .threshold import Accumulated
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeError(Gate):
+class ProbeError(Accumulated, Gate):
     """Adds up how much h changes from step to step (relative L1) and reuses while the sum is below a threshold.
 
     The sum starts again at 0 after each deep step. h is compared with the step before, whether that was reused or not.
@@ -30,9 +29,6 @@ class ProbeError(Gate):
             tensors.append(SlotSpec("x_prev", measured=True))
         return (*tensors, SlotSpec("accumulated", "number", shared=True))
 
-    def settings(self) -> tuple[Setting, ...]:
-        return (Setting("threshold", self.threshold),)
-
     def measure(self, seen: Seen) -> Tensor:
         moved = relative_l1(seen.h, seen.state["h_prev"])
         if self.error == "probe":
@@ -41,13 +37,3 @@ class ProbeError(Gate):
 
     def follow(self, seen: Seen) -> dict[str, Tensor]:
         return {"h_prev": seen.h} if self.error == "probe" else {"h_prev": seen.h, "x_prev": seen.x}
-
-    def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        accumulated = seen.state["accumulated"] + seen.error
-        threshold = seen.state["threshold"]
-        within = accumulated < threshold if self.comparison == "<" else accumulated <= threshold
-        # An infinite error is as little a measure as NaN, whatever the threshold.
-        return within & (accumulated < math.inf), accumulated
-
-    def settle(self, seen: Seen) -> dict[str, Tensor]:
-        return {"accumulated": torch.where(seen.reused, seen.error, torch.zeros_like(seen.error))}

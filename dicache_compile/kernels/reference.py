@@ -62,3 +62,11 @@ def extrapolate(base: Tensor, newest: Tensor, older: Tensor, gamma: Tensor, has_
     """
     near, far = newest.float(), older.float()
     return base.float() + torch.where(has_older, far + gamma * (near - far), near)
+
+
+def pooled(value: Tensor, tokens: int) -> Tensor:
+    """[..., T, C] averaged over groups of so many tokens: [..., T // tokens, C]; a rest is left out."""
+    if tokens == 1:
+        return value
+    groups = value.shape[-2] // tokens
+    return torch.unflatten(value.narrow(-2, 0, groups * tokens), -2, (groups, tokens)).mean(-2)

@@ -16,7 +16,9 @@ from ..graph import values
 from ..graph.dataflow import Dataflow
 from ..graph.input_names import named, passed
 from ..plan import Inputs, Partition, Plan, Region
+from .crossing import ABOVE
 from .timestep import find_timestep, why_no_timestep
+from .whole_model import MODEL
 
 
 def tell_inputs(plan: Plan) -> Plan:
@@ -38,7 +40,8 @@ def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None
     from_caller = passed(flow)
     elsewhere = told and timestep_input is not None and not named(from_caller, timestep_input)
     timestep = None if elsewhere else find_timestep(flow, timestep_input)
-    reads = flow.upstream(partition.nodes(Region.PROLOGUE, Region.PROBE))
+    looked_at = partition.nodes(*Region) if partition.parts == MODEL else partition.nodes(*ABOVE)
+    reads = flow.upstream(looked_at)
     others = [n for n in from_caller if n is not timestep and n in reads and _is_summable(n)]
     latents = _latents(flow, partition, others)
     conditions = tuple(n for n in others if n is not latents and not _is_like_a_timestep(n, timestep, partition))

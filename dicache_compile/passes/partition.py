@@ -8,6 +8,7 @@ Those are refused, with the reason.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 from torch import fx
@@ -20,6 +21,7 @@ from ..graph.residual_path import residual_path
 from ..plan import AskedRule, Carried, Partition, Region, Trunk
 from .carried import find_carried
 from .crossing import ABOVE, find_crossing, not_passable
+from .modulated import modulated_input
 
 
 def why_not_splittable(trunk: Trunk, probe_depth: int) -> str | None:
@@ -41,6 +43,14 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, rule: AskedRule)
         regions = pulled
     except UnsupportedGraphError:  # the slice is of a stream that is never apart from its neighbour: keep it whole
         streams = find_carried(flow, trunk, rule, regions)
+    if rule.modulated:
+        first, *others = streams
+        looked_at = modulated_input(flow, trunk, first.x)
+        streams = dataclasses.replace(first, h=looked_at), *others
+        # Of what was deep, that runs before the decision now. What was added to the graph stays where it is.
+        earlier = regions_of(flow, trunk, probe_depth, looked_at)
+        moved = {node: region for node, region in earlier.items() if region.value < regions[node].value}
+        regions = {**regions, **moved}
     check_effects(flow, regions, streams)
     _check_sizes(streams)
     crossing = find_crossing(gm, regions, streams)
@@ -50,19 +60,22 @@ def partition(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, rule: AskedRule)
     return Partition(gm, trunk, probe_depth, regions, streams, crossing, effects.autocast_scopes(gm.graph))
 
 
-def regions_of(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, Region]:
+def regions_of(
+    flow: Dataflow, trunk: Trunk, probe_depth: int, looked_at: fx.Node | None = None
+) -> dict[fx.Node, Region]:
+    """`looked_at`: what runs before the decision in place of blocks."""
     probe_blocks = [node for block in trunk.blocks[:probe_depth] for node in block.nodes]
     deep_blocks = [node for block in trunk.blocks[probe_depth:] for node in block.nodes]
     # A block also computes things of its own that no stream enters (the modulation from the timestep, the keys of the
     # prompt). What carries a stream is downstream of the first block's streams; the rest is free to run elsewhere.
-    entries = _entries(flow, trunk)
+    entries = entries_of(flow, trunk)
     entered = _entered(flow, trunk, entries)
     deep = flow.upstream(deep_blocks) & entered
-    probe = flow.upstream(probe_blocks) & entered
+    probe = flow.upstream(probe_blocks if looked_at is None else [looked_at]) & entered
     deep -= probe
     regions: dict[fx.Node, Region] = {}
     for node in flow.order:
-        if _is_anywhere(node):
+        if is_anywhere(node):
             continue
         if node in probe:
             regions[node] = Region.PROBE
@@ -72,7 +85,7 @@ def regions_of(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, 
             regions[node] = Region.EPILOGUE
     if not probe_blocks:
         # What enters the trunk is what the gate sees and the estimate is added to, whoever else reads it.
-        regions.update({node: Region.PROLOGUE for node in entries if not _is_anywhere(node)})
+        regions.update({node: Region.PROLOGUE for node in entries if not is_anywhere(node)})
     scopes = {node: scope for scope in effects.vmap_scopes(flow.order) for node in scope}
     for scope in set(scopes.values()):
         of_streams = [regions[node] for node in scope if node in regions]
@@ -82,12 +95,12 @@ def regions_of(flow: Dataflow, trunk: Trunk, probe_depth: int) -> dict[fx.Node, 
     return regions
 
 
-def _is_anywhere(node: fx.Node) -> bool:
+def is_anywhere(node: fx.Node) -> bool:
     """Whether every region has a node without computing it."""
     return node.op in ("placeholder", "get_attr", "output") or effects.is_mode(node)
 
 
-def _entries(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
+def entries_of(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
     """Where the streams that link the first block to the second enter the first."""
     first, second = trunk.blocks[0], trunk.blocks[1]
     into_second = flow.upstream(second.nodes)
@@ -118,7 +131,7 @@ def _place_free_nodes(
     A reused step must not pay for what only the deep blocks read.
     """
     for node in reversed(flow.order):
-        if node in regions or _is_anywhere(node):
+        if node in regions or is_anywhere(node):
             continue
         together = scopes.get(node, (node,))
         needing = {regions[user] for part in together for user in flow.needed_by(part) if user in regions}

@@ -20,6 +20,7 @@ from ..plan import Asked, AskedRule, AskedSite, Partition, Region, Trunk
 from .crossing import ABOVE, find_crossing
 from .partition import partition
 from .sublayers import cut_sublayers
+from .whole_model import MODEL, cut_model
 
 Sites = Callable[[bool], "list[Partition]"]  # of a rule: as one partition, or (True) as one for each site
 
@@ -71,6 +72,9 @@ def _between(first: Partition, second: Partition) -> Region | None:
 
 def _sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, rule: AskedRule, number: int) -> Sites:
     """Cuts a graph at the sites of one rule."""
+    if rule.sites[0].part == MODEL:
+        one = dataclasses.replace(cut_model(gm, flow, trunk, rule.form, rule.measures), rule=number)
+        return lambda apart: [one]
     if any(site.part for site in rule.sites):
         asked = [(site.part, _range(trunk, site, 0, 1)) for site in rule.sites]
 

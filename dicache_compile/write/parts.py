@@ -15,7 +15,7 @@ from ..graph import symbols, values
 from ..passes.crossing import ABOVE
 from ..plan import Carried, Inputs, Partition, Region
 from ..program import Kind, Slot, Value, of_rule
-from ..rules import ESTIMATOR, Aid, Rule, Seen, setting_slot
+from ..rules import ESTIMATOR, GATE, Aid, Rule, Seen, setting_slot
 from . import control
 from .emit import Emitter
 from .slots import CarriedSlots, Updates
@@ -57,6 +57,12 @@ class Parts:
         regions = self.cuts[0].regions
         return tuple(p for p in self.places(self.cuts[0]) if regions.get(self.carried[p].h, Region.PROBE) in ABOVE)
 
+    @cached_property
+    def judged(self) -> tuple[int, ...]:
+        """Those of them that a gate measures: where it looks at one value inside of the first block, that alone."""
+        looks = getattr(self.rule.gate, "looks_at", "probe") == "modulated"
+        return self.measured[:1] if looks else self.measured
+
     @property
     def decision(self) -> Value:
         return Value(Kind.DECISION, str(self.number) if self.number else "")
@@ -78,14 +84,18 @@ class Parts:
             {name: now[name] for name in ("index", "time", "anchors")} | {"since": now["skipped"]},
         )
 
-    def later(self, emitter: Emitter, place: int) -> Seen:
-        """A carried value after the decision, as the estimator sees it; what is told is what P left behind."""
+    def later(self, emitter: Emitter, place: int, role: str = ESTIMATOR) -> Seen:
+        """A carried value after the decision, as the estimator or the gate sees it; what is told is what P left
+        behind.
+        """
         anchors = emitter.state(self.own("anchors"))
         counts = {name: emitter.input(self.step_value(name)) for name in ("index", "time", "since")}
-        state = self.slots_of(place).read(emitter, self.rule.estimator.slots(), anchors)
+        state = self.slots_of(place).read(emitter, self.rule.by(role).slots(), anchors)
         told = {name: emitter.state(self.own(f"{name}{control.NOW}")) for name in self.rule.settings()}
-        x, h = self._ends(emitter, place, ESTIMATOR)
-        seen = _in_nodes(x, h, {**state, **self.told(ESTIMATOR, told)}, {**counts, "anchors": anchors})
+        x, h = self._ends(emitter, place, role)
+        seen = _in_nodes(x, h, {**state, **self.told(role, told)}, {**counts, "anchors": anchors})
+        if role == GATE:
+            return seen
         if place not in self.measured:  # of another site than the first: its aid is not wanted before the decision
             return replace(seen, aid=emitter.trace(self.rule.estimator.aid, seen))
         return replace(seen, aid=self._aid(emitter, place))
@@ -128,7 +138,7 @@ class Parts:
         if any(spec.shared for spec in self.rule.estimator.slots()):
             raise ValueError("an estimator's slot cannot be shared: each carried value has its own")
         for spec in gate.slots() if gate is not None else ():
-            for place in self.measured[:1] if spec.shared else self.measured:
+            for place in self.judged[:1] if spec.shared else self.judged:
                 found += self.slots_of(place).slots([spec])
         for spec in self.rule.estimator.slots():
             for place in self.carried:

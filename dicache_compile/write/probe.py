@@ -18,6 +18,7 @@ from ..rules import (
     EstimateGate,
     FollowingEstimator,
     Gate,
+    LearningGate,
     Seen,
     SlotSpec,
 )
@@ -135,8 +136,8 @@ def _by_gate(
     parts: Parts, emitter: Emitter, gate: Decider, begun: _Begun, known: Mapping[int, Seen], before: fx.Node
 ) -> _Decided:
     """The gate's decision, and what its slots become."""
-    seen = {place: parts.seen(emitter, place, GATE, begun.now, begun.told) for place in known}
-    errors = [_error(parts, emitter, gate, seen[place], known[place]) for place in known]
+    seen = {place: parts.seen(emitter, place, GATE, begun.now, begun.told) for place in parts.judged}
+    errors = [_error(parts, emitter, gate, seen[place], known[place]) for place in seen]
     error, first = emitter.trace(_largest_error, errors, begun.now["anchors"])
     shared = {
         spec.name: emitter.trace(_zero_if, begun.anew, emitter.state(parts.own(spec.name)))
@@ -144,7 +145,7 @@ def _by_gate(
         if spec.shared
     }
     state, earlier = shared | parts.told(GATE, begun.told), cast(Any, before)
-    judged = replace(seen[parts.measured[0]], state=state, error=error, before=earlier)
+    judged = replace(seen[parts.judged[0]], state=state, error=error, before=earlier)
     within, compared = emitter.trace(gate.judge, judged)
     if parts.rule.joint:
         old = {name: emitter.state(parts.own(name)) for name in (*control.JOINT, control.LED)}
@@ -154,6 +155,8 @@ def _by_gate(
         reuse, updates = emitter.trace(torch.logical_and, begun.may, within), {}
     settled = emitter.trace(gate.settle, replace(judged, error=compared, reused=reuse))
     check_names(gate.settle, settled, list(shared))
+    if isinstance(gate, LearningGate):  # what it learned of another generation is gone
+        settled = {**shared, **settled}
     updates = {parts.own(name): node for name, node in {**updates, **settled}.items()}
     for place, of_gate in seen.items():
         updates |= _followed(parts, emitter, gate, place, replace(of_gate, reused=reuse))

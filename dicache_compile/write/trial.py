@@ -30,6 +30,7 @@ from ..rules import (
     Estimator,
     FollowingEstimator,
     Gate,
+    LearningGate,
     Seen,
     SlotSpec,
 )
@@ -77,7 +78,7 @@ class _Trial:
         known = replace(known, aid=_aid(estimator.aid, known))
         _tensor(estimator.estimate, self.shown.shape, known)
         if self.gate is not None:
-            self._try_gate(self.gate, bare, known)
+            self._try_gate(self.gate, bare, known, y)
         if isinstance(estimator, FollowingEstimator):
             counting = replace(known, state=self._state(estimator, _is_number), reused=reused)
             self._slots(estimator.follow, self._shapes(estimator, _is_number), counting)
@@ -85,7 +86,7 @@ class _Trial:
         aid: Aid = known.aid
         return aid
 
-    def _try_gate(self, gate: Decider, bare: Seen, known: Seen) -> None:
+    def _try_gate(self, gate: Decider, bare: Seen, known: Seen, y: Tensor) -> None:
         number, reused = torch.empty(()), torch.empty((), dtype=torch.bool)
         own = replace(bare, state=self._state(gate, lambda spec: not spec.shared))
         shared = replace(bare, state=self._state(gate, lambda spec: spec.shared), error=number, before=reused)
@@ -99,6 +100,9 @@ class _Trial:
         _decision(gate.judge, shared)
         self._slots(gate.settle, self._shapes(gate, lambda spec: spec.shared), replace(shared, reused=reused))
         self._slots(gate.follow, self._shapes(gate, lambda spec: True), replace(own, reused=reused))
+        if isinstance(gate, LearningGate):
+            taught = replace(bare, state=self._state(gate, lambda spec: True), y=y)
+            self._slots(gate.learn, self._shapes(gate, lambda spec: True), taught)
 
     def _state(self, of: Decider | Estimator, wanted: Callable[[SlotSpec], bool]) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

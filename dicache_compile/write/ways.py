@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..plan import Partition
 from ..program import Kind, Value
-from ..rules import ANCHOR_STEP, ANCHOR_TIME, GIVEN_SLOTS
+from ..rules import ANCHOR_STEP, ANCHOR_TIME, GATE, GIVEN_SLOTS, LearningGate
 from . import control, strides
 from .emit import Emitter, memory_of, write_back
 from .parts import Parts, tensor
@@ -25,6 +25,7 @@ def write_deep(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[f
         # What comes after may write to y.
         emitter.copy(up_to)
         updates |= _anchored(parts, emitter, place, apart=cut.in_turns)
+        updates |= _learned(parts, emitter, place, apart=cut.in_turns)
     emitter.copy(rest)
     if last:
         anchors = parts.own(control.ANCHORS)
@@ -68,11 +69,30 @@ def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Update
     new = {**new, ANCHOR_TIME: seen.time, ANCHOR_STEP: seen.index}
     updates: Updates = {}
     for spec in specs:
-        value: Any = new[spec.name]
-        if apart and memory_of(value) in (y, memory_of(y)):
-            value = emitter.graph.call_method("clone", (value,))
+        value = _apart(emitter, new[spec.name], y) if apart else new[spec.name]
         updates |= parts.slots_of(place).write(emitter, spec, value, emitter.state(parts.own(control.ANCHORS)))
     return updates
+
+
+def _learned(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates:
+    """What the gate learns from a carried value's result; `apart` as in `_anchored`."""
+    gate, y = parts.rule.gate, emitter.read(parts.carried[place].y)
+    if not isinstance(gate, LearningGate) or place != parts.judged[0]:
+        return {}
+    given: Any = y
+    new = emitter.trace(gate.learn, replace(parts.later(emitter, place, GATE), y=given))
+    check_names(gate.learn, new, [spec.name for spec in gate.slots()])
+    updates: Updates = {}
+    for spec in gate.slots():
+        if spec.name in new:
+            value = _apart(emitter, new[spec.name], y) if apart else new[spec.name]
+            updates |= parts.slots_of(place).write(emitter, spec, value, None)
+    return updates
+
+
+def _apart(emitter: Emitter, value: Any, y: fx.Node) -> Any:
+    """A value in memory that is not y's."""
+    return emitter.graph.call_method("clone", (value,)) if memory_of(value) in (y, memory_of(y)) else value
 
 
 def _estimated(parts: Parts, emitter: Emitter, place: int) -> fx.Node:

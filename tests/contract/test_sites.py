@@ -123,7 +123,7 @@ def test_a_range_that_the_trunk_has_not_is_refused(sites: Any) -> None:
 
 @pytest.mark.parametrize("sites", ["blocks", 3, (), (1, 2, 3), (True, 4), (0.5, 2), ((0, 2), 3)])
 def test_a_site_is_the_trunk_a_range_or_a_part(sites: Any) -> None:
-    expected = "sites: expected 'trunk', two whole numbers or several such pairs, or of 'attention', "
+    expected = "sites: expected 'trunk', 'model', two whole numbers or several such pairs, or of 'attention', "
     with pytest.raises(TypeError, match=re.escape(expected)) as caught:
         DiCacheConfig(sites=sites)
     assert str(caught.value).endswith(f"got {sites!r}")

@@ -1,0 +1,46 @@
+"""The gate of FirstBlockCache: how far the probe's residual has moved from that of the last deep step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..kernels import pooled, relative_l1
+from ..rules import Gate, Seen, SlotSpec
+from .threshold import Threshold, kept_from_deep
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualChange(Threshold, Gate):
+    """Reuses while mean|p - P1| / mean|P1| is below a threshold: p = h - x, P1 that of the last deep step.
+
+    The distance is not added up: it is that between two places, not the length of the way. FirstBlockCache (of
+    ParaAttention, and in diffusers) and DBCache (cache-dit) compare so. With `pool` above 1, as H2-Cache (arXiv
+    2510.27171) does, both are first averaged over as many neighbouring tokens; a rest that does not fill a group is
+    left out.
+
+    Raises ValueError for a `pool` below 1.
+    """
+
+    threshold: float
+    comparison: Literal["<", "<="] = "<"
+    pool: int = 1
+
+    def __post_init__(self) -> None:
+        if self.pool < 1:
+            raise ValueError(f"pool: expected a number of tokens from 1 on, got {self.pool!r}")
+
+    def slots(self) -> tuple[SlotSpec, ...]:
+        return (SlotSpec("p_deep", measured=True),)
+
+    def measure(self, seen: Seen) -> Tensor:
+        residual = seen.h.float() - seen.x.float()
+        return relative_l1(pooled(residual, self.pool), pooled(seen.state["p_deep"].float(), self.pool))
+
+    def follow(self, seen: Seen) -> dict[str, Tensor]:
+        return {"p_deep": kept_from_deep(seen, seen.state["p_deep"], seen.h.float() - seen.x.float())}
+
+    def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        return self.within(seen, seen.error), seen.error

@@ -1,0 +1,186 @@
+"""The gates of the published caches, each against a few lines of plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dicache_compile import DiCacheConfig, explain, summary
+from dicache_compile.estimators import Reuse
+from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange
+from dicache_compile.kernels import pooled
+from dicache_compile.rules import Gate
+from tests import models
+from tests.contract.test_contract import STEPS, assert_near, compiled, generate
+from tests.helpers.cells import cells
+
+pytestmark = pytest.mark.shares_traces
+
+
+@dataclass
+class Step:
+    """What a step would see and give if it ran."""
+
+    x: Tensor
+    h: Tensor
+    modulated: Tensor
+    y: Tensor
+    entered: dict[str, Any]
+
+
+def steps_of(model: models.Model, seed: int = 0) -> list[Step]:
+    found = []
+    with torch.no_grad():
+        for step in range(STEPS):
+            entered = model.enter(*models.inputs(model, step, STEPS, seed))
+            block = model.blocks[0]
+            shift, scale, _ = block.modulation(functional.silu(entered["time"]))[:, None].chunk(3, dim=-1)
+            modulated = block.norm(entered["x"]) * (1 + scale) + shift
+            x = entered["x"].clone()
+            probed = model.run({**entered, "x": x.clone()}, 0, 1)
+            h = probed["x"].clone()
+            found.append(Step(x, h, modulated, model.run(probed, 1, model.depth)["x"], entered))
+    return found
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    return ((a - b).abs().mean() / b.abs().mean()).item()
+
+
+def residual_change(steps: list[Step], deep: list[int], step: int) -> float:
+    now, last = steps[step], steps[deep[-1]]
+    return apart(now.h - now.x, last.h - last.x)
+
+
+def pooled_change(steps: list[Step], deep: list[int], step: int) -> float:
+    now, last = steps[step], steps[deep[-1]]
+    means = [torch.stack([p[:, :4].mean(1)], 1) for p in (now.h - now.x, last.h - last.x)]
+    return apart(*means)
+
+
+def polynomial(steps: list[Step], deep: list[int], step: int) -> float:
+    changes = [apart(steps[i].modulated, steps[i - 1].modulated) for i in range(deep[-1] + 1, step + 1)]
+    return sum(3 * change**2 + 0.5 * change + 0.01 for change in changes)
+
+
+def output_rate(steps: list[Step], deep: list[int], step: int) -> float:
+    if len(deep) < 2:
+        return float("inf")
+    newer, older = steps[deep[-1]], steps[deep[-2]]
+    k = (newer.y - older.y).abs().mean() / (newer.x - older.x).abs().mean()
+    moved = sum((steps[i].x - steps[i - 1].x).abs().mean() for i in range(deep[-1] + 1, step + 1))
+    return float(k * moved / newer.y.abs().mean())
+
+
+def planned(steps: list[Step], deep: list[int], step: int) -> float:
+    """How many steps were reused, less how many may be: below 0 it may."""
+    if len(deep) < 2:
+        return 0.0
+    change = apart(steps[deep[-1]].y, steps[deep[-2]].y) / (deep[-1] - deep[-2])
+    return (step - deep[-1] - 1) - next((count for bound, count in PLAN if change <= bound), 0)
+
+
+PLAN = ((0.045, 3), (0.08, 2), (0.2, 1))
+Compared = Callable[[list[Step], list[int], int], float]
+CASES: list[tuple[str, Callable[[float], Gate], Compared, float]] = [
+    ("residual", lambda threshold: ResidualChange(threshold), residual_change, 0.12),
+    ("pooled", lambda threshold: ResidualChange(threshold, pool=4), pooled_change, 0.12),
+    ("polynomial", lambda threshold: PolynomialChange((3.0, 0.5, 0.01), threshold), polynomial, 0.25),
+    ("output rate", lambda threshold: OutputRate(threshold), output_rate, 0.3),
+    ("planned", lambda threshold: Planned(PLAN), planned, 0.0),
+]
+
+
+def expected(compared: Compared, steps: list[Step], threshold: float) -> tuple[list[bool], list[Tensor]]:
+    """(whether each step is deep, y with the last residual on the others)."""
+    deep, ran, values = list[int](), list[bool](), list[Tensor]()
+    for step, now in enumerate(steps):
+        ran.append(step == 0 or not compared(steps, deep, step) < threshold)
+        if ran[-1]:
+            deep.append(step)
+        last = steps[deep[-1]]
+        values.append(now.y if ran[-1] else now.x + last.y - last.x)
+    return ran, values
+
+
+@cells("case, engine", CASES, ["calls", "cond", "conditional"])
+def test_a_gate_decides_as_its_rule_says(case: Any, engine: str) -> None:
+    name, make, compared, threshold = case
+    model = models.make(models.SingleStream)
+    config = {"gate": make(threshold), "estimator": Reuse(), "warmup_steps": 1, "max_consecutive_skips": None}
+    depth = 1 if compared in (residual_change, pooled_change) else 0
+    call = compiled(model, **config, probe_depth=depth, engine=engine)
+    for seed in (0, 3):  # the second generation finds nothing of the first
+        steps = steps_of(model, seed)
+        ran, values = expected(compared, steps, threshold)
+        ours = generate(call, model, seed=seed)
+        record = summary(call).generations[-1].streams["0"]
+        assert [step.deep for step in record] == ran
+        assert 2 < sum(ran) < STEPS - 2, f"{name}: {ran}"
+        with torch.no_grad():
+            assert_near(ours, [model.leave({**s.entered, "x": y}) for s, y in zip(steps, values, strict=True)])
+
+
+def test_what_is_compared_is_recorded() -> None:
+    model = models.make(models.SingleStream)
+    generate(compiled(model, gate=PolynomialChange((1.0, 0.0), 0.2), estimator=Reuse(), probe_depth=0), model)
+    steps = steps_of(model)
+    for index, step in enumerate(summary(model).generations[-1].streams["0"][1:], start=1):
+        assert step.error == pytest.approx(apart(steps[index].modulated, steps[index - 1].modulated), rel=1e-5)
+
+
+def test_no_block_runs_for_a_gate_that_looks_at_the_modulated_input() -> None:
+    model = models.make(models.SingleStream)
+    generate(compiled(model, gate=PolynomialChange((1.0, 0.0), 0.2), estimator=Reuse(), probe_depth=0), model)
+    found = explain(model)
+    assert found.probe == ()
+    assert len(found.deep) == model.depth
+
+
+@pytest.mark.parametrize("kind", [models.TwoStream, models.Mixed])
+def test_the_modulated_input_is_that_of_the_denoised_stream(kind: type[models.Model]) -> None:
+    model = models.make(kind)
+    config = {"gate": PolynomialChange((1.0, 0.0), 0.2), "estimator": Reuse(), "probe_depth": 0}
+    generate(compiled(model, **config), model)
+    block = getattr(model, "joint_blocks" if kind is models.TwoStream else "double_blocks")[0]
+    seen = []
+    with torch.no_grad():
+        for step in range(STEPS):
+            entered = model.enter(*models.inputs(model, step, STEPS))
+            shift, scale, *_ = block.modulation(functional.silu(entered["time"]))[:, None].chunk(4, dim=-1)
+            seen.append(block.norm(entered["x"]) * (1 + scale) + shift)
+    record = summary(model).generations[-1].streams["0"]
+    assert [step.error for step in record[1:]] == pytest.approx(list(map(apart, seen[1:], seen)), rel=1e-5)
+    assert {step.deep for step in record[3:]} == {True, False}
+
+
+def test_groups_of_tokens_are_averaged_and_a_rest_is_left_out() -> None:
+    value = torch.arange(14.0).reshape(1, 7, 2)
+    assert torch.equal(pooled(value, 3), torch.tensor([[[2.0, 3.0], [8.0, 9.0]]]))
+    assert pooled(value, 1) is value
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ResidualChange(0.1, pool=0), "pool: expected a number of tokens from 1 on, got 0"),
+        (lambda: PolynomialChange((), 0.1), "coefficients: expected finite numbers, one at least"),
+        (lambda: PolynomialChange((float("nan"),), 0.1), "coefficients: expected finite numbers"),
+        (lambda: Planned(()), "plan: expected pairs"),
+        (lambda: Planned(((0.2, 1), (0.1, 2))), "with rising bounds"),
+        (lambda: Planned(((0.2, -1),)), "whole numbers of reused steps from 0 on"),
+        (
+            lambda: DiCacheConfig(gate=PolynomialChange((1.0,), 0.1), estimator=Reuse()),
+            "looks at the first block's modulated input: it needs probe_depth=0",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

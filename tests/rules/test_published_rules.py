@@ -1,0 +1,119 @@
+"""Our gates and estimators give what the published codes gave, on the inputs of `published/`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dicache_compile.estimators import Hermite, ProjectedDCTA, Reuse, Taylor
+from dicache_compile.gates import OutputRate, PolynomialChange, ResidualChange
+from dicache_compile.published import published
+from dicache_compile.rules import Gate
+from tests.helpers.facts import first_block, fixture, smooth, tiny_model, turning, values
+from tests.helpers.replay import Replayed, replay, run
+
+# Ours compute in float32: values of about 1, each rounded a few times by 2**-24, and weights of up to some tens in sum.
+NEAR = {"rtol": 0.0, "atol": 64 * 2.0**-24}
+# Of what is compared: sums of some hundred float32 numbers, and polynomials of them with coefficients of up to 800.
+COMPARED = 2e-4
+
+
+def near(ours: Tensor, flat: list[float]) -> None:
+    expected = values(flat)
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(ours.double(), expected, rtol=0.0, atol=NEAR["atol"] * scale)
+
+
+def computed(digits: str) -> list[int]:
+    return [step for step, digit in enumerate(digits) if digit == "1"]
+
+
+def turned(of: Callable[[Tensor], Tensor], steps: int) -> Callable[[int], Tensor]:
+    return functools.cache(lambda step: of(turning(step, steps)).float())
+
+
+def driven(gate: Gate, base: Any, steps: int, forced: Any, look: Callable[[Tensor], Tensor] | None = None) -> Replayed:
+    """A run on the tiny model; `look`: what makes h of x."""
+    x, y = turned(lambda x: x, steps), turned(tiny_model, steps)
+    return run(gate, Reuse(base), y, forced, steps, x=x, h=turned(look or first_block, steps))
+
+
+@pytest.mark.parametrize("case", fixture("taylorseer")["runs"], ids=lambda one: f"{one['order']}-{one['first']}")
+def test_taylorseer(case: dict[str, Any]) -> None:
+    estimator = Taylor(case["order"], first=case["first"])
+    ours = replay(estimator, lambda step: smooth(step).float(), computed(case["computed"]), case["steps"])
+    for step, flat in case["estimates"].items():
+        near(ours[int(step)], flat)
+
+
+@pytest.mark.parametrize("case", fixture("fbcache")["runs"], ids=lambda one: str(one["threshold"]))
+def test_first_block_cache(case: dict[str, Any]) -> None:
+    ours = driven(ResidualChange(case["threshold"]), "h", case["steps"], (0,))
+    assert ours.computed(case["steps"]) == case["computed"]
+    for step, distance in ours.compared.items():
+        assert distance == pytest.approx(case["distances"][step], rel=COMPARED)
+    for step, flat in case["outputs"].items():
+        near(ours.estimates[int(step)], flat)
+
+
+@pytest.mark.parametrize("case", fixture("teacache")["runs"], ids=lambda one: f"{one['model']}-{one['threshold']}")
+def test_teacache(case: dict[str, Any]) -> None:
+    name = {"FLUX": "flux-dev", "HunyuanVideo": "hunyuan-video"}[case["model"]]
+    coefficients = published("teacache")["models"][name]["coefficients"]
+    steps = case["steps"]
+    gate = PolynomialChange(tuple(coefficients), case["threshold"])
+    ours = driven(gate, "x", steps, (0, steps - 1), look=lambda x: x)
+    assert ours.computed(steps) == case["computed"]
+    for step, total in enumerate(case["accumulated"]):
+        if case["computed"][step] == "0":
+            assert ours.compared[step] == pytest.approx(total, rel=COMPARED)
+    for step, flat in case["outputs"].items():
+        near(ours.estimates[int(step)], flat)
+    assert all(math.isfinite(total) for total in ours.compared.values())
+
+
+@pytest.mark.parametrize("case", fixture("easycache")["runs"], ids=lambda one: f"{one['model']}-{one['threshold']}")
+def test_easycache(case: dict[str, Any]) -> None:
+    steps = case["steps"]
+    forced = (*range(case["first"]), *range(steps - case["last"], steps))
+    ours = driven(OutputRate(case["threshold"]), "x", steps, forced, look=lambda x: x)
+    assert ours.computed(steps) == case.get("computed", case.get("computed_cond"))
+    for step, total in enumerate(case["accumulated"]):
+        if step in ours.estimates:
+            assert ours.compared[step] == pytest.approx(total, rel=COMPARED)
+    for step, flat in case["outputs"].items():
+        near(ours.estimates[int(step)], flat)
+
+
+@pytest.mark.parametrize("case", fixture("hicache")["runs"], ids=lambda one: f"{one['order']}-{one['sigma']}")
+def test_hicache(case: dict[str, Any]) -> None:
+    estimator = Hermite(case["order"], scale=case["sigma"])
+    ours = replay(estimator, lambda step: smooth(step).float(), computed(case["computed"]), case["steps"])
+    for step, flat in case["estimates"].items():
+        near(ours[int(step)], flat)
+
+
+@pytest.mark.parametrize("case", fixture("worldcache")["runs"], ids=lambda one: f"{one['newer']}-{one['step']}")
+@pytest.mark.parametrize("sample", [0, 1])
+def test_worldcache(case: dict[str, Any], sample: int) -> None:
+    def probe(t: float) -> Tensor:
+        return 0.5 * smooth(t) if sample == 0 else 0.3 * torch.cos(0.2 * t + smooth(0.5 * t))
+
+    def residual(t: float) -> Tensor:
+        return smooth(1.3 * t) if sample == 0 else torch.sin(0.15 * t + smooth(t))
+
+    at = [case["older"], case["newer"], case["step"]]
+    ours = replay(
+        ProjectedDCTA((0.2, 1.8)),
+        lambda step: residual(at[step]).float(),
+        (0, 1),
+        3,
+        h=lambda step: probe(at[step]).float(),
+    )
+    near(ours[2], case["estimate"][sample * 48 : sample * 48 + 48])
