@@ -10,7 +10,7 @@ import torch
 
 from . import checks
 from .fields import REPLACES, RUN_TIME
-from .presets import PRESETS
+from .presets import fields_of
 from .rules import Rule
 from .site_rule import SiteRule
 
@@ -83,17 +83,19 @@ class DiCacheConfig(SiteRule):
         checks.check(self)
 
     @classmethod
-    def preset(cls, name: Literal["flux", "hunyuan", "wan"], **overrides: Any) -> DiCacheConfig:
-        """The rules of one of the three published scripts (github.com/Bujiazi/DiCache, commit dd7f0de).
+    def preset(cls, name: str, **given: Any) -> DiCacheConfig:
+        """The rule of a published method: `preset("taylorseer", interval=6, order=1)`.
 
-        They count in shares of a generation, so outside of a diffusers pipeline they need `num_steps`.
-        Raises ValueError for an unknown name, TypeError for an unknown field.
+        "flux", "hunyuan" and "wan" are those of the three scripts of DiCache. `docs/methods.md` lists all, with their
+        parameters and with what is not as published. What else is given is a field of the config, and takes the place
+        of the method's. Rules that count in shares of a generation need `num_steps` outside of a diffusers pipeline.
+
+        Raises ValueError for an unknown name or value, TypeError for an unknown field or a parameter that is missing.
         """
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}: expected one of {', '.join(map(repr, PRESETS))}")
-        given = [by for by in REPLACES if overrides.get(by) is not None]
-        replaced = {field for by in given for field in REPLACES[by]}
-        return cls(**{field: value for field, value in PRESETS[name].items() if field not in replaced} | overrides)
+        fields, overrides = fields_of(name, given)
+        by_given = [by for by in REPLACES if overrides.get(by) is not None]
+        replaced = {field for by in by_given for field in REPLACES[by]}
+        return cls(**{field: value for field, value in fields.items() if field not in replaced} | overrides)
 
     def options(self) -> dict[str, Any]:
         """This config as the `options` of torch.compile."""

@@ -6,7 +6,7 @@ import dataclasses
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from .explain import explain
 from .explanation import Explanation
 from .integrations.families import published_preset
 from .options import split_options
+from .presets import parameters_of
 from .reset import reset
 from .summary import Summary, summary
 
@@ -75,7 +76,7 @@ def enable_cache(
     pipe_or_model: Any,
     config: DiCacheConfig | None = None,
     *,
-    preset: Literal["published", "flux", "hunyuan", "wan"] | None = None,
+    preset: str | None = None,
     compile: bool = True,
     fullgraph: bool = False,
     dynamic: bool | None = None,
@@ -85,17 +86,17 @@ def enable_cache(
 
     The models stay the objects that they are. `fields` are fields of DiCacheConfig, such as `quality`; they take the
     place of those of `config`. `preset` stands in for `config`: "published" is that of the paper's scripts for the
-    models' class, and the others are those of `DiCacheConfig.preset`. With `compile=False` the cut graph runs
-    uncompiled, to look for faults; it is bit-exact then. `fullgraph` and `dynamic` are those of torch.compile. A model
-    that has a cache of ours already gets the new config.
+    models' class, and the others are those of `DiCacheConfig.preset`, whose parameters are `fields`, too. With
+    `compile=False` the cut graph runs uncompiled, to look for faults; it is bit-exact then. `fullgraph` and `dynamic`
+    are those of torch.compile. A model that has a cache of ours already gets the new config.
 
     Raises TypeError for what is neither a pipeline nor a model, and for a pipeline that denoises with a UNet;
     ValueError where another cache is enabled, for a preset that there is none of, and as DiCacheConfig does. Then
     nothing is changed.
     """
     models = _denoisers(pipe_or_model)
-    base = _base(config, preset, fields, models)
-    options = {**base.options(), **fields, **({} if compile else {"lowering": "eager"})}
+    base, more = _base(config, preset, fields, models)
+    options = {**base.options(), **more, **({} if compile else {"lowering": "eager"})}
     found, settings = split_options(options, None)
     for name, model in models.items():
         _check_free(name, model, pipe_or_model)
@@ -126,21 +127,23 @@ def disable_cache(pipe_or_model: Any) -> None:
 
 
 def _base(
-    config: DiCacheConfig | None, preset: Any, fields: Mapping[str, Any], models: Mapping[str, nn.Module]
-) -> DiCacheConfig:
-    """The config that fields are changed of."""
+    config: DiCacheConfig | None, preset: str | None, fields: Mapping[str, Any], models: Mapping[str, nn.Module]
+) -> tuple[DiCacheConfig, Mapping[str, Any]]:
+    """(the config that fields are changed of, those that are left to change)."""
     if preset is None:
         found = config if config is not None else DiCacheConfig()
         if not isinstance(found, DiCacheConfig):
             raise TypeError(f"config: expected a DiCacheConfig, got {type(found).__name__}")
-        return found
+        return found, fields
     if config is not None:
         raise ValueError(f"preset={preset!r} stands in for config: give one of them, and fields beside it")
     names = {published_preset(model) for model in models.values()} if preset == "published" else {preset}
     if len(names) > 1:
         raise ValueError(f"preset='published': the models are of several families, {sorted(names)}: enable each alone")
-    ours = {field.name for field in dataclasses.fields(DiCacheConfig)}
-    return DiCacheConfig.preset(names.pop(), **{name: value for name, value in fields.items() if name in ours})
+    name = names.pop()
+    ours = {*(field.name for field in dataclasses.fields(DiCacheConfig)), *parameters_of(name)}
+    own = {field: value for field, value in fields.items() if field in ours}
+    return DiCacheConfig.preset(name, **own), {field: fields[field] for field in fields.keys() - own.keys()}
 
 
 def _denoisers(given: Any) -> dict[str, nn.Module]:

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from .. import estimators, gates
 from ..config import DiCacheConfig
 from ..enable import Enabled, enable_cache
-from ..estimators import DCTA, FeedbackDCTA, Reuse, SecondOrderDCTA
-from ..gates import EstimateError, ProbeError
 from ..options import split_options
+from ..presets import parameters_of
 from ..schedules import Schedule
 from ..site_rule import SiteRule
 from .answer import Mistake
@@ -37,7 +37,7 @@ Preset = Annotated[
     typer.Option(help="A published rule that the fields are changed of: 'published' is the one for the model's class."),
 ]
 
-_CLASSES = (Schedule, SiteRule, DCTA, FeedbackDCTA, Reuse, SecondOrderDCTA, EstimateError, ProbeError)
+_CLASSES = (Schedule, SiteRule, *(getattr(of, name) for of in (estimators, gates) for name in of.__all__))
 _FLOATS = [kind for kind in vars(torch).values() if isinstance(kind, torch.dtype) and kind.is_floating_point]
 _WORDS: dict[str, Any] = {
     **{kind.__name__: kind for kind in _CLASSES},
@@ -61,7 +61,7 @@ class Asked:
 
     def inductors(self) -> dict[str, Any]:
         """The options of Inductor among the fields."""
-        ours = {field.name for field in dataclasses.fields(DiCacheConfig)}
+        ours = {*(field.name for field in dataclasses.fields(DiCacheConfig)), *parameters_of(self.preset or "")}
         return {name: value for name, value in self.fields.items() if name not in ours}
 
 

@@ -19,7 +19,7 @@ class ResidualChange(Threshold, Gate):
     The distance is not added up: it is that between two places, not the length of the way. FirstBlockCache (of
     ParaAttention, and in diffusers) and DBCache (cache-dit) compare so. With `pool` above 1, as H2-Cache (arXiv
     2510.27171) does, both are first averaged over as many neighbouring tokens; a rest that does not fill a group is
-    left out.
+    left out. With `follows` a step is also reused where the rule before reused on it.
 
     Raises ValueError for a `pool` below 1.
     """
@@ -27,6 +27,7 @@ class ResidualChange(Threshold, Gate):
     threshold: float
     comparison: Literal["<", "<="] = "<"
     pool: int = 1
+    follows: bool = False
 
     def __post_init__(self) -> None:
         if self.pool < 1:
@@ -43,4 +44,5 @@ class ResidualChange(Threshold, Gate):
         return {"p_deep": kept_from_deep(seen, seen.state["p_deep"], seen.h.float() - seen.x.float())}
 
     def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        return self.within(seen, seen.error), seen.error
+        within = self.within(seen, seen.error)
+        return (within | seen.before) if self.follows else within, seen.error

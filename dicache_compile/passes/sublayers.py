@@ -29,7 +29,8 @@ ATTENTION, CROSS_ATTENTION, MLP = KINDS = ("attention", "cross_attention", "mlp"
 def cut_sublayers(
     gm: fx.GraphModule, trunk: Trunk, asked: Sequence[tuple[str, Trunk]], apart: bool = False
 ) -> list[Partition]:
-    """The partition of a graph at the sublayers of these kinds, each of these blocks; or `apart`, one for each.
+    """The partition of a graph at the sublayers of these kinds, each of these blocks; or `apart`, one for each, where
+    an attention over two streams is one.
 
     Raises NothingToSkipError where there are none, EffectError where one does more than compute.
     """
@@ -45,15 +46,26 @@ def cut_sublayers(
         reason = f"no part of a block is {' or '.join(names)} by its form, among the blocks of {what}"
         raise NothingToSkipError(reason, advice="set sites= to another part, or to whole blocks")
     parts = " and ".join(names)
-    groups = [[one] for one in found] if apart else [found]
-    return [_cut(gm, flow, group, parts) for group in groups]
+    groups = _apart(found) if apart else [found]
+    return [_cut(gm, flow, group, parts, alone=apart or len(found) == 1) for group in groups]
+
+
+def _apart(found: Sequence[tuple[Block, fx.Node, set[fx.Node]]]) -> list[list[tuple[Block, fx.Node, set[fx.Node]]]]:
+    """The branches one by one, but together where they share what leads to their results."""
+    groups: list[list[tuple[Block, fx.Node, set[fx.Node]]]] = []
+    for one in found:
+        sharing = [group for group in groups if any(one[2] & other[2] for other in group)]
+        groups = [group for group in groups if group not in sharing]
+        groups.append([*(branch for group in sharing for branch in group), one])
+    return groups
 
 
 def _cut(
-    gm: fx.GraphModule, flow: Dataflow, found: Sequence[tuple[Block, fx.Node, set[fx.Node]]], parts: str
+    gm: fx.GraphModule, flow: Dataflow, found: Sequence[tuple[Block, fx.Node, set[fx.Node]]], parts: str, alone: bool
 ) -> Partition:
+    """`alone`: whether it is one site, not all of them."""
     carried = tuple(Carried(result, result, result, "value") for _, result, _ in found)
-    regions = _regions(flow, set().union(*(nodes for _, _, nodes in found)), sunk=len(found) == 1)
+    regions = _regions(flow, set().union(*(nodes for _, _, nodes in found)), sunk=alone)
     _check_carried(flow, regions, {value.y for value in carried})
     check_effects(flow, regions, carried, in_order=False)
     return Partition(

@@ -132,7 +132,7 @@ def test_the_presets_run_in_modular_pipelines() -> None:
     pipeline = made(Loop)
     for name in ("flux", "hunyuan", "wan"):
         torch._dynamo.reset()
-        options = DiCacheConfig.preset(name, lowering="eager", threshold=float("inf")).options()  # type: ignore[arg-type]
+        options = DiCacheConfig.preset(name, lowering="eager", threshold=float("inf")).options()
         pipeline.call = torch.compile(pipeline.model, backend=dicache_backend, options=options)
         run(pipeline)
         assert decisions(pipeline)[-1].startswith("DD")

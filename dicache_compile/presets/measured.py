@@ -1,0 +1,125 @@
+"""Methods that look at a step before they decide on it, or at its result for the steps to come."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from ..estimators import ProjectedDCTA, Reuse, Taylor
+from ..gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange
+from ..published import published
+from .method import Fields, method
+
+_OPEN: Fields = {"warmup_steps": 1, "max_consecutive_skips": None, "joint": False}
+
+
+@method("fbcache", "FirstBlockCache (ParaAttention, diffusers)")
+def fbcache(threshold: float = 0.05) -> Fields:
+    """Reuses what the other blocks added while the first one's residual is near to that of the last deep step."""
+    return {**_OPEN, "gate": ResidualChange(threshold, "<="), "estimator": Reuse("h")}
+
+
+@method("dbcache", "DBCache (cache-dit)", "no accumulated limit, and no forecast but TaylorSeer's")
+def dbcache(
+    threshold: float = 0.08, first_blocks: int = 8, last_blocks: int = 0, warmup_steps: int = 8, order: int = 0
+) -> Fields:
+    """FirstBlockCache with `first_blocks` and `last_blocks` that run on every step; a series with `order` above 0."""
+    return {
+        **_OPEN,
+        "warmup_steps": warmup_steps,
+        "probe_depth": first_blocks,
+        "sites": (0, -last_blocks) if last_blocks else "trunk",
+        "gate": ResidualChange(threshold),
+        "estimator": Taylor(order) if order else Reuse("h"),
+    }
+
+
+@method(
+    "teacache",
+    "TeaCache, arXiv 2411.19108",
+    "models whose polynomial reads the timestep alone, as Wan: `planning.by_sum` makes their schedule",
+)
+def teacache(model: str = "flux-dev", threshold: float | None = None) -> Fields:
+    """A polynomial of the first block's modulated input's change, added up; the last residual.
+
+    `model` is one of `published("teacache")`, whose coefficients are taken; without a `threshold` also its least.
+    """
+    numbers = _of_model("teacache", model)
+    if numbers["reads"] != "the first block's modulated input":
+        raise ValueError(
+            f"model={model!r}: its polynomial is of {numbers['reads']}, which says nothing of a picture. Make a "
+            "schedule of that with planning.by_sum, and use it with estimator=Reuse()"
+        )
+    if threshold is None:
+        if not numbers["thresholds"]:
+            raise ValueError(f"model={model!r}: no threshold is published for it: set threshold=")
+        threshold = numbers["thresholds"][0]
+    return {
+        **_OPEN,
+        "warmup_steps": numbers["first"],
+        "final_steps": numbers["last"],
+        "probe_depth": 0,
+        "gate": PolynomialChange(tuple(numbers["coefficients"]), threshold),
+        "estimator": Reuse(),
+    }
+
+
+@method("easycache", "EasyCache, arXiv 2507.02860", "the calls of a step decide together, by the first one")
+def easycache(threshold: float = 0.05, first: int = 10, last: int = 1) -> Fields:
+    """How far the latents moved, times how much the result did for that last time; reuses the model's residual."""
+    return {
+        **_OPEN,
+        "warmup_steps": first,
+        "final_steps": last,
+        "joint": True,
+        "sites": "model",
+        "carried": "residual",
+        "probe_depth": 0,
+        "gate": OutputRate(threshold),
+        "estimator": Reuse(),
+    }
+
+
+@method("worldcache", "WorldCache, arXiv 2603.22286", "its gate and projection alone, and one gamma for all rows")
+def worldcache(threshold: float = 0.1, warmup_steps: int = 3) -> Fields:
+    """DiCache's gate, with a gamma that has a sign: the projection of the probe's way."""
+    return {
+        **_OPEN,
+        "warmup_steps": warmup_steps,
+        "gate": ProbeError(threshold),
+        "estimator": ProjectedDCTA((0.2, 1.8)),
+    }
+
+
+@method(
+    "adacache",
+    "AdaCache, arXiv 2411.02397",
+    "measures the trunk's result, where it measures one block's, and has no motion term",
+)
+def adacache(model: str = "open-sora-30-fast") -> Fields:
+    """After a deep step a codebook says how many may be reused, by how much the result changed for each step.
+
+    `model` is one of `published("adacache")`, whose codebook is taken.
+    """
+    codebook = _of_model("adacache", model)["codebook"]
+    (*pairs, (_, beyond)) = codebook
+    plan = (*((bound, steps - 1) for bound, steps in pairs), (float("inf"), beyond - 1))
+    return {**_OPEN, "final_steps": 2, "probe_depth": 0, "gate": Planned(plan), "estimator": Reuse()}
+
+
+@method(
+    "bwcache",
+    "BWCache, arXiv 2509.13789",
+    "measures the trunk's result, where it measures the mean of all blocks, and runs no later half deep",
+)
+def bwcache(threshold: float = 0.15, reused: int = 5) -> Fields:
+    """While the result changes by less than the threshold from deep step to deep step, `reused` ones follow."""
+    gate = Planned(((threshold, reused),), per_step=False)
+    return {**_OPEN, "probe_depth": 0, "gate": gate, "estimator": Reuse()}
+
+
+def _of_model(name: Literal["teacache", "adacache", "magcache"], model: str) -> Fields:
+    models = published(name)["models"]
+    if model not in models:
+        raise ValueError(f"model={model!r}: expected one of {', '.join(models)}")
+    found: Fields = models[model]
+    return found

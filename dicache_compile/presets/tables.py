@@ -1,0 +1,125 @@
+"""Methods whose steps are known before a generation starts: from a table, or from a calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+
+from ..estimators import ChannelAffine, Reuse, StepAffine
+from ..planning import by_lag, by_magnitude
+from ..published import published
+from ..schedules import Schedule
+from .method import Fields, method
+
+
+@method("magcache", "MagCache, arXiv 2506.09045", "both branches of guidance go by the conditional one's ratios")
+def magcache(
+    model: str = "flux-dev",
+    num_steps: int = 28,
+    threshold: float | None = None,
+    max_skips: int | None = None,
+    retention: float | None = None,
+) -> Fields:
+    """Reuses while the residual's size, by calibrated ratios, is near to that of the last deep step.
+
+    `model` is one of `published("magcache")`; what is None is taken from there.
+    """
+    models = published("magcache")["models"]
+    if model not in models:
+        raise ValueError(f"model={model!r}: expected one of {', '.join(models)}")
+    numbers = models[model]
+    never = numbers.get("never")
+    always = [s for s in range(num_steps) if round(s * 27 / max(num_steps - 1, 1)) == never]
+    schedule = by_magnitude(
+        numbers["ratios"],
+        num_steps,
+        threshold=numbers["threshold"] if threshold is None else threshold,
+        most=numbers["max_skips"] if max_skips is None else max_skips,
+        retention=numbers["retention"] if retention is None else retention,
+        always=always,
+    )
+    return {"schedule": schedule, "estimator": Reuse(), "num_steps": num_steps}
+
+
+@method("smoothcache", "SmoothCache, arXiv 2411.10510")
+def smoothcache(errors: dict[str, Sequence[Sequence[float]]], threshold: float = 0.1) -> Fields:
+    """A schedule for each kind of sublayer, from a calibration: the longest lag whose error is small enough.
+
+    `errors` has for "attention", "cross_attention" and "mlp", or some of them, what `planning.by_lag` takes;
+    `calibrate(recording, "smoothcache")` gives it.
+    """
+    rows = [by_lag(of_kind, threshold) for of_kind in errors.values()]
+    return {"sites": tuple(errors), "schedule": Schedule.table(*rows), "estimator": Reuse()}
+
+
+@method(
+    "pab",
+    "Pyramid Attention Broadcast, arXiv 2408.12588",
+    "no attention between frames of its own; the window is of steps, where it is of timesteps",
+)
+def pab(
+    attention: int = 2,
+    cross_attention: int | None = None,
+    num_steps: int = 30,
+    window: tuple[float, float] = (0.2, 0.9),
+) -> Fields:
+    """Every kind of attention runs on multiples of its range, within a window of the steps, in shares.
+
+    Set a range for `cross_attention` where the blocks have one.
+    """
+    inside = range(ceil(window[0] * num_steps), int(window[1] * num_steps))
+
+    def row(interval: int) -> Schedule:
+        return Schedule.mask([step not in inside or step % interval == 0 for step in range(num_steps)])
+
+    ranges = {"attention": attention, "cross_attention": cross_attention}
+    kinds = {kind: row(interval) for kind, interval in ranges.items() if interval is not None}
+    return {
+        "sites": tuple(kinds),
+        "schedule": Schedule.table(*kinds.values()),
+        "estimator": Reuse(),
+        "num_steps": num_steps,
+    }
+
+
+@method("profilingdit", "ProfilingDiT, arXiv 2504.03140", "blocks are counted over all lists, the published in one")
+def profilingdit(ranges: tuple[tuple[int, int], ...], deep_steps: tuple[int, ...]) -> Fields:
+    """Ranges of blocks, each with the last residual of its own; the other blocks run on every step.
+
+    `ranges` as in `sites`, so (4, 8) is blocks 4 to 7, and each has two blocks at least.
+    """
+    return {"sites": ranges, "schedule": Schedule.steps(*deep_steps), "estimator": Reuse()}
+
+
+@method("ertacache", "ERTACache, arXiv 2508.21091", "the sampler's steps stay as they are")
+def ertacache(deep_steps: tuple[int, ...], scale: tuple[float, ...], shift: tuple[float, ...]) -> Fields:
+    """The last result, scaled and shifted for each step, by `calibrate(recording, "ertacache")`."""
+    return {"schedule": Schedule.steps(*deep_steps), "estimator": StepAffine(scale, shift)}
+
+
+@method("cachequant", "CacheQuant, arXiv 2503.01323", "its cache and its correction; quantisation is torchao's")
+def cachequant(deep_steps: tuple[int, ...], scale: tuple[float, ...], shift: tuple[float, ...]) -> Fields:
+    """The last residual with a scale and a shift for each channel; `calibrate(recording, "cachequant")` finds all."""
+    return {"schedule": Schedule.steps(*deep_steps), "estimator": ChannelAffine(scale, shift)}
+
+
+@method("dpcache", "DPCache, arXiv 2602.22654; CEM, arXiv 2512.23258; BudCache, arXiv 2606.13496", "the costs are ours")
+def dpcache(deep_steps: tuple[int, ...]) -> Fields:
+    """The steps of least recorded error: `calibrate(recording, "dpcache", deep=10)` finds them."""
+    return {"schedule": Schedule.steps(*deep_steps), "estimator": Reuse()}
+
+
+@method("learning-to-cache", "Learning-to-Cache, arXiv 2406.01733; HarmoniCa, arXiv 2410.01723", "tables, no training")
+def learning_to_cache(routers: Sequence[Sequence[Sequence[bool | int]]]) -> Fields:
+    """A table that a router was trained to: `routers[step][block]` has whether (attention, MLP) run."""
+    blocks = len(routers[0])
+    sites, rows = [], []
+    for block in range(blocks):
+        for part, kind in enumerate(("attention", "mlp")):
+            mask = [bool(step[block][part]) for step in routers]
+            if not all(mask):
+                sites.append((kind, block, block + 1))
+                rows.append(Schedule.mask(mask))
+    if not sites:
+        raise ValueError("routers: every part of every block runs on every step: nothing is reused")
+    return {"sites": tuple(sites), "schedule": Schedule.table(*rows), "estimator": Reuse()}
