@@ -62,10 +62,11 @@ class SlotSpec:
     """A tensor that a gate or an estimator keeps from step to step."""
 
     name: str
-    like: Literal["carried", "number"] = "carried"  # of the carried value's shape, in `state_dtype`; or float32, ()
+    like: Literal["carried", "number"] = "carried"  # of the carried value's shape, in `state_dtype`; or float32
     shared: bool = False  # one for all carried values, as a gate may have; else one for each
     history: int = 0  # how many anchors back it is kept, if only `anchor` writes it; 0: one value, kept as it is
     measured: bool = False  # whether differences of it decide: then float8, which is too coarse for that, is not used
+    shape: tuple[int, ...] = ()  # of a "number", which then is several
 
     @property
     def reads(self) -> tuple[str, ...]:

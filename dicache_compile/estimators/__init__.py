@@ -12,6 +12,7 @@ from .newton import Newton
 from .projected import ProjectedDCTA
 from .reuse import Reuse
 from .second_order import SecondOrderDCTA
+from .spectrum import Spectrum
 from .taylor import Taylor
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "ProjectedDCTA",
     "Reuse",
     "SecondOrderDCTA",
+    "Spectrum",
     "StepAffine",
     "Taylor",
 ]

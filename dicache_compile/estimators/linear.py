@@ -34,8 +34,12 @@ class Linear(Estimator):
     def slots(self) -> tuple[SlotSpec, ...]:
         return (SlotSpec("r", history=self.count if self.count > 1 else 0),)
 
+    def terms(self) -> Sequence[str]:
+        """What is added, by the names in `Seen.state`: as many as there are weights."""
+        return self.slots()[0].reads
+
     def estimate(self, seen: Seen) -> Tensor:
-        residuals = [seen.state[name] for name in self.slots()[0].reads]
+        residuals = [seen.state[name] for name in self.terms()]
         return combination(self._base(seen), residuals, self.weights(seen))
 
     def anchor(self, seen: Seen) -> dict[str, Tensor]:

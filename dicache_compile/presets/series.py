@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..estimators import AdamsBashforth, FoCa, Hermite, HyCa, Reuse, Taylor
+from ..estimators import AdamsBashforth, FoCa, Hermite, HyCa, Reuse, Spectrum, Taylor
+from ..planning import growing
 from ..rules import Estimator
 from ..schedules import Schedule
 from .method import Fields, method
@@ -56,6 +57,32 @@ def abcache(order: int = 2, interval: int = 6, first: int = 5, num_steps: int = 
         "estimator": AdamsBashforth(order),
         "sites": "model",
         "probe_depth": 0,
+        "num_steps": num_steps,
+    }
+
+
+@method(
+    "spectrum",
+    "Spectrum, arXiv 2603.01623",
+    "computes in float32, where it rounds to bfloat16; the published growing share is not there",
+)
+def spectrum(
+    num_steps: int = 50,
+    growth: float = 0.75,
+    share: float = 0.5,
+    degree: int = 4,
+    ridge: float = 0.1,
+    window: float = 2.0,
+    first: int = 5,
+) -> Fields:
+    """Chebyshev polynomials fitted to the trunk's result on all deep steps, blended with a line; a growing window.
+
+    `growth` is the published `flex_window` (0.75, or 3 for the faster setting), `share` its w.
+    """
+    return {
+        "schedule": growing(num_steps, first=first, window=window, growth=growth),
+        "estimator": Spectrum(degree, ridge, share),
+        "carried": "value",
         "num_steps": num_steps,
     }
 

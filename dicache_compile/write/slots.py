@@ -44,7 +44,7 @@ class CarriedSlots:
         for spec in specs:
             for name in self.names(spec):
                 if spec.like == "number":
-                    found.append(Slot(name, None, (), torch.float32, self.device, 0))
+                    found.append(Slot(name, None, spec.shape, torch.float32, self.device, 0))
                     continue
                 found.append(Slot(name, self.like, (), self._dtype(spec), self.device, 0))
                 if self._is_scaled(spec):

@@ -116,7 +116,7 @@ class _Trial:
         return {spec.name: self._shape(spec) for spec in filter(wanted, of.slots()) if spec.name not in GIVEN_SLOTS}
 
     def _shape(self, spec: SlotSpec) -> tuple[int, ...]:
-        return () if spec.like == "number" else self._of(spec).shape
+        return spec.shape if spec.like == "number" else self._of(spec).shape
 
     def _of(self, spec: SlotSpec) -> Shown:
         return self.first if spec.shared else self.shown

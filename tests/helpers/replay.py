@@ -117,7 +117,7 @@ class _Slots:
         state: dict[str, Tensor] = {}
         for spec in self._specs:
             held = self._held.get(spec.name, [])
-            never = torch.full(() if spec.like == "number" else like.shape, torch.nan)
+            never = torch.full(spec.shape if spec.like == "number" else like.shape, torch.nan)
             state |= dict(zip(spec.reads, [*held, *[never] * (len(spec.reads) - len(held))], strict=True))
         return state | self._told
 

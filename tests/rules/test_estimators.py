@@ -22,6 +22,7 @@ from dicache_compile.estimators import (
     Newton,
     ProjectedDCTA,
     Reuse,
+    Spectrum,
     StepAffine,
     Taylor,
 )
@@ -69,6 +70,7 @@ DEGREES: list[tuple[Estimator, int]] = [
     (HyCa(("taylor", "ab2", "am", "rk2"), (0, 1, 2, 3)), 1),
     (HyCa(("bdf2",), (0, 0, 0, 0)), 0),
     (AdamsBashforth(1), 0),
+    (Spectrum(share=0.0), 1),
 ]
 
 
@@ -175,6 +177,36 @@ def test_foca_is_the_rolling_recursion_of_its_equations() -> None:
             torch.testing.assert_close(estimates[step], history[step].float(), rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.parametrize(("degree", "ridge", "share"), [(4, 0.1, 0.5), (2, 0.01, 1.0), (0, 1.0, 1.0), (8, 0.1, 0.7)])
+def test_a_fit_that_is_corrected_by_each_anchor_is_that_to_all_of_them(degree: int, ridge: float, share: float) -> None:
+    truth = polynomial(3)
+    estimates = replay(Spectrum(degree, ridge, share, span=STEPS), truth, DEEP, STEPS)
+
+    def chebyshev(steps: list[int]) -> Tensor:
+        angle = torch.acos(2 * torch.tensor(steps, dtype=torch.float64) / STEPS - 1)
+        return torch.cos(angle[:, None] * torch.arange(degree + 1))
+
+    for step, estimate in estimates.items():
+        anchors = [deep for deep in DEEP if deep < step]
+        newest, older = anchors[-1], anchors[-2]
+        values = torch.stack([truth(anchor).double().flatten() for anchor in anchors])
+        basis = chebyshev(anchors)
+        squares = basis.T @ basis + ridge * torch.eye(degree + 1, dtype=torch.float64)
+        fit = (chebyshev([step]) @ torch.linalg.solve(squares, basis.T @ values)).reshape(SHAPE)
+        line = truth(newest) + (step - newest) / (newest - older) * (truth(newest) - truth(older))
+        # Rounding is magnified by the spread, which is at most 1 / ridge.
+        bound = {"rtol": 0.0, "atol": ROUNDING / min(ridge, 1.0)}
+        torch.testing.assert_close(estimate.double(), share * fit + (1 - share) * line.double(), **bound)
+
+
+def test_a_regression_draws_its_result_to_zero_by_its_ridge() -> None:
+    drawn = [
+        replay(Spectrum(4, ridge, 1.0), lambda step: torch.ones(SHAPE), (0, 1, 2), 4)[3] for ridge in (1, 0.1, 0.01)
+    ]
+    most, some, little = (float(one.mean()) for one in drawn)
+    assert 0 < most < some < little < 1
+
+
 @pytest.mark.parametrize("times", ["timesteps", tuple(math.exp(-step / 9) for step in range(STEPS))])
 def test_time_may_be_the_timestep_or_a_number_for_each_step(times: Any) -> None:
     def sigma(step: int) -> float:
@@ -239,6 +271,10 @@ def test_a_scale_and_a_shift_for_each_step_or_channel() -> None:
         (lambda: HyCa(("euler",), (0,)), "solvers: expected some of taylor, ab2, bdf2, am, rk2, got 'euler'"),
         (lambda: HyCa(("taylor",), ()), "a place of one for each channel, got none"),
         (lambda: HyCa(("taylor",), (0, 1)), "of_channel: expected places from 0 to 0, got 1"),
+        (lambda: Spectrum(9), "degree: expected a number from 0 to 8, got 9"),
+        (lambda: Spectrum(ridge=0.0), "ridge: expected a finite number above 0, got 0.0"),
+        (lambda: Spectrum(span=math.inf), "span: expected a finite number above 0, got inf"),
+        (lambda: Spectrum(share=1.5), "share: expected a number from 0 to 1, got 1.5"),
         (lambda: StepAffine((1.0,), ()), "as many of both, got 1 and 0"),
         (lambda: ChannelAffine((math.inf,), (0.0,)), "expected a finite scale and shift for each channel"),
     ],

@@ -18,6 +18,7 @@ from dicache_compile.estimators import (
     HyCa,
     Newton,
     ProjectedDCTA,
+    Spectrum,
     StepAffine,
     Taylor,
 )
@@ -40,6 +41,7 @@ ESTIMATORS: list[Estimator] = [
     StepAffine(tuple(1 - step / 50 for step in range(STEPS)), (0.01,) * STEPS),
     ChannelAffine(tuple(1 - channel / 50 for channel in range(16)), (0.01,) * 16),
     ProjectedDCTA((0.2, 1.8)),
+    Spectrum(span=STEPS),
 ]
 
 
@@ -69,6 +71,16 @@ def test_an_estimator_in_a_compiled_step_is_as_by_hand(estimator: Estimator, eng
             model.leave({**step_of(step)[0], "x": estimates.get(step, step_of(step)[2])}) for step in range(STEPS)
         ]
     assert_near(ours, theirs)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda one: type(one).__name__)
+def test_a_generation_finds_nothing_of_the_one_before(estimator: Estimator) -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, schedule=Schedule.steps(*DEEP), estimator=estimator)
+    alone = generate(call, model)
+    generate(call, model, seed=3)
+    again = generate(call, model)
+    assert all(torch.equal(a, b) for a, b in zip(alone, again, strict=True))
 
 
 def test_a_table_for_other_channels_than_the_models_is_refused_with_both_numbers() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dicache_compile import Schedule
-from dicache_compile.planning import by_lag, by_magnitude, by_sum, cheapest
+from dicache_compile.planning import by_lag, by_magnitude, by_sum, cheapest, growing
 from tests.helpers.facts import fixture
 
 
@@ -61,6 +61,13 @@ def test_a_sum_is_full_at_its_threshold_and_starts_again() -> None:
     assert digits(by_sum([0, 1, 1, 1, 1, 1, 1, 1], 3.0, first=2, last=0), 8) == "11001001"
 
 
+def test_a_window_grows_with_each_deep_step_and_counts_by_its_whole_steps() -> None:
+    assert digits(growing(12, first=2, window=1.0, growth=0.5), 12) == "11" + "1" + "1" + "01" + "01" + "001" + "0"
+    assert digits(growing(9, first=0, window=3.0, growth=0.0), 9) == "001" * 3
+    # 0.1 ten times is a whole step.
+    assert digits(growing(12, first=0, window=1.0, growth=0.1), 12) == "1" * 10 + "01"
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_cheapest_schedule_is_that_of_all(seed: int) -> None:
     numbers = random.Random(seed)
@@ -101,6 +108,8 @@ def test_more_deep_steps_never_cost_more_where_running_one_costs_nothing() -> No
         (lambda: by_lag([], 0.1), "a list for each lag, got none"),
         (lambda: by_lag([[0.0, 0.0], [0.0, 0.0]], 0.1), "expected 1 of lag 2 for 3 steps, got 2"),
         (lambda: by_magnitude([], 10, threshold=0.1, most=1, retention=0.1), "ratios: expected finite numbers"),
+        (lambda: growing(10, window=0.5), "a window from 1 on that does not shrink, got window=0.5, growth=0.75"),
+        (lambda: growing(10, growth=-1.0), "got window=2.0, growth=-1.0"),
         (lambda: by_sum([0.0, float("inf")], 1.0), "changes: expected finite numbers"),
     ],
 )

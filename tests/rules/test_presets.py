@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, Schedule, dicache_backend, enable_cache, summary
-from dicache_compile.estimators import FoCa, Hermite, HyCa, ProjectedDCTA, Reuse, StepAffine, Taylor
+from dicache_compile.estimators import FoCa, Hermite, HyCa, ProjectedDCTA, Reuse, Spectrum, StepAffine, Taylor
 from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange
+from dicache_compile.planning import growing
 from dicache_compile.presets import METHODS
 from dicache_compile.published import published
 from tests import models
@@ -22,6 +23,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "hunyuan": {"num_steps": STEPS},
     "wan": {"num_steps": STEPS},
     "hyca": {"of_channel": (0, 1) * 8},
+    "spectrum": {"num_steps": STEPS},
     "abcache": {"num_steps": STEPS},
     "teacache": {"num_steps": STEPS},
     "easycache": {"num_steps": STEPS, "first": 3},
@@ -85,6 +87,7 @@ def test_a_method_says_its_source_and_what_it_does() -> None:
         ("hicache", {}, (Schedule.every(5, after=2), Hermite(2))),
         ("foca", {"interval": 4}, (Schedule.every(4, after=3), FoCa())),
         ("hyca", {"of_channel": (0, 1)}, (Schedule.every(7, after=3), HyCa(("taylor", "ab2"), (0, 1)))),
+        ("spectrum", {"share": 0.7}, (growing(50), Spectrum(share=0.7))),
         ("ertacache", AFFINE, (Schedule.steps(0, 1, 4, 8), StepAffine((0.99,) * 16, (0.01,) * 16))),
     ],
 )

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile.estimators import Hermite, ProjectedDCTA, Reuse, Taylor
+from dicache_compile import Schedule
+from dicache_compile.estimators import Hermite, ProjectedDCTA, Reuse, Spectrum, Taylor
 from dicache_compile.gates import OutputRate, PolynomialChange, ResidualChange
+from dicache_compile.planning import growing
 from dicache_compile.published import published
 from dicache_compile.rules import Gate
 from tests.helpers.facts import first_block, fixture, smooth, tiny_model, turning, values
@@ -24,10 +26,10 @@ NEAR = {"rtol": 0.0, "atol": 64 * 2.0**-24}
 COMPARED = 2e-4
 
 
-def near(ours: Tensor, flat: list[float]) -> None:
+def near(ours: Tensor, flat: list[float], atol: float = NEAR["atol"]) -> None:
     expected = values(flat)
     scale = max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(ours.double(), expected, rtol=0.0, atol=NEAR["atol"] * scale)
+    torch.testing.assert_close(ours.double(), expected, rtol=0.0, atol=atol * scale)
 
 
 def computed(digits: str) -> list[int]:
@@ -97,6 +99,23 @@ def test_hicache(case: dict[str, Any]) -> None:
     ours = replay(estimator, lambda step: smooth(step).float(), computed(case["computed"]), case["steps"])
     for step, flat in case["estimates"].items():
         near(ours[int(step)], flat)
+
+
+@pytest.mark.parametrize(
+    "case", fixture("spectrum")["runs"], ids=lambda one: f"{one['numbers']}-{one['w']}-{one['flex_window']}"
+)
+def test_spectrum(case: dict[str, Any]) -> None:
+    steps = case["steps"]
+    schedule = growing(steps, first=case["warmup_steps"], window=case["window_size"], growth=case["flex_window"])
+    deep = computed(case["computed"])
+    assert schedule == Schedule.steps(*deep)
+    ours = replay(Spectrum(case["M"], case["lam"], case["w"]), lambda step: smooth(step).float(), deep, steps)
+    for step, flat in case["estimates"].items():
+        if case["numbers"] == "float32":
+            near(ours[int(step)], flat)
+        else:
+            # There times, coefficients and what is made of them are rounded by 2**-9 each.
+            near(ours[int(step)], flat, 8 * 2.0**-9)
 
 
 @pytest.mark.parametrize("case", fixture("worldcache")["runs"], ids=lambda one: f"{one['newer']}-{one['step']}")
