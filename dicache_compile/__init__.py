@@ -16,6 +16,7 @@ from .reset import reset
 from .schedules import Schedule
 from .site_rule import SiteRule
 from .summary import summary
+from .tune import tune
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "reset",
     "stream",
     "summary",
+    "tune",
 ]
 
 # Here, not in the backend: the first call of a pipeline's first generation already has a name.

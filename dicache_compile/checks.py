@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .estimators import DCTA
+from .estimators import DCTA, LearnedTable
 from .fields import REPLACES
 from .kernels.float8 import FLOAT8
 from .passes.sublayers import KINDS
@@ -194,6 +194,9 @@ def _check_together(rule: SiteRule) -> None:
         raise ValueError(f"error='estimate' tries the estimator on the probe, and {estimator!r} goes along the input")
     if rule.form() == "value" and along_input:
         raise ValueError(f"carried='value' leaves no input for {estimator!r} to go along: set estimator=Reuse(), say")
+    if isinstance(estimator, LearnedTable):
+        steps = None if rule.schedule is None else rule.schedule.deep_steps(len(estimator.residuals))
+        estimator.check_schedule(steps)
     sites = rule.asked_sites()
     rows = rule.schedule.rows if rule.schedule is not None else ()
     if rows and not (isinstance(rule.sites, tuple) and len(rows) == len(sites) == len(rule.sites)):

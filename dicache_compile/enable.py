@@ -94,7 +94,7 @@ def enable_cache(
     ValueError where another cache is enabled, for a preset that there is none of, and as DiCacheConfig does. Then
     nothing is changed.
     """
-    models = _denoisers(pipe_or_model)
+    models = denoisers(pipe_or_model)
     base, more = _base(config, preset, fields, models)
     options = {**base.options(), **more, **({} if compile else {"lowering": "eager"})}
     found, settings = split_options(options, None)
@@ -116,7 +116,7 @@ def disable_cache(pipe_or_model: Any) -> None:
 
     Raises TypeError as `enable_cache` does, and ValueError where no cache of ours is enabled.
     """
-    models = {name: model for name, model in _denoisers(pipe_or_model).items() if own_config(model) is not None}
+    models = {name: model for name, model in denoisers(pipe_or_model).items() if own_config(model) is not None}
     if not models:
         raise ValueError("no cache of dicache_compile is enabled here, so there is none to disable")
     for model in models.values():
@@ -146,7 +146,7 @@ def _base(
     return DiCacheConfig.preset(name, **own), {field: fields[field] for field in fields.keys() - own.keys()}
 
 
-def _denoisers(given: Any) -> dict[str, nn.Module]:
+def denoisers(given: Any) -> dict[str, nn.Module]:
     """The models to compile, by component."""
     if isinstance(given, Enabled):
         return dict(given.models)

@@ -9,6 +9,7 @@ import torch
 
 from ..config import DiCacheConfig
 from ..errors import StepError
+from ..estimators import LearnedTable
 from ..program import of_rule as slot_name
 from ..rules import Setting
 from ..site_rule import SiteRule
@@ -48,6 +49,7 @@ class Told:
             if steps is None and SiteRule.needs_num_steps(rule):
                 told = "which only a diffusers pipeline tells by itself: set num_steps"
                 raise StepError(f"{_which_need_it(rule)} of a generation, {told}")
+            _check_fitted(rule, steps)
             of_rule = {**_limits(rule, steps, warmup), **settings}
             found |= {slot_name(slot, number): value for slot, value in of_rule.items()}
         return Settings(found)
@@ -61,6 +63,12 @@ def _limits(rule: SiteRule, steps: int | None, warmup: int) -> dict[str, tuple[f
     assert limit != "auto"  # the rule is settled
     limits = (max(first, warmup), NO_LIMIT if last is None else last, NO_LIMIT if limit is None else limit)
     return {LIMITS: limits, DEEP_STEPS: _listed(rule, steps)}
+
+
+def _check_fitted(rule: SiteRule, steps: int | None) -> None:
+    fitted = rule.estimator.num_steps if isinstance(rule.estimator, LearnedTable) else None
+    if fitted is not None and steps not in (None, fitted):
+        raise StepError(f"estimator={rule.estimator!r} was fitted for {fitted} steps, and this generation has {steps}")
 
 
 def _which_need_it(config: SiteRule) -> str:

@@ -7,6 +7,7 @@ from .feedback import FeedbackDCTA
 from .foca import FoCa
 from .hermite import Hermite
 from .hyca import HyCa
+from .learned import LearnedTable
 from .linear import Linear
 from .newton import Newton
 from .projected import ProjectedDCTA
@@ -23,6 +24,7 @@ __all__ = [
     "FoCa",
     "Hermite",
     "HyCa",
+    "LearnedTable",
     "Linear",
     "Newton",
     "ProjectedDCTA",

@@ -19,6 +19,7 @@ from dicache_compile.estimators import (
     FoCa,
     Hermite,
     HyCa,
+    LearnedTable,
     Newton,
     ProjectedDCTA,
     Reuse,
@@ -255,6 +256,18 @@ def test_a_scale_and_a_shift_for_each_step_or_channel() -> None:
     torch.testing.assert_close(of_channel, expected)
 
 
+def test_a_table_has_weights_of_its_own_for_each_step() -> None:
+    x, truth = polynomial(2, seed=1), polynomial(2)
+    rows = tuple((1 + step / 10, -step / 20) for step in range(8))
+    inputs = tuple((step / 7, -step / 9) for step in range(8))
+    estimates = replay(LearnedTable((0, 2), rows, inputs), truth, (0, 2), 10, x=x)
+    r1, r2 = (truth(step) - x(step) for step in (2, 0))
+    for step in range(3, 10):
+        (a, b), (c, d) = rows[min(step, 7)], inputs[min(step, 7)]
+        expected = x(step) + a * r1 + b * r2 + c * (x(step) - x(2)) + d * (x(2) - x(0))
+        torch.testing.assert_close(estimates[step], expected, rtol=0, atol=ROUNDING)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -275,6 +288,11 @@ def test_a_scale_and_a_shift_for_each_step_or_channel() -> None:
         (lambda: Spectrum(ridge=0.0), "ridge: expected a finite number above 0, got 0.0"),
         (lambda: Spectrum(span=math.inf), "span: expected a finite number above 0, got inf"),
         (lambda: Spectrum(share=1.5), "share: expected a number from 0 to 1, got 1.5"),
+        (lambda: LearnedTable((0,), ()), "residuals: expected rows of 1 to 4 weights, all of one length"),
+        (lambda: LearnedTable((0,), ((1.0,) * 5,)), r"rows of 1 to 4 weights, all of one length, got \[5\]"),
+        (lambda: LearnedTable((0,), ((1.0,), (1.0, 2.0))), r"all of one length, got \[1, 2\]"),
+        (lambda: LearnedTable((0,), ((math.nan,),)), "residuals: expected finite weights"),
+        (lambda: LearnedTable((0,), ((1.0,),), ((1.0,), (1.0,))), "inputs: expected 1 rows as residuals, got 2"),
         (lambda: StepAffine((1.0,), ()), "as many of both, got 1 and 0"),
         (lambda: ChannelAffine((math.inf,), (0.0,)), "expected a finite scale and shift for each channel"),
     ],

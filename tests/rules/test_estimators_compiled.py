@@ -16,6 +16,7 @@ from dicache_compile.estimators import (
     FoCa,
     Hermite,
     HyCa,
+    LearnedTable,
     Newton,
     ProjectedDCTA,
     Spectrum,
@@ -31,6 +32,11 @@ from tests.helpers.replay import replay
 pytestmark = pytest.mark.shares_traces
 DEEP = (0, 1, 2, 5, 9)
 ESTIMATORS: list[Estimator] = [
+    LearnedTable(
+        DEEP,
+        tuple((1.0 + step / 20, 0.0, 0.0) if step < 5 else (1.5, -0.6, 0.1) for step in range(STEPS)),
+        tuple((step / 10, 0.0) if step < 5 else (0.2, -0.1) for step in range(STEPS)),
+    ),
     Taylor(2, first=3),
     Newton(3, times="timesteps"),
     Newton(2, times=tuple(float(step**2) for step in range(STEPS))),

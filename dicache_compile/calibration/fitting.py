@@ -1,0 +1,187 @@
+"""Fits one step's weights of a `LearnedTable`: so that the latents after it are the recorded ones.
+
+What a step is fitted to decides how good a picture is. Its own true result is the wrong aim: the latents have drifted
+by then, and an estimate that leads back is better than the exact one. So the aim is the recorded next latents.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .rehearsal import Rehearsal, Take
+
+RIDGE = 1e-3  # of each term's own size: what no data tells stays near the line through two anchors
+ROUNDS = 2  # of Gauss and Newton: what comes after the trunk is not linear, but nearly
+NUDGE = 0.02  # of y's size: the difference that a term's effect is read from
+EVEN = 0.05  # of the median: generations that are this near weigh no more
+RESIDUALS, INPUTS = 4, 2  # anchors, and differences of x, that have weights
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """What a deep step leaves of one call."""
+
+    step: int
+    residual: Tensor
+    x: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One recorded generation, gone through again up to a step."""
+
+    take: Take
+    latents: Tensor  # that the step is given
+    anchors: tuple[tuple[Anchor, ...], ...]  # of each call, the newest first
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A step's weights, of `LearnedTable`."""
+
+    residuals: tuple[float, ...]
+    inputs: tuple[float, ...]
+
+
+def deep_step(rehearsal: Rehearsal, step: int, state: State) -> tuple[State, Tensor]:
+    """(the state after a step that runs deep, how far its latents are from the recorded ones)."""
+    pieces, results, anchors = rehearsal.pieces, list[Tensor](), list[tuple[Anchor, ...]]()
+    count = len(pieces.carried)
+    for call, held in enumerate(state.anchors):
+        outputs, *carried = pieces.whole(*rehearsal.inputs(state.take, step, call, state.latents))
+        x, y = carried[0].float(), carried[2 * count].float()
+        results.append(outputs[0])
+        anchors.append((Anchor(step, y - x, x), *held)[:RESIDUALS])
+    return _after(rehearsal, step, state, results, tuple(anchors))
+
+
+def reused_step(
+    rehearsal: Rehearsal, step: int, states: Sequence[State], row: Row | None = None
+) -> tuple[list[tuple[State, Tensor]], Row]:
+    """The same of a step that is reused, with a row of weights; None: with those that fit best. And the row."""
+    problems = [_Problem(rehearsal, step, state) for state in states]
+    line, width = _line(step, states[0].anchors[0]), len(problems[0].terms[0])
+    weights = torch.zeros(width, dtype=torch.float64) if row is None else _terms_of(row, line, states[0])
+    for _ in range(ROUNDS if row is None and width else 0):
+        weights = weights + _newton(problems, weights)
+    found = _row_of(weights, line, states[0]) if row is None else row
+    done = [_after(rehearsal, step, one.state, one.results(weights), one.state.anchors) for one in problems]
+    return done, found
+
+
+class _Problem:
+    """One generation's part in the fit of a step."""
+
+    def __init__(self, rehearsal: Rehearsal, step: int, state: State) -> None:
+        self.state, self._rehearsal, self._step = state, rehearsal, step
+        self._inputs = [rehearsal.inputs(state.take, step, call, state.latents) for call in range(len(state.anchors))]
+        above = [rehearsal.pieces.above(*inputs) for inputs in self._inputs]
+        self._rest = [values[: len(rehearsal.pieces.carried)] for values in above]
+        self.x = [values[0].float() for values in above]
+        self.base = [x + _estimate(_line(step, held), held) for x, held in zip(self.x, state.anchors, strict=True)]
+        self.terms = [_terms(x, held) for x, held in zip(self.x, state.anchors, strict=True)]
+
+    def results(self, weights: Tensor) -> list[Tensor]:
+        """What the model would give of each call."""
+        return [self._below(call, y) for call, y in enumerate(self._estimates(weights))]
+
+    def linear(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(how far the latents after the step are off, how that changes with each weight: [..., terms]), float64."""
+        estimates = self._estimates(weights)
+        results = [self._below(call, y) for call, y in enumerate(estimates)]
+        off = self._off(results)
+        columns = []
+        for term in range(len(weights)):
+            total = torch.zeros_like(off)
+            for call, y in enumerate(estimates):
+                direction = self.terms[call][term]
+                size = NUDGE * y.abs().mean() / direction.abs().mean().clamp(min=1e-12)
+                moved = (self._below(call, y + size * direction) - results[call]) / size
+                others = [torch.zeros_like(result) for result in results]
+                others[call] = moved
+                total = total + self._rehearsal.moved(self._step, torch.zeros_like(self.state.latents), others)
+            columns.append(total)
+        return off.double().reshape(-1), torch.stack(columns, dim=-1).double().reshape(-1, len(weights))
+
+    def _estimates(self, weights: Tensor) -> list[Tensor]:
+        return [
+            y + sum((weight * term for weight, term in zip(weights.float(), terms, strict=True)), torch.zeros_like(y))
+            for y, terms in zip(self.base, self.terms, strict=True)
+        ]
+
+    def _off(self, results: Sequence[Tensor]) -> Tensor:
+        return self._rehearsal.off(self.state.take, self._step, self.state.latents, results)
+
+    def _below(self, call: int, y: Tensor) -> Tensor:
+        like = self._rest[call]
+        values = [y.to(like[0].dtype), *like[1:]]
+        found: Tensor = self._rehearsal.pieces.below(*self._inputs[call], *values)[0]
+        return found
+
+
+def _newton(problems: Sequence[_Problem], weights: Tensor) -> Tensor:
+    """The step of weights to the least sum of the generations' errors, each relative to its own."""
+    parts = [problem.linear(weights) for problem in problems]
+    share, change = torch.ones(len(parts), dtype=torch.float64), torch.zeros_like(weights)
+    for _ in range(4):
+        normal = sum((s * (j.T @ j) for s, (_, j) in zip(share, parts, strict=True)), torch.zeros(()))
+        right = sum((s * (j.T @ off) for s, (off, j) in zip(share, parts, strict=True)), torch.zeros(()))
+        ridge = RIDGE * normal.diagonal()
+        damped = normal + torch.diag(ridge) + 1e-12 * torch.eye(len(weights), dtype=torch.float64)
+        change = -torch.linalg.solve(damped, right + ridge * weights)
+        left = torch.stack([(off + j @ change).square().mean() for off, j in parts])
+        share = 1 / (left + EVEN * left.median()).clamp(min=1e-300)
+        share = share / share.mean()
+    return change
+
+
+def _after(
+    rehearsal: Rehearsal, step: int, state: State, results: Sequence[Tensor], anchors: tuple[tuple[Anchor, ...], ...]
+) -> tuple[State, Tensor]:
+    off = rehearsal.off(state.take, step, state.latents, results)
+    last = step + 1 == rehearsal.num_steps
+    latents = off if last else rehearsal.latents(state.take, step + 1) + off
+    return State(state.take, latents, anchors), off
+
+
+def _line(step: int, anchors: Sequence[Anchor]) -> list[float]:
+    """The weights of the line through the last two anchors at a step."""
+    if len(anchors) < 2:
+        return [1.0]
+    share = (step - anchors[0].step) / (anchors[0].step - anchors[1].step)
+    return [1 + share, -share]
+
+
+def _estimate(weights: Sequence[float], anchors: Sequence[Anchor]) -> Tensor:
+    return sum((w * a.residual for w, a in zip(weights, anchors, strict=False)), torch.zeros_like(anchors[0].residual))
+
+
+def _terms(x: Tensor, anchors: Sequence[Anchor]) -> list[Tensor]:
+    """What weights are fitted of: differences of residuals, then of x, of which no sum is 0."""
+    residuals = [newer.residual - older.residual for newer, older in itertools.pairwise(anchors)]
+    places = [x, *(anchor.x for anchor in anchors)][: INPUTS + 1]
+    return [*residuals, *(newer - older for newer, older in itertools.pairwise(places))]
+
+
+def _row_of(weights: Tensor, line: Sequence[float], state: State) -> Row:
+    """A table's row of the weights of differences, with those of the line."""
+    count = len(state.anchors[0])
+    of = [*line, *[0.0] * (RESIDUALS - len(line))]
+    for place, weight in enumerate(weights[: count - 1].tolist()):
+        of[place] += weight
+        of[place + 1] -= weight
+    inputs = weights[count - 1 :].tolist()
+    return Row(tuple(of), (*inputs, *[0.0] * (INPUTS - len(inputs))))
+
+
+def _terms_of(row: Row, line: Sequence[float], state: State) -> Tensor:
+    """The inverse."""
+    count = len(state.anchors[0])
+    of = [full - own for full, own in zip(row.residuals, [*line, *[0.0] * (RESIDUALS - len(line))], strict=True)]
+    sums = [sum(of[: place + 1]) for place in range(count - 1)]
+    return torch.tensor([*sums, *row.inputs[: min(count, INPUTS)]], dtype=torch.float64)

@@ -1,0 +1,191 @@
+"""A tuned schedule with fitted weights, for a small model and a sampler of the test's own."""
+
+from __future__ import annotations
+
+import itertools
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dicache_compile import DiCacheConfig, Schedule, disable_cache, enable_cache, summary, tune
+from dicache_compile.calibration.quality import psnr, values
+from dicache_compile.calibration.rehearsal import Rehearsal, rehearse
+from dicache_compile.calibration.search import refit, search
+from dicache_compile.estimators import LearnedTable, Newton, Reuse
+from dicache_compile.tune import config_of
+from tests import models
+
+STEPS = 8
+CUT = DiCacheConfig(schedule=Schedule.every(2), estimator=Reuse())
+
+
+@pytest.fixture
+def model() -> models.Model:
+    torch._dynamo.reset()
+    return models.make(models.SingleStream)
+
+
+def sampler(model: models.Model, guidance: float | None = None, noisy: bool = False) -> Callable[[int], Tensor]:
+    """An Euler sampler over uneven steps, perhaps with guidance by a second call."""
+
+    def run(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        latents = torch.randn((1, 6, 4), generator=generator)
+        prompts = torch.randn((2, 1, 3, 4), generator=generator)
+        times = [1 - (step / STEPS) ** 1.5 for step in range(STEPS + 1)]
+        with torch.no_grad():
+            for now, after in itertools.pairwise(times):
+                timestep = torch.tensor([now])
+                velocity = model(latents, timestep, prompts[0])
+                if guidance is not None:
+                    other = model(latents, timestep, prompts[1])
+                    velocity = other + guidance * (velocity - other)
+                latents = latents + (after - now) * velocity
+                if noisy:
+                    latents = latents + 0.1 * torch.randn(latents.shape, generator=generator)
+        return latents
+
+    return run
+
+
+def rehearsed(model: models.Model, run: Callable[[int], Tensor], seeds: range = range(3)) -> Rehearsal:
+    return rehearse(model, run, seeds, CUT)
+
+
+def test_the_samplers_factors_are_read_from_the_recording(model: models.Model) -> None:
+    rehearsal = rehearsed(model, sampler(model, guidance=3.0))
+    times = [1 - (step / STEPS) ** 1.5 for step in range(STEPS + 1)]
+    for step, factors in enumerate(rehearsal.factors):
+        length = times[step + 1] - times[step]
+        assert factors == pytest.approx((1.0, 3 * length, -2 * length), abs=1e-5)
+    assert (rehearsal.num_steps, len(rehearsal.takes[0].steps[0])) == (STEPS, 2)
+
+
+@pytest.mark.parametrize("guidance", [None, 3.0])
+def test_what_is_rehearsed_is_what_a_cached_run_gives(model: models.Model, guidance: float | None) -> None:
+    run = sampler(model, guidance)
+    deep = (0, 2, 5)
+    rehearsal = rehearsed(model, run)
+    way = refit(rehearsal, deep)
+    again = refit(rehearsal, deep, way.rows)
+    assert again.error == pytest.approx(way.error, abs=1e-6)
+    plain = {seed: run(seed) for seed in range(3)}
+    enable_cache(model, config_of(way, STEPS), compile=False)
+    # The last state's latents are how far the result is off.
+    for seed, state in zip(range(3), way.states, strict=True):
+        torch.testing.assert_close(run(seed) - plain[seed], state.latents, rtol=0, atol=2e-5)
+    records = summary(model).generations[-1].streams.values()
+    assert all([step.deep for step in one] == [step in deep for step in range(STEPS)] for one in records)
+    disable_cache(model)
+
+
+def test_fitted_weights_are_nearer_than_a_polynomial_on_other_seeds(model: models.Model) -> None:
+    run, deep = sampler(model), (0, 2, 5)
+    way = refit(rehearsed(model, run, range(6)), deep)
+
+    def mean_psnr(config: DiCacheConfig) -> float:
+        plain = [run(seed) for seed in range(20, 26)]
+        enable_cache(model, config, compile=False)
+        found = [psnr(run(20 + at).double(), one.double()) for at, one in enumerate(plain)]
+        disable_cache(model)
+        return sum(found) / len(found)
+
+    steps = Schedule.steps(*deep)
+    fitted = mean_psnr(config_of(way, STEPS))
+    others = [mean_psnr(DiCacheConfig(schedule=steps, estimator=one, num_steps=STEPS)) for one in (Reuse(), Newton(1))]
+    assert fitted > max(others) + 1
+
+
+def test_a_search_finds_a_schedule_for_each_number_of_deep_steps(model: models.Model) -> None:
+    found = search(rehearsed(model, sampler(model)), most=5, width=4)
+    for count in (2, 3, 4, 5):
+        best = found[count][0]
+        assert len(best.deep) == count
+        assert len(best.rows) == STEPS
+        assert [way.error for way in found[count]] == sorted(way.error for way in found[count])
+        if count > 2:
+            assert best.error < found[count - 1][0].error
+
+
+def test_tuning_gives_a_config_and_what_it_does_on_seeds_of_its_own(model: models.Model, tmp_path: Path) -> None:
+    run = sampler(model)
+    before = run(0)
+    tuned = tune(model, run, deep=3, samples=3, checks=3, width=3, progress=False)
+    assert torch.equal(run(0), before)  # the model is as it was
+    assert (tuned.deep, tuned.num_steps, len(tuned.psnrs)) == (3, STEPS, 3)
+    assert isinstance(tuned.config.estimator, LearnedTable)
+    assert "3 of 8 steps run deep: 0, " in str(tuned)
+    plain = [run(seed) for seed in range(3, 6)]
+    enable_cache(model, tuned.config, compile=False)
+    measured = tuple(psnr(run(3 + at).double(), one.double()) for at, one in enumerate(plain))
+    assert measured == pytest.approx(tuned.psnrs)
+    disable_cache(model)
+    again = tune(model, run, deep=3, samples=3, checks=3, width=3, progress=False)
+    assert (again.config, again.psnrs) == (tuned.config, tuned.psnrs)
+    drawn = ElementTree.parse(tuned.plot(tmp_path / "trade.svg")).getroot()
+    titles = [one.text or "" for one in drawn.iter("{http://www.w3.org/2000/svg}title")]
+    assert any(title.startswith("3 deep steps: ") for title in titles)
+
+
+def test_an_aim_may_be_a_speed_or_a_quality(model: models.Model) -> None:
+    run = sampler(model)
+    tuned = tune(model, run, psnr=30.0, samples=2, checks=2, width=2, progress=False)
+    assert tuned.psnr >= 30
+    fast = tune(model, run, speedup=1.2, samples=2, checks=2, width=2, progress=False)
+    assert fast.speedup >= 1.2
+    assert fast.deep < STEPS
+
+
+@pytest.mark.parametrize(
+    ("aims", "message"),
+    [
+        ({}, "expected one aim, speedup, psnr or deep, got none"),
+        ({"deep": 3, "psnr": 40.0}, "expected one aim, speedup, psnr or deep, got psnr and deep"),
+        ({"deep": 8}, "deep: expected 1 to 7 of 8 steps, got 8"),
+        ({"speedup": 100.0}, "speedup=100.0: expected above 1 and up to"),
+        ({"psnr": 99.9}, r"psnr=99.9: 4 deep steps give \d+\.\d dB, and no more were searched for"),
+    ],
+)
+def test_an_aim_that_makes_no_sense_is_refused(model: models.Model, aims: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tune(model, sampler(model), samples=2, checks=1, width=1, progress=False, **aims)
+
+
+def test_what_cannot_be_rehearsed_is_refused_with_the_reason(model: models.Model) -> None:
+    with pytest.raises(ValueError, match=r"step 0 of the sampler is no sum .* \(off by \d+\.\d%\)"):
+        rehearsed(model, sampler(model, noisy=True))
+    with pytest.raises(ValueError, match="nothing was recorded of the model: the function did not call it"):
+        rehearse(model, lambda seed: torch.zeros(()), range(2), CUT)
+    enable_cache(model, compile=False)
+    with pytest.raises(ValueError, match="this model has a cache already: call disable_cache first"):
+        tune(model, sampler(model), deep=3, progress=False)
+    disable_cache(model)
+
+
+def test_a_table_stands_on_its_own_schedule_and_number_of_steps_alone(model: models.Model) -> None:
+    table = LearnedTable((0, 2), ((0.0,), (1.0,), (0.0,), (1.0,)))
+    DiCacheConfig(schedule=Schedule.steps(0, 2), estimator=table)
+    for schedule in (Schedule.steps(0, 1), None):
+        with pytest.raises(ValueError, match=r"was fitted for schedule=Schedule\.steps\(0, 2\), got deep steps"):
+            DiCacheConfig(schedule=schedule, estimator=table)
+    enable_cache(model, DiCacheConfig(schedule=Schedule.steps(0, 2), estimator=table, num_steps=5), compile=False)
+    with pytest.raises(Exception, match="was fitted for 4 steps, and this generation has 5"):
+        sampler(model)(0)
+    disable_cache(model)
+
+
+def test_results_of_many_kinds_are_compared() -> None:
+    picture = torch.rand((3, 4, 4), generator=torch.Generator().manual_seed(0))
+    assert psnr(values(picture), values(picture)) == 100
+    noisy = psnr(values(picture + 0.1), values(picture))
+    assert noisy == pytest.approx(20)
+    assert psnr(values([(picture * 255).round().numpy()]), values([(picture * 255).round().numpy() - 1])) > 40
+    with pytest.raises(TypeError, match="expected a tensor, an array or pictures from the function, got str"):
+        values("picture")
+    with pytest.raises(ValueError, match="two runs of one seed differ in shape"):
+        psnr(torch.zeros(2), torch.zeros(3))
