@@ -2,6 +2,7 @@
 
 from .adams_bashforth import AdamsBashforth
 from .affine import ChannelAffine, StepAffine
+from .bands import BandSplit
 from .dcta import DCTA
 from .feedback import FeedbackDCTA
 from .foca import FoCa
@@ -19,6 +20,7 @@ from .taylor import Taylor
 __all__ = [
     "DCTA",
     "AdamsBashforth",
+    "BandSplit",
     "ChannelAffine",
     "FeedbackDCTA",
     "FoCa",

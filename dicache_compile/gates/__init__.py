@@ -6,5 +6,14 @@ from .planned import Planned
 from .polynomial import PolynomialChange
 from .probe_error import ProbeError
 from .residual_change import ResidualChange
+from .spectral import SpectralChange
 
-__all__ = ["EstimateError", "OutputRate", "Planned", "PolynomialChange", "ProbeError", "ResidualChange"]
+__all__ = [
+    "EstimateError",
+    "OutputRate",
+    "Planned",
+    "PolynomialChange",
+    "ProbeError",
+    "ResidualChange",
+    "SpectralChange",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from ..estimators import ProjectedDCTA, Reuse, Taylor
-from ..gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange
+from ..gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange, SpectralChange
 from ..published import published
 from .method import Fields, method
 
@@ -76,6 +76,28 @@ def easycache(threshold: float = 0.05, first: int = 10, last: int = 1) -> Fields
         "probe_depth": 0,
         "gate": OutputRate(threshold),
         "estimator": Reuse(),
+    }
+
+
+@method("seacache", "SeaCache, arXiv 2602.18993", "filters what enters the trunk, where it filters the latents")
+def seacache(
+    grid: tuple[int, int, int],
+    threshold: float = 0.25,
+    sigma: float | tuple[float, ...] = 1000.0,
+    order: int = 1,
+    max_skips: int | None = 2,
+) -> Fields:
+    """How much of the input changes beneath its noise, added up; a line through the last two residuals.
+
+    `grid` is (frames, rows, columns) of the tokens, `sigma` the timestep that is pure noise, or sigma for each step.
+    """
+    return {
+        **_OPEN,
+        "final_steps": 1,
+        "max_consecutive_skips": max_skips,
+        "probe_depth": 0,
+        "gate": SpectralChange(threshold, grid, sigma),
+        "estimator": Taylor(order),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..estimators import AdamsBashforth, FoCa, Hermite, HyCa, Reuse, Spectrum, Taylor
+from ..estimators import AdamsBashforth, BandSplit, FoCa, Hermite, HyCa, Reuse, Spectrum, Taylor
 from ..planning import growing
 from ..rules import Estimator
 from ..schedules import Schedule
@@ -58,6 +58,27 @@ def abcache(order: int = 2, interval: int = 6, first: int = 5, num_steps: int = 
         "sites": "model",
         "probe_depth": 0,
         "num_steps": num_steps,
+    }
+
+
+@method("freqca", "FreqCa, arXiv 2510.08669", "without its choice of a transform and an order by the model's name")
+def freqca(
+    interval: int = 6,
+    grid: tuple[int, int] | None = None,
+    order: int = 2,
+    scale: float = 0.71,
+    cutoff: float = 0.1,
+    first: int = 3,
+) -> Fields:
+    """Low frequencies among the tokens of the trunk's result are reused, high ones forecast.
+
+    `grid` is (rows, columns) of the tokens, for cosines of a picture as on FLUX; None: the tokens are one sequence, as
+    on Qwen-Image.
+    """
+    return {
+        "schedule": Schedule.every(interval, after=first),
+        "estimator": BandSplit(order, scale, first, cutoff=cutoff, grid=grid),
+        "carried": "value",
     }
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from dicache_compile.estimators import (
     AdamsBashforth,
+    BandSplit,
     ChannelAffine,
     FoCa,
     Hermite,
@@ -30,6 +31,7 @@ from dicache_compile.estimators import (
 from dicache_compile.estimators.adams_bashforth import binomial
 from dicache_compile.estimators.hyca import SOLVERS
 from dicache_compile.estimators.weights import differences, lagrange, taylor, three
+from dicache_compile.kernels.bands import low_of_grid, low_of_sequence
 from dicache_compile.rules import Estimator
 from tests.helpers.replay import replay
 
@@ -72,6 +74,8 @@ DEGREES: list[tuple[Estimator, int]] = [
     (HyCa(("bdf2",), (0, 0, 0, 0)), 0),
     (AdamsBashforth(1), 0),
     (Spectrum(share=0.0), 1),
+    (BandSplit(), 0),
+    (BandSplit(grid=(3, 1)), 0),
 ]
 
 
@@ -90,7 +94,8 @@ def test_adams_bashforth_is_exact_one_gap_ahead_of_equal_gaps(order: int) -> Non
     assert sum(binomial(order)) == 1
 
 
-@pytest.mark.parametrize("estimator", [e for e, _ in DEGREES], ids=lambda value: repr(value))
+# Of two bands one stays, so a single token may go either way.
+@pytest.mark.parametrize("estimator", [e for e, _ in DEGREES if not isinstance(e, BandSplit)], ids=repr)
 def test_an_estimate_goes_forward_and_a_missing_anchor_does_no_harm(estimator: Estimator) -> None:
     line = polynomial(1)
     for deep in ((0,), (0, 1), (0, 1, 2)):
@@ -110,6 +115,7 @@ def test_the_published_series_is_off_on_a_parabola_as_its_recursion_says() -> No
             assert estimates[15 + k].item() == pytest.approx((15 + k) ** 2 - k * h, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(elapsed=st.integers(1, 9), gaps=GAPS)
 def test_the_weights_are_those_of_exact_arithmetic(elapsed: int, gaps: list[int]) -> None:
     time, between = torch.tensor(float(elapsed), dtype=torch.float64), [torch.tensor(float(g)).double() for g in gaps]
@@ -176,6 +182,40 @@ def test_foca_is_the_rolling_recursion_of_its_equations() -> None:
             # Equation 7 in 6 gives the slope of the last step, and equation 8 takes the mean of both.
             history[step] = history[step - 1] + (slope + history[step - 1] - history[step - 2]) / 2
             torch.testing.assert_close(estimates[step], history[step].float(), rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("grid", [None, (4, 4)])
+def test_a_low_band_stays_and_a_high_one_goes_on(grid: tuple[int, int] | None) -> None:
+    checkered = torch.tensor([(-1.0) ** (i + j) for i in range(4) for j in range(4)])
+    striped = torch.tensor([1.0, -1.0] * 8)
+    high = (striped if grid is None else checkered)[None, :, None]
+    if grid is not None:  # no single cosine: take its low part, the mean, away
+        high = high - high.mean()
+    estimator = BandSplit(1, math.sqrt(0.5), grid=grid)
+    estimates = replay(estimator, lambda step: (1 + high) * step, (0, 2), 5)
+    for step in (3, 4):
+        torch.testing.assert_close(estimates[step], 2 + high * step, rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize("cutoff", [0.0, 0.1, 0.35, 1.0])
+def test_a_low_band_is_that_of_all_cosines_or_waves(cutoff: float) -> None:
+    value = torch.randn((2, 20, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    waves = torch.fft.fft(value, dim=-2)
+    frequency = torch.fft.fftfreq(20, dtype=torch.float64).abs()[:, None]
+    low = torch.fft.ifft(waves * (frequency <= cutoff * 0.5 + 1e-12), dim=-2).real
+    torch.testing.assert_close(low_of_sequence(value, cutoff).double(), low, rtol=0, atol=ROUNDING)
+
+    def cosines(size: int) -> Tensor:
+        order, place = torch.arange(size).double()[:, None], torch.arange(size).double()
+        rows = torch.cos(math.pi * order * (2 * place + 1) / (2 * size))
+        return rows / rows.norm(dim=1, keepdim=True)
+
+    down, across = cosines(4), cosines(5)
+    radius = ((torch.arange(4) / 3) ** 2)[:, None] + (torch.arange(5) / 4) ** 2
+    orders = torch.einsum("uh,vw,bhwc->buvc", down, across, value.reshape(2, 4, 5, 3))
+    orders = orders * (radius.double() <= 2 * cutoff**2 + 1e-6)[..., None]
+    low = torch.einsum("uh,vw,buvc->bhwc", down, across, orders).reshape(2, 20, 3)
+    torch.testing.assert_close(low_of_grid(value, (4, 5), cutoff).double(), low, rtol=0, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(("degree", "ridge", "share"), [(4, 0.1, 0.5), (2, 0.01, 1.0), (0, 1.0, 1.0), (8, 0.1, 0.7)])
@@ -284,6 +324,9 @@ def test_a_table_has_weights_of_its_own_for_each_step() -> None:
         (lambda: HyCa(("euler",), (0,)), "solvers: expected some of taylor, ab2, bdf2, am, rk2, got 'euler'"),
         (lambda: HyCa(("taylor",), ()), "a place of one for each channel, got none"),
         (lambda: HyCa(("taylor",), (0, 1)), "of_channel: expected places from 0 to 0, got 1"),
+        (lambda: BandSplit(cutoff=1.1), "cutoff: expected a number from 0 to 1, got 1.1"),
+        (lambda: BandSplit(grid=(4, 0)), r"grid: expected \(rows, columns\), whole numbers from 1 on, got \(4, 0\)"),
+        (lambda: BandSplit(grid=(4,)), r"grid: expected \(rows, columns\)"),  # type: ignore[arg-type]
         (lambda: Spectrum(9), "degree: expected a number from 0 to 8, got 9"),
         (lambda: Spectrum(ridge=0.0), "ridge: expected a finite number above 0, got 0.0"),
         (lambda: Spectrum(span=math.inf), "span: expected a finite number above 0, got inf"),

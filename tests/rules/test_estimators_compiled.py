@@ -12,6 +12,7 @@ from torch import Tensor
 from dicache_compile import Schedule
 from dicache_compile.estimators import (
     AdamsBashforth,
+    BandSplit,
     ChannelAffine,
     FoCa,
     Hermite,
@@ -48,6 +49,8 @@ ESTIMATORS: list[Estimator] = [
     ChannelAffine(tuple(1 - channel / 50 for channel in range(16)), (0.01,) * 16),
     ProjectedDCTA((0.2, 1.8)),
     Spectrum(span=STEPS),
+    BandSplit(),
+    BandSplit(grid=(2, 3), cutoff=0.5),
 ]
 
 
@@ -79,7 +82,7 @@ def test_an_estimator_in_a_compiled_step_is_as_by_hand(estimator: Estimator, eng
     assert_near(ours, theirs)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 def test_a_generation_finds_nothing_of_the_one_before(estimator: Estimator) -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, schedule=Schedule.steps(*DEEP), estimator=estimator)
@@ -89,8 +92,10 @@ def test_a_generation_finds_nothing_of_the_one_before(estimator: Estimator) -> N
     assert all(torch.equal(a, b) for a, b in zip(alone, again, strict=True))
 
 
-def test_a_table_for_other_channels_than_the_models_is_refused_with_both_numbers() -> None:
+def test_what_is_for_another_models_sizes_is_refused_with_both_numbers() -> None:
     model = models.make(models.SingleStream)
+    with pytest.raises(Exception, match="grid: 2 x 2 has 4 places, and the model 6 tokens"):
+        generate(compiled(model, schedule=Schedule.every(3), estimator=BandSplit(grid=(2, 2))), model)
     for estimator in (HyCa(("taylor",), (0, 0)), ChannelAffine((1.0, 1.0), (0.0, 0.0))):
         with pytest.raises(Exception, match="expected a model of 2 channels, got one of 16"):
             generate(compiled(model, schedule=Schedule.every(3), estimator=estimator), model)

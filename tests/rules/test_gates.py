@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dicache_compile import DiCacheConfig, explain, summary
 from dicache_compile.estimators import Reuse
-from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange
+from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
 from dicache_compile.kernels import pooled
 from dicache_compile.rules import Gate
 from tests import models
@@ -69,6 +69,23 @@ def polynomial(steps: list[Step], deep: list[int], step: int) -> float:
     return sum(3 * change**2 + 0.5 * change + 0.01 for change in changes)
 
 
+def spectral(steps: list[Step], deep: list[int], step: int) -> float:
+    signals = [beneath_noise(steps[i].x, 1 - i / STEPS) for i in range(deep[-1], step + 1)]
+    return sum(map(apart, signals[1:], signals))
+
+
+def beneath_noise(x: Tensor, sigma: float) -> Tensor:
+    """The tokens as a picture of 2 x 3 through the filter, by a Fourier transform."""
+    sigma, gain = min(max(sigma, 1e-6), 1 - 1e-6), torch.ones(1, 1)
+    for axis, size in enumerate((2, 3)):
+        power = 1 / (torch.fft.fftfreq(size).abs() ** 3 + 1e-16)
+        gain = gain * ((1 - sigma) * power / ((1 - sigma) ** 2 * power + sigma**2)).reshape(
+            (-1, 1) if axis == 0 else (1, -1)
+        )
+    waves = torch.fft.fft2(x.reshape(-1, 2, 3, x.shape[-1]), dim=(1, 2))
+    return torch.fft.ifft2(waves * (gain / gain.mean())[..., None], dim=(1, 2)).real.reshape(x.shape)
+
+
 def output_rate(steps: list[Step], deep: list[int], step: int) -> float:
     if len(deep) < 2:
         return float("inf")
@@ -92,6 +109,13 @@ CASES: list[tuple[str, Callable[[float], Gate], Compared, float]] = [
     ("residual", lambda threshold: ResidualChange(threshold), residual_change, 0.12),
     ("pooled", lambda threshold: ResidualChange(threshold, pool=4), pooled_change, 0.12),
     ("polynomial", lambda threshold: PolynomialChange((3.0, 0.5, 0.01), threshold), polynomial, 0.25),
+    ("spectral", lambda threshold: SpectralChange(threshold, (1, 2, 3), 1.0), spectral, 0.25),
+    (
+        "spectral by steps",
+        lambda threshold: SpectralChange(threshold, (1, 2, 3), tuple(1 - step / STEPS for step in range(STEPS))),
+        spectral,
+        0.25,
+    ),
     ("output rate", lambda threshold: OutputRate(threshold), output_rate, 0.3),
     ("planned", lambda threshold: Planned(PLAN), planned, 0.0),
 ]
@@ -172,6 +196,9 @@ def test_groups_of_tokens_are_averaged_and_a_rest_is_left_out() -> None:
         (lambda: ResidualChange(0.1, pool=0), "pool: expected a number of tokens from 1 on, got 0"),
         (lambda: PolynomialChange((), 0.1), "coefficients: expected finite numbers, one at least"),
         (lambda: PolynomialChange((float("nan"),), 0.1), "coefficients: expected finite numbers"),
+        (lambda: SpectralChange(0.1, (2, 3)), r"grid: expected \(frames, rows, columns\), .* got \(2, 3\)"),
+        (lambda: SpectralChange(0.1, (1, 2, 3), 0.0), "sigma: expected a finite timestep above 0, .* got 0.0"),
+        (lambda: SpectralChange(0.1, (1, 2, 3), (1.0, 1.5)), "sigma: expected a number from 0 to 1 for each step"),
         (lambda: Planned(()), "plan: expected pairs"),
         (lambda: Planned(((0.2, 1), (0.1, 2))), "with rising bounds"),
         (lambda: Planned(((0.2, -1),)), "whole numbers of reused steps from 0 on"),

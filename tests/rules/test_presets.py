@@ -8,8 +8,18 @@ import pytest
 import torch
 
 from dicache_compile import DiCacheConfig, Schedule, dicache_backend, enable_cache, summary
-from dicache_compile.estimators import FoCa, Hermite, HyCa, ProjectedDCTA, Reuse, Spectrum, StepAffine, Taylor
-from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange
+from dicache_compile.estimators import (
+    BandSplit,
+    FoCa,
+    Hermite,
+    HyCa,
+    ProjectedDCTA,
+    Reuse,
+    Spectrum,
+    StepAffine,
+    Taylor,
+)
+from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange, SpectralChange
 from dicache_compile.planning import growing
 from dicache_compile.presets import METHODS
 from dicache_compile.published import published
@@ -27,6 +37,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "abcache": {"num_steps": STEPS},
     "teacache": {"num_steps": STEPS},
     "easycache": {"num_steps": STEPS, "first": 3},
+    "seacache": {"num_steps": STEPS, "grid": (1, 2, 3), "sigma": 1.0},
     "adacache": {"num_steps": STEPS},
     "dbcache": {"first_blocks": 2, "warmup_steps": 2},
     "magcache": {"num_steps": STEPS},
@@ -87,6 +98,7 @@ def test_a_method_says_its_source_and_what_it_does() -> None:
         ("hicache", {}, (Schedule.every(5, after=2), Hermite(2))),
         ("foca", {"interval": 4}, (Schedule.every(4, after=3), FoCa())),
         ("hyca", {"of_channel": (0, 1)}, (Schedule.every(7, after=3), HyCa(("taylor", "ab2"), (0, 1)))),
+        ("freqca", {"grid": (64, 64)}, (Schedule.every(6, after=3), BandSplit(first=3, grid=(64, 64)))),
         ("spectrum", {"share": 0.7}, (growing(50), Spectrum(share=0.7))),
         ("ertacache", AFFINE, (Schedule.steps(0, 1, 4, 8), StepAffine((0.99,) * 16, (0.01,) * 16))),
     ],
@@ -114,6 +126,7 @@ def test_a_gate_has_the_published_numbers() -> None:
     assert DiCacheConfig.preset("dbcache", last_blocks=2).sites == (0, -2)
     assert DiCacheConfig.preset("dbcache", order=1).estimator == Taylor(1)
     assert DiCacheConfig.preset("easycache").gate == OutputRate(0.05)
+    assert DiCacheConfig.preset("seacache", grid=(21, 30, 52)).gate == SpectralChange(0.25, (21, 30, 52))
     assert DiCacheConfig.preset("worldcache").estimator == ProjectedDCTA((0.2, 1.8))
     assert DiCacheConfig.preset("worldcache").gate == ProbeError(0.1)
     assert DiCacheConfig.preset("bwcache").gate == Planned(((0.15, 5),), per_step=False)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dicache_compile import Schedule
-from dicache_compile.estimators import Hermite, ProjectedDCTA, Reuse, Spectrum, Taylor
-from dicache_compile.gates import OutputRate, PolynomialChange, ResidualChange
+from dicache_compile.estimators import BandSplit, Hermite, ProjectedDCTA, Reuse, Spectrum, Taylor
+from dicache_compile.gates import OutputRate, PolynomialChange, ResidualChange, SpectralChange
+from dicache_compile.kernels.bands import low_of_grid, low_of_sequence, wiener
 from dicache_compile.planning import growing
 from dicache_compile.published import published
 from dicache_compile.rules import Gate
@@ -27,7 +28,7 @@ COMPARED = 2e-4
 
 
 def near(ours: Tensor, flat: list[float], atol: float = NEAR["atol"]) -> None:
-    expected = values(flat)
+    expected = values(flat, tuple(ours.shape))
     scale = max(1.0, expected.abs().max().item())
     torch.testing.assert_close(ours.double(), expected, rtol=0.0, atol=atol * scale)
 
@@ -99,6 +100,48 @@ def test_hicache(case: dict[str, Any]) -> None:
     ours = replay(estimator, lambda step: smooth(step).float(), computed(case["computed"]), case["steps"])
     for step, flat in case["estimates"].items():
         near(ours[int(step)], flat)
+
+
+@pytest.mark.parametrize(
+    "case", fixture("freqca")["runs"], ids=lambda one: f"{one['transform']}-{one['shape'][1]}-{one['interval']}"
+)
+def test_freqca(case: dict[str, Any]) -> None:
+    shape, deep = tuple(case["shape"]), computed(case["computed"])
+    side = math.isqrt(shape[1])
+    grid = (side, side) if case["transform"] == "DCT" else None
+    assert Schedule.every(case["interval"], after=case["first"]).deep_steps(case["steps"]) == tuple(deep)
+    estimator = BandSplit(2, first=case["first"], grid=grid)
+    ours = replay(estimator, lambda step: smooth(step, shape).float(), deep, case["steps"])
+    for step, flat in case["estimates"].items():
+        near(ours[int(step)], flat)
+    if "low_band_of_step_5" in case:
+        value = smooth(5, shape)
+        near(low_of_grid(value, grid, 0.1) if grid else low_of_sequence(value, 0.1), case["low_band_of_step_5"])
+
+
+@pytest.mark.parametrize(
+    "case", fixture("seacache")["runs"], ids=lambda one: f"{one['threshold']}-{one['residual_order']}"
+)
+def test_seacache(case: dict[str, Any]) -> None:
+    steps, shape = case["steps"], tuple(fixture("seacache")["shape"])
+    x = functools.cache(lambda step: turning(step, steps, shape).float())
+    y = functools.cache(lambda step: tiny_model(turning(step, steps, shape)).float())
+    expected, most = case["computed"], case["max_consecutive"]
+    forced = [step for step in range(steps) if most and expected[:step].endswith("0" * most)]
+    gate, estimator = SpectralChange(case["threshold"], (2, 3, 2)), Taylor(case["residual_order"])
+    ours = run(gate, estimator, y, {0, steps - 1, *forced}, steps, x=x, time=lambda step: 1000 * (1 - step / steps))
+    assert ours.computed(steps) == expected
+    for step, total in enumerate(case["accumulated"]):
+        if step in ours.estimates:
+            assert ours.compared[step] == pytest.approx(total, rel=COMPARED)
+    for step, flat in case["outputs"].items():
+        near(ours.estimates[int(step)], flat)
+
+
+@pytest.mark.parametrize("sigma", fixture("seacache")["filtered"])
+def test_the_filter_of_seacache(sigma: str) -> None:
+    value = turning(3, 30, tuple(fixture("seacache")["shape"]))
+    near(wiener(value, (2, 3, 2), torch.tensor(float(sigma))), fixture("seacache")["filtered"][sigma])
 
 
 @pytest.mark.parametrize(
