@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .estimators import DCTA, LearnedTable
+from .estimators import DCTA, LearnedTable, MeanVelocity
 from .fields import REPLACES
 from .kernels.float8 import FLOAT8
 from .passes.sublayers import KINDS
@@ -204,6 +204,9 @@ def _check_together(rule: SiteRule) -> None:
     if sites[0].part == MODEL and (rule.blocks_on_every_step() or rule.modulated()):
         found = f"gate={rule.gate!r}" if rule.modulated() else f"probe_depth={rule.probe_depth}"
         raise ValueError(f"sites='model' has no blocks of its own: it needs probe_depth=0, got {found}")
+    if isinstance(estimator, MeanVelocity) and (sites[0].part != MODEL or rule.form() == "value"):
+        found = f"sites={rule.sites!r}, carried={rule.carried!r}"
+        raise ValueError(f"MeanVelocity needs the latents: sites='model', carried='residual'; got {found}")
     if sites[0].part not in ("", MODEL) and (rule.schedule is None or estimator.probes):
         need = "They need a schedule, and an estimator that looks at no probe, such as Reuse()"
         raise ValueError(f"sites={rule.sites!r}: parts of blocks have no probe. {need}")

@@ -40,6 +40,7 @@ __all__ = [
     "Estimator",
     "FollowingEstimator",
     "Gate",
+    "KeepingEstimator",
     "LearningGate",
     "Rule",
     "Seen",
@@ -173,6 +174,17 @@ class FollowingEstimator(Estimator, Protocol):
     def follow(self, seen: Seen) -> dict[str, Tensor]:
         """What its slots that are numbers become on every step, as soon as it is decided. `estimate` and `anchor` then
         see the new values.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepingEstimator(Estimator, Protocol):
+    """An estimator that keeps its own estimates, too."""
+
+    def keep(self, seen: Seen) -> dict[str, Tensor]:
+        """What slots become on a reused step, where `seen.y` is what stands in. None of them has a history, which is of
+        anchors.
         """
         ...
 

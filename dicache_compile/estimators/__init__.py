@@ -4,12 +4,14 @@ from .adams_bashforth import AdamsBashforth
 from .affine import ChannelAffine, StepAffine
 from .bands import BandSplit
 from .dcta import DCTA
+from .extrapolated import Extrapolated
 from .feedback import FeedbackDCTA
 from .foca import FoCa
 from .hermite import Hermite
 from .hyca import HyCa
 from .learned import LearnedTable
 from .linear import Linear
+from .mean_velocity import MeanVelocity
 from .newton import Newton
 from .projected import ProjectedDCTA
 from .reuse import Reuse
@@ -22,12 +24,14 @@ __all__ = [
     "AdamsBashforth",
     "BandSplit",
     "ChannelAffine",
+    "Extrapolated",
     "FeedbackDCTA",
     "FoCa",
     "Hermite",
     "HyCa",
     "LearnedTable",
     "Linear",
+    "MeanVelocity",
     "Newton",
     "ProjectedDCTA",
     "Reuse",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil
 
-from ..estimators import ChannelAffine, Reuse, StepAffine
+from ..estimators import ChannelAffine, Extrapolated, MeanVelocity, Reuse, StepAffine
 from ..planning import by_lag, by_magnitude
 from ..published import published
 from ..schedules import Schedule
@@ -79,6 +79,47 @@ def pab(
         "schedule": Schedule.table(*kinds.values()),
         "estimator": Reuse(),
         "num_steps": num_steps,
+    }
+
+
+@method(
+    "fastercache",
+    "FasterCache, arXiv 2410.19355",
+    "its attentions alone, no guidance from frequencies; the window is of steps, where it is of timesteps",
+)
+def fastercache(
+    interval: int = 2,
+    num_steps: int = 30,
+    window: tuple[float, float] = (0.319, 1.0),
+    weight: float | tuple[float, ...] = 0.5,
+) -> Fields:
+    """Attentions run on multiples of `interval`, within a window of the steps, in shares; else the last change goes on.
+
+    The window is the published one of timesteps, (-1, 681) of 1000, where these fall evenly.
+    """
+    inside = range(ceil(window[0] * num_steps), ceil(window[1] * num_steps))
+    mask = [step not in inside or step % interval == 0 for step in range(num_steps)]
+    return {
+        "sites": "attention",
+        "schedule": Schedule.mask(mask),
+        "estimator": Extrapolated(weight),
+        "num_steps": num_steps,
+    }
+
+
+@method("meancache", "MeanCache, arXiv 2601.19961", "each call of guidance apart, and no rescaling of their sum")
+def meancache(deep_steps: tuple[int, ...], sigmas: tuple[float, ...], spans: int | tuple[int, ...] = 2) -> Fields:
+    """The last velocity, corrected by the mean velocity over `spans` steps, on the sampler's sigmas.
+
+    `sigmas` has one for each step and one more. Which steps and spans are best for a model the paper finds offline.
+    """
+    return {
+        "schedule": Schedule.steps(*deep_steps),
+        "estimator": MeanVelocity(sigmas, spans),
+        "sites": "model",
+        "carried": "residual",
+        "probe_depth": 0,
+        "num_steps": len(sigmas) - 1,
     }
 
 

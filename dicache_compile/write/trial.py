@@ -30,6 +30,7 @@ from ..rules import (
     Estimator,
     FollowingEstimator,
     Gate,
+    KeepingEstimator,
     LearningGate,
     Seen,
     SlotSpec,
@@ -83,6 +84,8 @@ class _Trial:
             counting = replace(known, state=self._state(estimator, _is_number), reused=reused)
             self._slots(estimator.follow, self._shapes(estimator, _is_number), counting)
         self._slots(estimator.anchor, self._shapes(estimator, lambda spec: True), replace(known, y=y))
+        if isinstance(estimator, KeepingEstimator):
+            self._slots(estimator.keep, self._shapes(estimator, _is_one), replace(known, y=y))
         aid: Aid = known.aid
         return aid
 
@@ -140,6 +143,10 @@ class _Trial:
                     shapes[slot],
                     lambda dtype: not dtype.is_complex,
                 )
+
+
+def _is_one(spec: SlotSpec) -> bool:
+    return not spec.history
 
 
 def _is_number(spec: SlotSpec) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..plan import Partition
 from ..program import Kind, Value
-from ..rules import ANCHOR_STEP, ANCHOR_TIME, GATE, GIVEN_SLOTS, LearningGate
+from ..rules import ANCHOR_STEP, ANCHOR_TIME, GATE, GIVEN_SLOTS, KeepingEstimator, LearningGate
 from . import control, strides
 from .emit import Emitter, memory_of, write_back
 from .parts import Parts, tensor
@@ -35,11 +35,15 @@ def write_deep(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[f
 
 def write_stand_in(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[fx.Node]) -> None:
     """R: the estimates of what the deep blocks would give. Of several sites also what runs between them."""
+    updates: Updates = {}
     stretches, rest = _up_to_each(parts, cut, nodes)
     for place, up_to in stretches:
         emitter.copy(up_to)
-        emitter.replace(parts.carried[place].y, _estimated(parts, emitter, place))
+        estimate = _estimated(parts, emitter, place)
+        emitter.replace(parts.carried[place].y, estimate)
+        updates |= _kept(parts, emitter, place, estimate)
     emitter.copy(rest)
+    write_back(emitter, updates)
 
 
 def _up_to_each(
@@ -71,6 +75,22 @@ def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Update
     for spec in specs:
         value = _apart(emitter, new[spec.name], y) if apart else new[spec.name]
         updates |= parts.slots_of(place).write(emitter, spec, value, emitter.state(parts.own(control.ANCHORS)))
+    return updates
+
+
+def _kept(parts: Parts, emitter: Emitter, place: int, estimate: Any) -> Updates:
+    """What the estimator keeps of its own estimate."""
+    estimator = parts.rule.estimator
+    if not isinstance(estimator, KeepingEstimator):
+        return {}
+    new = emitter.trace(estimator.keep, replace(parts.later(emitter, place), y=estimate))
+    specs = [spec for spec in estimator.slots() if not spec.history]
+    check_names(estimator.keep, new, [spec.name for spec in specs], "slots without a history")
+    updates: Updates = {}
+    for spec in specs:
+        if spec.name in new:
+            # It is written at the end, and what comes before may write to the estimate.
+            updates |= parts.slots_of(place).write(emitter, spec, _apart(emitter, new[spec.name], estimate), None)
     return updates
 
 

@@ -15,6 +15,7 @@ from dicache_compile.rules import (
     Estimator,
     FollowingEstimator,
     Gate,
+    KeepingEstimator,
     LearningGate,
     Seen,
     SlotSpec,
@@ -60,9 +61,13 @@ def run(
     x: Trajectory | None = None,
     h: Trajectory | None = None,
     time: Callable[[int], float] = float,
+    found: Replayed | None = None,
 ) -> Replayed:
-    """The same where a gate decides on the steps that are not `forced`; without one all of these are reused."""
-    found, of_gate, of_estimator = Replayed(), _Slots(gate), _Slots(estimator)
+    """The same where a gate decides on the steps that are not `forced`; without one all of these are reused.
+
+    `found` is filled as it goes, for a `truth` that depends on the estimates before it.
+    """
+    found, of_gate, of_estimator = found or Replayed(), _Slots(gate), _Slots(estimator)
     since = 0
     for step in range(steps):
         y = truth(step)
@@ -94,6 +99,8 @@ def run(
             seen = replace(seen, state=of_estimator.read(y))
         if reused:
             found.estimates[step] = estimator.estimate(seen)
+            if isinstance(estimator, KeepingEstimator):
+                of_estimator.write(estimator.keep(replace(seen, y=found.estimates[step])))
             since += 1
             continue
         anchor = estimator.anchor(replace(seen, y=y))

@@ -17,10 +17,12 @@ from dicache_compile.estimators import (
     AdamsBashforth,
     BandSplit,
     ChannelAffine,
+    Extrapolated,
     FoCa,
     Hermite,
     HyCa,
     LearnedTable,
+    MeanVelocity,
     Newton,
     ProjectedDCTA,
     Reuse,
@@ -74,6 +76,8 @@ DEGREES: list[tuple[Estimator, int]] = [
     (HyCa(("bdf2",), (0, 0, 0, 0)), 0),
     (AdamsBashforth(1), 0),
     (Spectrum(share=0.0), 1),
+    (Extrapolated(), 0),
+    (Extrapolated(1.0), 1),
     (BandSplit(), 0),
     (BandSplit(grid=(3, 1)), 0),
 ]
@@ -248,6 +252,31 @@ def test_a_regression_draws_its_result_to_zero_by_its_ridge() -> None:
     assert 0 < most < some < little < 1
 
 
+def test_an_extrapolation_goes_on_from_its_own_estimates() -> None:
+    estimates = replay(Extrapolated((0.0, 0.0, 0.5, 0.25)), lambda step: torch.tensor([8.0 * step]), (0, 1), 5)
+    # 8 + 0.5 (8 - 0), then 12 + 0.25 (12 - 8), and so on with the last weight.
+    assert [estimates[step].item() for step in (2, 3, 4)] == [12.0, 13.0, 13.25]
+    assert replay(Extrapolated(), lambda step: torch.tensor([8.0]), (0,), 2)[1].item() == 8.0
+
+
+def test_a_mean_velocity_is_exact_on_a_straight_way_and_its_correction_is_half_of_a_bend() -> None:
+    sigmas = tuple(1 - step / STEPS for step in range(STEPS + 1))
+    start, straight = torch.tensor([3.0, -2.0]), torch.tensor([1.0, 4.0])
+    estimator = MeanVelocity(sigmas, (2,) * 10 + (3,) * (STEPS - 10))
+    ours = replay(estimator, lambda step: straight, DEEP, STEPS, x=lambda step: start + sigmas[step] * straight)
+    assert all((one - straight).abs().max() < ROUNDING for one in ours.values())
+
+    # v = 2 s goes by x = s^2: the mean of two places is v half way, so the slope is 1 where it is 2.
+    bent = replay(
+        MeanVelocity(sigmas, 3),
+        lambda step: torch.tensor([2 * sigmas[step]]),
+        range(5),
+        6,
+        x=lambda step: torch.tensor([sigmas[step] ** 2]),
+    )
+    assert bent[5].item() == pytest.approx(2 * sigmas[4] - 1 / STEPS, abs=ROUNDING)
+
+
 @pytest.mark.parametrize("times", ["timesteps", tuple(math.exp(-step / 9) for step in range(STEPS))])
 def test_time_may_be_the_timestep_or_a_number_for_each_step(times: Any) -> None:
     def sigma(step: int) -> float:
@@ -327,6 +356,12 @@ def test_a_table_has_weights_of_its_own_for_each_step() -> None:
         (lambda: BandSplit(cutoff=1.1), "cutoff: expected a number from 0 to 1, got 1.1"),
         (lambda: BandSplit(grid=(4, 0)), r"grid: expected \(rows, columns\), whole numbers from 1 on, got \(4, 0\)"),
         (lambda: BandSplit(grid=(4,)), r"grid: expected \(rows, columns\)"),  # type: ignore[arg-type]
+        (lambda: Extrapolated(math.nan), "weight: expected a finite number, or one for each step, got nan"),
+        (lambda: Extrapolated(()), "weight: expected a finite number, or one for each step"),
+        (lambda: MeanVelocity((1.0, 0.5, 0.7)), "sigmas: expected numbers that fall from step to step"),
+        (lambda: MeanVelocity((1.0,)), "sigmas: expected finite numbers, one for each step and one more"),
+        (lambda: MeanVelocity((1.0, 0.5), 7), "spans: expected numbers of steps from 1 to 6, got 7"),
+        (lambda: MeanVelocity((1.0, 0.5, 0.0), (1,)), "spans: expected one for each of 2 steps, got 1"),
         (lambda: Spectrum(9), "degree: expected a number from 0 to 8, got 9"),
         (lambda: Spectrum(ridge=0.0), "ridge: expected a finite number above 0, got 0.0"),
         (lambda: Spectrum(span=math.inf), "span: expected a finite number above 0, got inf"),

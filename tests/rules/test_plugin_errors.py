@@ -139,6 +139,27 @@ class Misnames(Reuse):
         return {**Reuse.anchor(self, seen), "lost": gamma_of(seen.x)}
 
 
+class Keeps(Reuse):
+    def keep(self, seen: Seen) -> dict[str, Tensor]:
+        return {"last": seen.y.float() - seen.x.float(), "older": seen.y}
+
+
+class KeepsSmall(Reuse):
+    def keep(self, seen: Seen) -> dict[str, Tensor]:
+        return {"last": seen.y.float().mean(1)}
+
+
+class KeepsAnchors(Reuse):
+    def slots(self) -> tuple[SlotSpec, ...]:
+        return (*Reuse.slots(self), SlotSpec("past", history=2))
+
+    def anchor(self, seen: Seen) -> dict[str, Tensor]:
+        return {**Reuse.anchor(self, seen), "past": seen.y}
+
+    def keep(self, seen: Seen) -> dict[str, Tensor]:
+        return {"past": seen.y}
+
+
 class Mixes(Reuse):
     def aid(self, seen: Seen) -> Tensor:
         return (seen.x.float() @ seen.h.float()).mean()
@@ -168,6 +189,9 @@ def gamma_of(x: Tensor) -> Tensor:
         (Small(), r"Small\.anchor gave the slot 'last' float32 of shape \(2, 1, 16\), expected .* \(2, 6, 16\)"),
         (Forgets(), r"Forgets\.anchor must return all of its slots, and other is missing"),
         (Misnames(), r"Misnames\.anchor may return slots of its own, got lost: expected last"),
+        (Keeps(), r"Keeps\.keep may return slots without a history, got older: expected last"),
+        (KeepsSmall(), r"KeepsSmall\.keep gave the slot 'last' float32 of shape \(2, 16\), expected .* \(2, 6, 16\)"),
+        (KeepsAnchors(), r"KeepsAnchors\.keep may return slots without a history, got past: expected last"),
         (Mixes(), r"Mixes\.aid failed: RuntimeError: .*"),
         (Asks(), r"Asks\.aid failed: KeyError: 'lsat'"),
     ],

@@ -11,8 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import Schedule
-from dicache_compile.estimators import BandSplit, Hermite, ProjectedDCTA, Reuse, Spectrum, Taylor
+from dicache_compile import DiCacheConfig, Schedule
+from dicache_compile.estimators import (
+    BandSplit,
+    Extrapolated,
+    Hermite,
+    MeanVelocity,
+    ProjectedDCTA,
+    Reuse,
+    Spectrum,
+    Taylor,
+)
 from dicache_compile.gates import OutputRate, PolynomialChange, ResidualChange, SpectralChange
 from dicache_compile.kernels.bands import low_of_grid, low_of_sequence, wiener
 from dicache_compile.planning import growing
@@ -159,6 +168,41 @@ def test_spectrum(case: dict[str, Any]) -> None:
         else:
             # There times, coefficients and what is made of them are rounded by 2**-9 each.
             near(ours[int(step)], flat, 8 * 2.0**-9)
+
+
+@pytest.mark.parametrize("case", fixture("fastercache")["runs"], ids=lambda one: str(one["range"]))
+def test_fastercaches_attentions(case: dict[str, Any]) -> None:
+    steps, deep = case["steps"], computed(case["computed"])
+    window = (1 - case["window"][1] / 1000, 1.0)
+    config = DiCacheConfig.preset("fastercache", interval=case["range"], num_steps=steps, window=window)
+    assert config.schedule == Schedule.steps(*deep)
+    ours = replay(Extrapolated(case["weight"]), turned(lambda x: torch.sin(x) + 0.5 * x, steps), deep, steps)
+    for step, flat in case["outputs"].items():
+        near(ours[int(step)], flat)
+
+
+@pytest.mark.parametrize("case", fixture("meancache")["runs"], ids=lambda one: str(one["span"]))
+def test_meancache(case: dict[str, Any]) -> None:
+    steps, deep = case["steps"], computed(case["computed"])
+    sigmas = [1 - (step / steps) ** 1.3 for step in range(steps + 1)]
+    x = [smooth(0).float()]
+    found: dict[int, Tensor] = {}
+
+    def velocity(step: int) -> Tensor:
+        """What the model gives; it also takes the sampler's step before, because `replay` asks for it in turn."""
+        if step:
+            last = found[step - 1] = ours.estimates.get(step - 1, found.get(step - 1, torch.zeros(())))
+            x.append(x[-1] + (sigmas[step] - sigmas[step - 1]) * last)
+        v = 0.6 * torch.sin(1.7 * x[step]) - 0.4 * x[step] + 0.3 * math.cos(4 * sigmas[step])
+        found[step] = v
+        return v
+
+    ours = Replayed()
+    run(None, MeanVelocity(tuple(sigmas), case["span"]), velocity, deep, steps, x=lambda step: x[step], found=ours)
+    for step, flat in case["velocities"].items():
+        near(ours.estimates[int(step)], flat)
+    final = x[-1] + (sigmas[steps] - sigmas[steps - 1]) * found[steps - 1]
+    near(final, case["final"])
 
 
 @pytest.mark.parametrize("case", fixture("worldcache")["runs"], ids=lambda one: f"{one['newer']}-{one['step']}")
