@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, floor
 
 from ..estimators import ChannelAffine, Extrapolated, MeanVelocity, Reuse, StepAffine
 from ..planning import by_lag, by_magnitude
@@ -67,7 +67,7 @@ def pab(
 
     Set a range for `cross_attention` where the blocks have one.
     """
-    inside = range(ceil(window[0] * num_steps), int(window[1] * num_steps))
+    inside = _within(window, num_steps)
 
     def row(interval: int) -> Schedule:
         return Schedule.mask([step not in inside or step % interval == 0 for step in range(num_steps)])
@@ -97,7 +97,7 @@ def fastercache(
 
     The window is the published one of timesteps, (-1, 681) of 1000, where these fall evenly.
     """
-    inside = range(ceil(window[0] * num_steps), ceil(window[1] * num_steps))
+    inside = _within(window, num_steps)
     mask = [step not in inside or step % interval == 0 for step in range(num_steps)]
     return {
         "sites": "attention",
@@ -164,3 +164,9 @@ def learning_to_cache(routers: Sequence[Sequence[Sequence[bool | int]]]) -> Fiel
     if not sites:
         raise ValueError("routers: every part of every block runs on every step: nothing is reused")
     return {"sites": tuple(sites), "schedule": Schedule.table(*rows), "estimator": Reuse()}
+
+
+def _within(window: tuple[float, float], num_steps: int) -> range:
+    """The steps whose share of a generation lies between both numbers, neither of them included."""
+    first, beyond = (round(share * num_steps, 9) for share in window)
+    return range(floor(first) + 1, ceil(beyond))

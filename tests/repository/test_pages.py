@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from dicache_compile import DiCacheConfig, Schedule, explain, summary
 from dicache_compile.estimators import Reuse
 from dicache_compile.fields import RUN_TIME
+from dicache_compile.presets import METHODS
 from dicache_compile.qualities import THRESHOLDS
 from tests.helpers.pages import DOCS, PAGES, README, ROOT, anchors, blocks, links, tables, words
 
@@ -48,6 +50,16 @@ def test_the_index_names_every_page() -> None:
     index = ROOT / "docs" / "README.md"
     named = {(index.parent / link).resolve() for link in links(index.read_text())}
     assert {page for page in DOCS if page != index} <= named
+
+
+def test_the_page_of_differences_has_every_preset_and_names_tests_that_there_are() -> None:
+    text = (ROOT / "docs" / "differences.md").read_text()
+    sources = " ".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"`(test_\w+)`", text)
+    assert named
+    assert [name for name in named if f"def {name}(" not in sources] == []
+    methods = {re.split(r", | \\(", method.source)[0] for method in METHODS.values()}
+    assert [name for name in methods if name not in text] == []
 
 
 def test_the_page_of_fields_is_what_the_docstrings_say() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from typing import Any
 
@@ -54,6 +55,24 @@ def test_lags_give_smoothcaches_steps(case: dict[str, Any]) -> None:
             for lag in range(case["lookahead"])
         ]
         assert digits(by_lag(mean, case["threshold"]), case["steps"]) == expected
+
+
+@pytest.mark.parametrize("case", fixture("teacache_wan")["runs"], ids=lambda one: f"{one['model']}-{one['threshold']}")
+def test_sums_give_teacaches_steps_on_wan(case: dict[str, Any]) -> None:
+    steps, kept = case["steps"], case["ret_steps"]
+
+    def embedding(step: int) -> list[float]:
+        timestep = 1000 * (1 - step / steps)
+        angle, size, offset = (0.006, 0.4, 1.0) if kept else (0.02, 1.0, 0.3)
+        return [size * math.sin(angle * timestep * 0.97**j) + offset for j in range(64)]
+
+    changes = [0.0]
+    for before, now in itertools.pairwise(map(embedding, range(steps))):
+        change = sum(abs(a - b) for a, b in zip(now, before, strict=True)) / sum(map(abs, before))
+        changes.append(sum(c * change ** (4 - i) for i, c in enumerate(case["coefficients"])))
+    # Counted in calls, two a step: the first ten, or the first and the last two.
+    ours = by_sum(changes, case["threshold"], first=5 if kept else 1, last=0 if kept else 1)
+    assert digits(ours, steps) == case["computed_cond"] == case["computed_uncond"]
 
 
 def test_a_sum_is_full_at_its_threshold_and_starts_again() -> None:

