@@ -18,7 +18,6 @@ from .rehearsal import Rehearsal, Take
 RIDGE = 1e-3  # of each term's own size: what no data tells stays near the line through two anchors
 ROUNDS = 2  # of Gauss and Newton: what comes after the trunk is not linear, but nearly
 NUDGE = 0.02  # of y's size: the difference that a term's effect is read from
-EVEN = 0.05  # of the median: generations that are this near weigh no more
 RESIDUALS, INPUTS = 4, 2  # anchors, and differences of x, that have weights
 
 
@@ -125,19 +124,14 @@ class _Problem:
 
 
 def _newton(problems: Sequence[_Problem], weights: Tensor) -> Tensor:
-    """The step of weights to the least sum of the generations' errors, each relative to its own."""
+    """The step of weights to the least sum of squared errors."""
     parts = [problem.linear(weights) for problem in problems]
-    share, change = torch.ones(len(parts), dtype=torch.float64), torch.zeros_like(weights)
-    for _ in range(4):
-        normal = sum((s * (j.T @ j) for s, (_, j) in zip(share, parts, strict=True)), torch.zeros(()))
-        right = sum((s * (j.T @ off) for s, (off, j) in zip(share, parts, strict=True)), torch.zeros(()))
-        ridge = RIDGE * normal.diagonal()
-        damped = normal + torch.diag(ridge) + 1e-12 * torch.eye(len(weights), dtype=torch.float64)
-        change = -torch.linalg.solve(damped, right + ridge * weights)
-        left = torch.stack([(off + j @ change).square().mean() for off, j in parts])
-        share = 1 / (left + EVEN * left.median()).clamp(min=1e-300)
-        share = share / share.mean()
-    return change
+    normal = torch.stack([j.T @ j for _, j in parts]).sum(0)
+    right = torch.stack([j.T @ off for off, j in parts]).sum(0)
+    ridge = RIDGE * normal.diagonal()
+    damped = normal + torch.diag(ridge) + 1e-12 * torch.eye(len(weights), dtype=torch.float64)
+    change: Tensor = torch.linalg.solve(damped, right + ridge * weights)
+    return -change
 
 
 def _after(

@@ -1,8 +1,9 @@
 """Searches schedules and the weights for them together, over recorded generations.
 
 A dynamic program over the steps: of all ways to come to a step with a number of deep ones, the few are kept that are
-nearest to the recorded latents, no more than some with the same newest anchor. Each goes on in two ways, deep and
-reused, for which weights are fitted. So one pass gives schedules for every number of deep steps.
+nearest to the recorded latents, one for each newest anchor. Each goes on in two ways, deep and reused, for which
+weights are fitted. So one pass gives schedules for every number of deep steps. How near latents are is not how near
+pictures are, which are clipped and decoded: who chooses among the ways looks at results.
 Nothing is drawn at random: the same recording gives the same result.
 """
 
@@ -18,7 +19,6 @@ from .fitting import Row, State, deep_step, reused_step
 from .rehearsal import Rehearsal
 
 LONGEST = 10  # reused steps in a row that are tried
-ALIKE = 3  # of the ways that are kept of a number of deep steps, a share of this may have one newest anchor
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +91,7 @@ def _error(offs: Sequence[Tensor]) -> float:
 
 
 def _best(ways: Sequence[Way], width: int) -> tuple[Way, ...]:
-    kept: list[Way] = []
+    kept: dict[int, Way] = {}
     for way in sorted(ways, key=lambda way: (way.error, way.deep)):
-        alike = sum(other.deep[-1] == way.deep[-1] for other in kept)
-        if len(kept) < width and alike < max(1, width // ALIKE):
-            kept.append(way)
-    return tuple(kept)
+        kept.setdefault(way.deep[-1], way)
+    return tuple(list(kept.values())[:width])

@@ -26,7 +26,7 @@ LAYERS = (
     ("calls",),
     ("calibration", "integrations", "subject", "summary", "reset", "configure", "explain", "explanation", "backend"),
     ("report", "enable"),
-    ("tune",),
+    ("choosing", "tune"),
     ("__init__",),
     ("cli",),
     ("__main__",),
