@@ -58,7 +58,7 @@ def test_the_page_of_differences_has_every_preset_and_names_tests_that_there_are
     named = re.findall(r"`(test_\w+)`", text)
     assert named
     assert [name for name in named if f"def {name}(" not in sources] == []
-    methods = {re.split(r", | \\(", method.source)[0] for method in METHODS.values()}
+    methods = {re.split(r", | \(", method.source)[0] for method in METHODS.values()}
     assert [name for name in methods if name not in text] == []
 
 
