@@ -4,6 +4,7 @@ model.compile(backend="dicache", fullgraph=True)
 """
 
 from .backend import dicache_backend
+from .calibration import Recording, calibrate, record
 from .calls.generation import generation
 from .calls.streams import stream
 from .config import DiCacheConfig
@@ -22,15 +23,18 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DiCacheConfig",
+    "Recording",
     "Schedule",
     "SiteRule",
     "__version__",
+    "calibrate",
     "configure",
     "dicache_backend",
     "disable_cache",
     "enable_cache",
     "explain",
     "generation",
+    "record",
     "report",
     "reset",
     "stream",
