@@ -24,7 +24,7 @@ from dicache_compile.estimators import (
 )
 from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
 from dicache_compile.kernels.bands import low_of_grid, low_of_sequence, wiener
-from dicache_compile.planning import growing
+from dicache_compile.planning import growing, tapered
 from dicache_compile.published import published
 from dicache_compile.rules import Gate
 from tests.helpers.facts import first_block, fixture, smooth, tiny_model, turning, values
@@ -275,3 +275,10 @@ def test_worldcache(case: dict[str, Any], sample: int) -> None:
         h=lambda step: probe(at[step]).float(),
     )
     near(ours[2], case["estimate"][sample * 48 : sample * 48 + 48])
+
+
+@pytest.mark.parametrize("case", fixture("toca")["schedules"], ids=lambda one: f"{one['interval']}-{one['ratio']}")
+def test_toca_schedule(case: dict[str, Any]) -> None:
+    form = {} if case["ratio"] else {"tilt": 0.0, "sensitive": None}
+    schedule = tapered(case["steps"], interval=case["interval"], **form)
+    assert list(schedule.deep_steps(case["steps"])) == computed(case["computed"])
