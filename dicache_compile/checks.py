@@ -15,7 +15,7 @@ from .passes.sublayers import KINDS
 from .passes.whole_model import MODEL
 from .plan import AskedSite
 from .qualities import THRESHOLDS
-from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate
+from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate, TokenEstimator
 from .schedules import Schedule
 from .write.control import MASKED_STEPS, NO_LIMIT
 
@@ -210,6 +210,8 @@ def _check_together(rule: SiteRule) -> None:
     if sites[0].part not in ("", MODEL) and (rule.schedule is None or estimator.probes):
         need = "They need a schedule, and an estimator that looks at no probe, such as Reuse()"
         raise ValueError(f"sites={rule.sites!r}: parts of blocks have no probe. {need}")
+    if isinstance(estimator, TokenEstimator) and sites[0].part in ("", MODEL):
+        raise ValueError(f"estimator={estimator!r} runs parts of blocks on some tokens: set sites='mlp', say")
     if isinstance(estimator, FollowingEstimator) and (sites[0].part not in ("", MODEL) or len(sites) > 1):
         asking = "feedback" if rule.estimator is None else f"estimator={estimator!r}"
         raise ValueError(f"{asking} counts on every step, which it can at one site: sites={rule.sites!r} are several")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -56,8 +56,8 @@ def work_of(plan: Plan) -> Work:
 
 def skippable_share(plan: Plan, work: Work) -> float:
     """The share of the work that a step skips which reuses all sites, from 0 to 1."""
-    total = sum(work.values())
-    return sum(work.get(node, 0) for node in plan.deep) / total if total else 0.0
+    total, still = sum(work.values()), _still_run(plan)
+    return sum(work.get(node, 0) * (1 - still.get(node, 0)) for node in plan.deep) / total if total else 0.0
 
 
 def parts_of(plan: Plan, work: Work) -> tuple[Part, ...]:
@@ -66,7 +66,7 @@ def parts_of(plan: Plan, work: Work) -> tuple[Part, ...]:
     What is of the kind "other" comes after the blocks.
     """
     total = sum(work.values()) or 1
-    deep = _deep_by_rule(plan)
+    deep, still = _deep_by_rule(plan), _still_run(plan)
     every = set().union(*deep)
     blocks = plan.partition.all_blocks
     inside = {node for block in blocks for node in block.nodes}
@@ -76,11 +76,11 @@ def parts_of(plan: Plan, work: Work) -> tuple[Part, ...]:
             around[_kind(plan, node)].append(node)
 
     def part(name: str, kind: Kind, nodes: Iterable[fx.Node]) -> Part:
-        def share(of: Callable[[fx.Node], bool]) -> float:
-            return sum(work.get(node, 0) for node in nodes if of(node)) / total
+        def left_out(of: set[fx.Node]) -> float:
+            return sum(work.get(node, 0) * (1 - still.get(node, 0)) for node in nodes if node in of) / total
 
-        by_rule = tuple(share(sites.__contains__) for sites in deep)
-        return Part(name, kind, share(lambda _: True), share(every.__contains__), by_rule)
+        share = sum(work.get(node, 0) for node in nodes) / total
+        return Part(name, kind, share, left_out(every), tuple(map(left_out, deep)))
 
     found = (
         part("prologue", "prologue", around["prologue"]),
@@ -89,6 +89,17 @@ def parts_of(plan: Plan, work: Work) -> tuple[Part, ...]:
         part("epilogue", "epilogue", around["epilogue"]),
     )
     return tuple(one for one in found if one.share or one.kind != "other")
+
+
+def _still_run(plan: Plan) -> dict[fx.Node, float]:
+    """What a reused step runs of sites, by the share of the tokens on which it does."""
+    found: dict[fx.Node, float] = {}
+    by_token = [value.by_token for cut in plan.found for value in cut.carried if value.by_token is not None]
+    for one in by_token:
+        found |= dict.fromkeys(one.after, one.share)
+    for one in by_token:
+        found |= dict.fromkeys(one.before, 1.0)
+    return found
 
 
 def _deep_by_rule(plan: Plan) -> list[set[fx.Node]]:

@@ -18,6 +18,7 @@ from .passes.pipeline import Passed, run_passes
 from .passes.timestep import find_timestep
 from .plan import Asked, AskedRule, Inputs, Partition, Plan
 from .program import Program
+from .rules import TokenEstimator
 from .write import write_program
 
 
@@ -71,7 +72,14 @@ def _asked(config: DiCacheConfig, told: bool) -> Asked:
     return Asked(
         trunk=config.trunk_owners(),
         rules=tuple(
-            AskedRule(rule.blocks_on_every_step(), rule.asked_sites(), rule.form(), rule.measures(), rule.modulated())
+            AskedRule(
+                rule.blocks_on_every_step(),
+                rule.asked_sites(),
+                rule.form(),
+                rule.measures(),
+                rule.modulated(),
+                share=estimator.share if isinstance(estimator := rule.make_estimator(), TokenEstimator) else None,
+            )
             for rule in config.all_rules()
         ),
         timestep_input=config.timestep_input,

@@ -97,6 +97,12 @@ class TokenOrderError(UnsupportedGraphError):
     )
 
 
+class MixedTokensError(UnsupportedGraphError):
+    """What a site computes of a token cannot be computed without the others."""
+
+    advice = "set sites= to parts that compute each token by itself, or use an estimator for all tokens, as Reuse()"
+
+
 class EffectError(UnsupportedGraphError):
     """The deep blocks do more than compute: they draw random numbers, or write to what others read."""
 

@@ -56,6 +56,17 @@ class Region(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class ByToken:
+    """How a site computes each of its tokens, [..., T, C], from that token alone."""
+
+    entry: fx.Node  # what its first linear takes, of y's shape
+    before: tuple[fx.Node, ...]  # of the site, what needs all tokens or none; in graph order
+    after: tuple[fx.Node, ...]  # of the site, what can run on some tokens, up to y; in graph order
+    taken: tuple[fx.Node, ...]  # what that reads of which each token has its own part, [..., T, C]: the entry first
+    share: float  # of the tokens, on which a reused step runs it
+
+
+@dataclass(frozen=True, slots=True)
 class Carried:
     """One value that leaves a site, and what it was before; all three have the same shape, [B, T, C] in most models."""
 
@@ -64,6 +75,7 @@ class Carried:
     y: fx.Node  # where it leaves the site
     # "residual": y - x is estimated. "value": y itself, as of a branch that is added later; x and h are then y.
     form: Literal["residual", "value"] = "residual"
+    by_token: ByToken | None = None  # where that was asked for, and tokens do not look at each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,7 @@ class AskedRule:
     form: Literal["residual", "value"] = "residual"  # `Carried.form` of whole blocks
     measures: bool = True  # whether something is looked at before the decision
     modulated: bool = False  # whether that is what the first block gives to its first linear; then it is h
+    share: float | None = None  # of their tokens, on which a reused step runs sites; None: it leaves them out
 
 
 @dataclass(frozen=True, slots=True)

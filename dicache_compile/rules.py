@@ -47,6 +47,7 @@ __all__ = [
     "Setting",
     "SlotSpec",
     "State",
+    "TokenEstimator",
     "anchor_steps",
     "anchor_times",
     "setting_slot",
@@ -185,6 +186,35 @@ class KeepingEstimator(Estimator, Protocol):
     def keep(self, seen: Seen) -> dict[str, Tensor]:
         """What slots become on a reused step, where `seen.y` is what stands in. None of them has a history, which is of
         anchors.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenEstimator(Estimator, Protocol):
+    """An estimator for which a reused step runs each site on some of its tokens, as parts of blocks allow.
+
+    x is then what the site's first linear takes, which has y's shape, [..., T, C]. `estimate` sees the slots as `renew`
+    left them. None of its slots has a history.
+    """
+
+    @property
+    def share(self) -> float:
+        """Of the tokens, how many a reused step computes: for what is told of it."""
+        ...
+
+    @property
+    def otherwise(self) -> Estimator:
+        """What stands in for a site that cannot run on some tokens alone, as an attention."""
+        ...
+
+    def pick(self, seen: Seen) -> Tensor:
+        """Which tokens a reused step computes: int64, [..., k], none twice. The shape must follow from x's."""
+        ...
+
+    def renew(self, seen: Seen) -> dict[str, Tensor]:
+        """What all of its slots become on a reused step, where `seen.y` is the site's result for the tokens at
+        `seen.places`, [..., k, C].
         """
         ...
 

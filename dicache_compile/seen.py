@@ -40,6 +40,7 @@ class Seen:
     error: Tensor = _ABSENT  # the step's, in `judge`; the one that was compared, in `settle`
     check: Tensor = _ABSENT  # what `CheckedEstimator.check` gave, in `EstimateGate.measure_estimate`
     reused: Tensor = _ABSENT  # whether this step is, in what runs after the decision: bool, shape ()
+    places: Tensor = _ABSENT  # in `TokenEstimator.renew`: which tokens y has, as `pick` gave them
     before: Tensor = _ABSENT  # in `judge` and `settle`: whether the rule before reused on this step: bool, shape ()
 
     @property
@@ -62,7 +63,8 @@ class SlotSpec:
     """A tensor that a gate or an estimator keeps from step to step."""
 
     name: str
-    like: Literal["carried", "number"] = "carried"  # of the carried value's shape, in `state_dtype`; or float32
+    # Of the carried value's shape, in `state_dtype`; or float32, of `shape`, or (..., T, 1), a number for each token.
+    like: Literal["carried", "number", "tokens"] = "carried"
     shared: bool = False  # one for all carried values, as a gate may have; else one for each
     history: int = 0  # how many anchors back it is kept, if only `anchor` writes it; 0: one value, kept as it is
     measured: bool = False  # whether differences of it decide: then float8, which is too coarse for that, is not used

@@ -18,6 +18,7 @@ from .reuse import Reuse
 from .second_order import SecondOrderDCTA
 from .spectrum import Spectrum
 from .taylor import Taylor
+from .tokens import Tokens
 
 __all__ = [
     "DCTA",
@@ -39,4 +40,5 @@ __all__ = [
     "Spectrum",
     "StepAffine",
     "Taylor",
+    "Tokens",
 ]

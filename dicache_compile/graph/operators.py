@@ -118,7 +118,7 @@ is_addition = _any_of("add", "sub", "addcmul", "addcdiv")
 is_product = _any_of("mul")  # as by a gate
 _divides = _any_of("div", "truediv")
 _blends = _any_of("where", "lerp")
-_normalises = _any_of("layer_norm", "rms_norm")
+normalises = _any_of("layer_norm", "rms_norm")
 is_linear = _any_of("linear")
 _converts = _any_of("to", "type", "type_as", "_to_copy")
 _copies = _any_of("clone", "contiguous")
@@ -127,7 +127,7 @@ _corrects = _any_of("masked_fill", "clamp", "clip", "nan_to_num", "dropout")  # 
 
 def scales(node: fx.Node) -> bool:
     """Whether a node gives its operand scaled, element by element or with others."""
-    return is_product(node) or _divides(node) or _blends(node) or _normalises(node)
+    return is_product(node) or _divides(node) or _blends(node) or normalises(node)
 
 
 def is_cast(node: fx.Node) -> bool:
@@ -139,6 +139,15 @@ def hands_on(node: fx.Node) -> bool:
     """Whether a node gives its operand as it was, but for rounding and for elements that are corrected."""
     return is_cast(node) or _copies(node) or _corrects(node)
 
+
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether a node computes element by element, by PyTorch's tags."""
+    return any(torch.Tag.pointwise in overload.tags for overload in meant(node))
+
+
+reshapes = _any_of("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view")
+turns = _any_of("transpose", "permute", "movedim", "swapaxes", "chunk", "split", "unbind", "narrow", "expand", "glu")
+reduces = _any_of("mean", "sum", "var", "std", "amax", "amin", "norm", "vector_norm")
 
 # What is heavy, and what multiplies tokens with each other. `matmul`, `linear` and the like are composite: they have
 # no flop formula, and no tag.

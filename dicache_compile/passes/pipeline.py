@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from ..errors import UnsupportedGraphError
 from ..plan import Plan
+from .by_token import by_token
 from .choose import cut_trunk
 from .collectives import check_collectives
 from .inline import inline
@@ -18,8 +19,9 @@ from .sink import sink
 
 Pass: TypeAlias = Callable[[Plan], Plan]
 
-# `sink` comes after the inputs are told: what the probe reads of them is still a condition.
-PASSES: tuple[Pass, ...] = (inline, out_of_place, cut_trunk, check_collectives, tell_inputs, sink)
+# `sink` comes after the inputs are told: what the probe reads of them is still a condition. `by_token` comes after it,
+# as it needs all that is left out with a site.
+PASSES: tuple[Pass, ...] = (inline, out_of_place, cut_trunk, check_collectives, tell_inputs, sink, by_token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,9 @@ def did(passed: Passed) -> str:
             trunk = Trunk(after.partition.all_blocks)
             told.append(f"{len(trunk.blocks)} blocks of {', '.join(trunk.owners)}")
         told += [_regions(after, one) for one in after.found]
+    before_it, tokens = (sum(c.by_token is not None for p in plan.found for c in p.carried) for plan in (before, after))
+    if tokens != before_it:
+        told.append(f"{tokens} sites by token")
     if after.told is not None and before.told is None:
         told.append(_inputs(after))
     return "; ".join(told) or "nothing to do"
@@ -42,6 +45,7 @@ def plan_text(plan: Plan) -> str:
         lines += [f"    {line(node)}" for node in nodes]
     for found in plan.found:
         lines += [f"carried   x={c.x.name} h={c.h.name} y={c.y.name} {_shape(c.y)}" for c in found.carried]
+        lines += [f"by token  {c.y.name} from {c.by_token.entry.name} on" for c in found.carried if c.by_token]
         lines.append(f"crossing  {' '.join(node.name for node in found.crossing)}")
     if plan.told is not None:
         lines.append(f"inputs    {_inputs(plan)}")

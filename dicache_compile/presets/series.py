@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from ..estimators import AdamsBashforth, BandSplit, FoCa, Hermite, HyCa, Reuse, Spectrum, Taylor
-from ..planning import growing
+from ..estimators import AdamsBashforth, BandSplit, FoCa, Hermite, HyCa, Reuse, Spectrum, Taylor, Tokens
+from ..planning import growing, tapered
 from ..rules import Estimator
 from ..schedules import Schedule
 from .method import Fields, method
@@ -112,6 +112,19 @@ def spectrum(
 def fora(interval: int = 3) -> Fields:
     """The last results of every attention and MLP, on every so manyth step anew."""
     return _on_schedule(Reuse(), Schedule.every(interval), "modules")
+
+
+@method(
+    "toca",
+    "ToCa, arXiv 2410.05317",
+    "scores a token by how far it has moved, not by attention maps, and gives no bonus to the best one of a cell; one "
+    "share for all steps and layers",
+)
+def toca(interval: int = 3, share: float = 0.1, age_weight: float = 0.25, num_steps: int = 50) -> Fields:
+    """On reused steps MLPs compute a share of their tokens, and attentions are reused as a whole."""
+    schedule = tapered(num_steps, interval=interval)
+    fields = _on_schedule(Tokens(share, age_weight=age_weight, period=interval), schedule, "modules")
+    return {**fields, "num_steps": num_steps}
 
 
 def _on_schedule(estimator: Estimator, schedule: Schedule, where: Where) -> Fields:

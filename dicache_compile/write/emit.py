@@ -47,8 +47,15 @@ class Emitter:
         self._offered: dict[Value, Any] = {}
         self._traced: list[fx.Node] = []
 
-    def copy(self, nodes: Iterable[fx.Node]) -> None:
-        """Copies nodes, in graph order, inside the autocast scopes that they had."""
+    def copy(self, nodes: Iterable[fx.Node], own: dict[fx.Node, fx.Node] | None = None) -> None:
+        """Copies nodes, in graph order, inside the autocast scopes that they had.
+
+        `own`: what they read in place of what others do. They are put there, and nobody else reads them.
+        """
+
+        def read(node: fx.Node) -> fx.Node:
+            return own[node] if own is not None and node in own else self.read(node)
+
         entered: dict[fx.Node, fx.Node] = {}
         for node in nodes:
             wanted = self._autocast.get(node, ())
@@ -56,14 +63,22 @@ class Emitter:
                 self._leave(entered.pop(scope))
             for scope in wanted:
                 if scope not in entered:
-                    entered[scope] = self.graph.node_copy(scope, self.read)
-            self._copies[node] = self.graph.node_copy(node, self.read)
-            self.offer(Value(Kind.CROSSING, node.name), self._copies[node])
+                    entered[scope] = self.graph.node_copy(scope, read)
+            copied = self.graph.node_copy(node, read)
+            if own is not None:
+                own[node] = copied
+                continue
+            self._copies[node] = copied
+            self.offer(Value(Kind.CROSSING, node.name), copied)
         for scope in reversed(list(entered)):
             self._leave(entered[scope])
 
     def _leave(self, scope: fx.Node) -> None:
         self.graph.call_function(torch.amp.autocast_mode._exit_autocast, (scope,))
+
+    def has(self, node: fx.Node) -> bool:
+        """Whether a node of the model was copied or replaced, or is read."""
+        return node in self._copies
 
     def replace(self, node: fx.Node, stand_in: fx.Node) -> None:
         """From here on, who reads `node` reads `stand_in`, in later pieces too."""

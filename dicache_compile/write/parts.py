@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from ..graph import symbols, values
 from ..passes.crossing import ABOVE
 from ..plan import Carried, Inputs, Partition, Region
 from ..program import Kind, Slot, Value, of_rule
-from ..rules import ESTIMATOR, GATE, Aid, Rule, Seen, setting_slot
+from ..rules import ESTIMATOR, GATE, Aid, Estimator, Rule, Seen, TokenEstimator, setting_slot
 from . import control
 from .emit import Emitter
 from .slots import CarriedSlots, Updates
@@ -35,17 +36,26 @@ class Parts:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slots", tuple(self._slots()))  # first, because it refuses slots that clash
-        shown = [
-            self.slots_of(place).shown((carried.x, carried.h, carried.y), self.rule.slots())
-            for place, carried in self.carried.items()
-        ]
-        tried = try_rule(self.rule.gate, self.rule.estimator, shown, self.device)
+        of_gate = self.rule.gate.slots() if self.rule.gate is not None else ()
+        shown = []
+        for place, carried in self.carried.items():
+            x = carried.x if carried.by_token is None else carried.by_token.entry
+            of_estimator = self.estimator(place)
+            specs = (*of_gate, *of_estimator.slots())
+            shown.append((of_estimator, self.slots_of(place).shown((x, carried.h, carried.y), specs)))
+        tried = try_rule(self.rule.gate, shown, self.device)
         object.__setattr__(self, "aids", dict(zip(self.carried, tried, strict=True)))
 
     @cached_property
     def carried(self) -> Mapping[int, Carried]:
         """By its place among those of all rules."""
         return dict(enumerate((value for cut in self.cuts for value in cut.carried), start=self.first))
+
+    def estimator(self, place: int) -> Estimator:
+        """What stands in for a carried value."""
+        found = self.rule.estimator
+        whole = self.carried[place].by_token is None
+        return found.otherwise if isinstance(found, TokenEstimator) and whole else found
 
     def places(self, cut: Partition) -> list[int]:
         """Those of what one of the cuts carries."""
@@ -90,14 +100,15 @@ class Parts:
         """
         anchors = emitter.state(self.own("anchors"))
         counts = {name: emitter.input(self.step_value(name)) for name in ("index", "time", "since")}
-        state = self.slots_of(place).read(emitter, self.rule.by(role).slots(), anchors)
+        kept = self.rule.by(role) if role == GATE else self.estimator(place)
+        state = self.slots_of(place).read(emitter, kept.slots(), anchors)
         told = {name: emitter.state(self.own(f"{name}{control.NOW}")) for name in self.rule.settings()}
         x, h = self._ends(emitter, place, role)
         seen = _in_nodes(x, h, {**state, **self.told(role, told)}, {**counts, "anchors": anchors})
         if role == GATE:
             return seen
         if place not in self.measured:  # of another site than the first: its aid is not wanted before the decision
-            return replace(seen, aid=emitter.trace(self.rule.estimator.aid, seen))
+            return replace(seen, aid=emitter.trace(self.estimator(place).aid, seen))
         return replace(seen, aid=self._aid(emitter, place))
 
     def _ends(self, emitter: Emitter, place: int, role: str) -> tuple[fx.Node, fx.Node]:
@@ -106,6 +117,8 @@ class Parts:
         if carried.form == "residual" or role != ESTIMATOR:
             return emitter.read(carried.x), emitter.read(carried.h)
         nothing: fx.Node = emitter.trace(torch.zeros, ())
+        if carried.by_token is not None:
+            return emitter.read(carried.by_token.entry), nothing
         return nothing, emitter.read(carried.h) if place in self.measured else nothing
 
     def _aid(self, emitter: Emitter, place: int) -> object:
@@ -140,9 +153,11 @@ class Parts:
         for spec in gate.slots() if gate is not None else ():
             for place in self.judged[:1] if spec.shared else self.judged:
                 found += self.slots_of(place).slots([spec])
-        for spec in self.rule.estimator.slots():
+        specs = {place: self.estimator(place).slots() for place in self.carried}
+        for spec in dict.fromkeys(itertools.chain.from_iterable(specs.values())):
             for place in self.carried:
-                found += self.slots_of(place).slots([spec])
+                if spec in specs[place]:
+                    found += self.slots_of(place).slots([spec])
         return found
 
 

@@ -46,6 +46,9 @@ class CarriedSlots:
                 if spec.like == "number":
                     found.append(Slot(name, None, spec.shape, torch.float32, self.device, 0))
                     continue
+                if spec.like == "tokens":
+                    found.append(Slot(name, self.like, (), torch.float32, self.device, 0, by_row=True))
+                    continue
                 found.append(Slot(name, self.like, (), self._dtype(spec), self.device, 0))
                 if self._is_scaled(spec):
                     found.append(Slot(_scale(name), self.like, (), torch.float32, self.device, 0, by_row=True))

@@ -34,6 +34,7 @@ from ..rules import (
     LearningGate,
     Seen,
     SlotSpec,
+    TokenEstimator,
 )
 from .constants import PlacesOnDevice
 
@@ -54,13 +55,13 @@ class Shown:
     kept: Mapping[str, torch.dtype]  # of a slot of its shape, as it is read
 
 
-def try_rule(gate: Decider | None, estimator: Estimator, carried: Sequence[Shown], device: torch.device) -> list[Aid]:
-    """Tries each method for each carried value; the estimator's aids for each.
+def try_rule(gate: Decider | None, carried: Sequence[tuple[Estimator, Shown]], device: torch.device) -> list[Aid]:
+    """Tries each method for each carried value with its estimator; the estimator's aids for each.
 
     Raises TypeError or ValueError that names the class, the method and the slot, what was found and what is expected.
     """
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad(), torch.device(device), PlacesOnDevice():
-        return [_Trial(gate, estimator, shown, carried[0]).run() for shown in carried]
+        return [_Trial(gate, estimator, shown, carried[0][1]).run() for estimator, shown in carried]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ class _Trial:
         known = replace(bare, state=self._state(estimator, lambda spec: True))
         known = replace(known, aid=_aid(estimator.aid, known))
         _tensor(estimator.estimate, self.shown.shape, known)
+        if isinstance(estimator, TokenEstimator):
+            self._try_tokens(estimator, known, y)
         if self.gate is not None:
             self._try_gate(self.gate, bare, known, y)
         if isinstance(estimator, FollowingEstimator):
@@ -88,6 +91,16 @@ class _Trial:
             self._slots(estimator.keep, self._shapes(estimator, _is_one), replace(known, y=y))
         aid: Aid = known.aid
         return aid
+
+    def _try_tokens(self, estimator: TokenEstimator, known: Seen, y: Tensor) -> None:
+        with _unless_unseen():
+            places = _run(estimator.pick, known)
+            *leading, _, channels = self.shown.shape
+            if not isinstance(places, Tensor) or list(places.shape[:-1]) != leading or places.dtype is not torch.int64:
+                expected = f"expected int64 of shape {(*leading, 'k')}"
+                raise TypeError(f"{method_name(estimator.pick)} returned {_found(places)}, {expected}")
+            y = torch.empty((*places.shape, channels), dtype=y.dtype)
+            self._slots(estimator.renew, self._shapes(estimator, lambda spec: True), replace(known, places=places, y=y))
 
     def _try_gate(self, gate: Decider, bare: Seen, known: Seen, y: Tensor) -> None:
         number, reused = torch.empty(()), torch.empty((), dtype=torch.bool)
@@ -111,7 +124,7 @@ class _Trial:
         found: dict[str, Tensor] = {}
         for spec in filter(wanted, of.slots()):
             for name in spec.reads:
-                kept = torch.float32 if spec.like == "number" else self._of(spec).kept[spec.name]
+                kept = self._of(spec).kept[spec.name] if spec.like == "carried" else torch.float32
                 found[name] = torch.empty(self._shape(spec), dtype=kept)
         return found | {setting.name: torch.empty(setting.shape) for setting in of.settings()}
 
@@ -119,7 +132,8 @@ class _Trial:
         return {spec.name: self._shape(spec) for spec in filter(wanted, of.slots()) if spec.name not in GIVEN_SLOTS}
 
     def _shape(self, spec: SlotSpec) -> tuple[int, ...]:
-        return spec.shape if spec.like == "number" else self._of(spec).shape
+        shape = self._of(spec).shape
+        return spec.shape if spec.like == "number" else (*shape[:-1], 1) if spec.like == "tokens" else shape
 
     def _of(self, spec: SlotSpec) -> Shown:
         return self.first if spec.shared else self.shown

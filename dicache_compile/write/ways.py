@@ -10,11 +10,12 @@ from torch import Tensor, fx
 
 from ..plan import Partition
 from ..program import Kind, Value
-from ..rules import ANCHOR_STEP, ANCHOR_TIME, GATE, GIVEN_SLOTS, KeepingEstimator, LearningGate
+from ..rules import ANCHOR_STEP, ANCHOR_TIME, GATE, GIVEN_SLOTS, KeepingEstimator, LearningGate, Seen
 from . import control, strides
 from .emit import Emitter, memory_of, write_back
 from .parts import Parts, tensor
 from .slots import Updates, check_names
+from .tokens import renewed
 
 
 def write_deep(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[fx.Node], last: bool) -> None:
@@ -39,9 +40,12 @@ def write_stand_in(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequen
     stretches, rest = _up_to_each(parts, cut, nodes)
     for place, up_to in stretches:
         emitter.copy(up_to)
-        estimate = _estimated(parts, emitter, place)
+        seen, new = renewed(parts, emitter, place)
+        estimate = _estimated(parts, emitter, place, seen)
         emitter.replace(parts.carried[place].y, estimate)
-        updates |= _kept(parts, emitter, place, estimate)
+        # It is written at the end, and what comes before may write to the estimate.
+        kept = {**new, **_kept(parts, emitter, place, seen, estimate)}
+        updates |= _written(parts, emitter, place, kept, estimate, apart=True)
     emitter.copy(rest)
     write_back(emitter, updates)
 
@@ -63,35 +67,36 @@ def _up_to_each(
 
 def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates:
     """A carried value's new anchor; `apart`: in memory of its own, because it is written later."""
-    estimator, y = parts.rule.estimator, emitter.read(parts.carried[place].y)
+    estimator, y = parts.estimator(place), emitter.read(parts.carried[place].y)
     given: Any = y
     seen = replace(parts.later(emitter, place), y=given)
     new = emitter.trace(estimator.anchor, seen)
-    specs = estimator.slots()
-    own = [spec.name for spec in specs if spec.name not in GIVEN_SLOTS]
+    own = [spec.name for spec in estimator.slots() if spec.name not in GIVEN_SLOTS]
     check_names(estimator.anchor, new, own, all_of_them=True)
-    new = {**new, ANCHOR_TIME: seen.time, ANCHOR_STEP: seen.index}
+    return _written(parts, emitter, place, {**new, ANCHOR_TIME: seen.time, ANCHOR_STEP: seen.index}, y, apart)
+
+
+def _written(parts: Parts, emitter: Emitter, place: int, new: Updates, y: fx.Node, apart: bool) -> Updates:
+    """What an estimator's slots become; `apart` as in `_anchored`."""
+    by_token = parts.carried[place].by_token
+    read = (y,) if by_token is None else (y, emitter.read(by_token.entry))
     updates: Updates = {}
-    for spec in specs:
-        value = _apart(emitter, new[spec.name], y) if apart else new[spec.name]
-        updates |= parts.slots_of(place).write(emitter, spec, value, emitter.state(parts.own(control.ANCHORS)))
+    for spec in parts.estimator(place).slots():
+        if spec.name in new:
+            value = _apart(emitter, new[spec.name], *read) if apart else new[spec.name]
+            updates |= parts.slots_of(place).write(emitter, spec, value, emitter.state(parts.own(control.ANCHORS)))
     return updates
 
 
-def _kept(parts: Parts, emitter: Emitter, place: int, estimate: Any) -> Updates:
+def _kept(parts: Parts, emitter: Emitter, place: int, seen: Seen, estimate: Any) -> Updates:
     """What the estimator keeps of its own estimate."""
-    estimator = parts.rule.estimator
+    estimator = parts.estimator(place)
     if not isinstance(estimator, KeepingEstimator):
         return {}
-    new = emitter.trace(estimator.keep, replace(parts.later(emitter, place), y=estimate))
-    specs = [spec for spec in estimator.slots() if not spec.history]
-    check_names(estimator.keep, new, [spec.name for spec in specs], "slots without a history")
-    updates: Updates = {}
-    for spec in specs:
-        if spec.name in new:
-            # It is written at the end, and what comes before may write to the estimate.
-            updates |= parts.slots_of(place).write(emitter, spec, _apart(emitter, new[spec.name], estimate), None)
-    return updates
+    new: Updates = emitter.trace(estimator.keep, replace(seen, y=estimate))
+    own = [spec.name for spec in estimator.slots() if not spec.history]
+    check_names(estimator.keep, new, own, "slots without a history")
+    return new
 
 
 def _learned(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates:
@@ -110,15 +115,16 @@ def _learned(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates
     return updates
 
 
-def _apart(emitter: Emitter, value: Any, y: fx.Node) -> Any:
-    """A value in memory that is not y's."""
-    return emitter.graph.call_method("clone", (value,)) if memory_of(value) in (y, memory_of(y)) else value
+def _apart(emitter: Emitter, value: Any, *others: fx.Node) -> Any:
+    """A value in memory that is not the others'."""
+    theirs = {memory for other in others for memory in (other, memory_of(other))}
+    return emitter.graph.call_method("clone", (value,)) if memory_of(value) in theirs else value
 
 
-def _estimated(parts: Parts, emitter: Emitter, place: int) -> fx.Node:
+def _estimated(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> fx.Node:
     """What stands in for a carried value's y, as that is: of its dtype, lying in memory as it does."""
     carried = parts.carried[place]
-    y: fx.Node = emitter.trace(parts.rule.estimator.estimate, parts.later(emitter, place))
+    y: fx.Node = emitter.trace(parts.estimator(place).estimate, seen)
     recorded = tensor(carried.y)
     if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
         y = emitter.graph.call_method("clone", (y,))

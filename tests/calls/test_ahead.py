@@ -12,7 +12,7 @@ from torch import Tensor
 from dicache_compile import Schedule, configure, generation, summary
 from dicache_compile.calls.session import sessions_of
 from dicache_compile.engines.base import CallsEngine
-from dicache_compile.estimators import Reuse
+from dicache_compile.estimators import Reuse, Tokens
 from tests import models
 from tests.calls.test_clock import Timeless, timeless_inputs
 from tests.contract.test_contract import STEPS, compiled, generate
@@ -26,6 +26,7 @@ RULES: dict[str, dict[str, Any]] = {
     "line": {},
     "curve": {"order": 2, "probe_depth": 0},
     "feedback": {"feedback": 0.5},
+    "tokens": {"estimator": Tokens(0.5), "sites": "mlp"},
 }
 
 

@@ -35,6 +35,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "hyca": {"of_channel": (0, 1) * 8},
     "spectrum": {"num_steps": STEPS},
     "abcache": {"num_steps": STEPS},
+    "toca": {"num_steps": STEPS},
     "teacache": {"num_steps": STEPS},
     "easycache": {"num_steps": STEPS, "first": 3},
     "seacache": {"num_steps": STEPS, "grid": (1, 2, 3), "sigma": 1.0},

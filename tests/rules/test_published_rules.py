@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,12 +22,13 @@ from dicache_compile.estimators import (
     Reuse,
     Spectrum,
     Taylor,
+    Tokens,
 )
 from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
 from dicache_compile.kernels.bands import low_of_grid, low_of_sequence, wiener
 from dicache_compile.planning import growing, tapered
 from dicache_compile.published import published
-from dicache_compile.rules import Gate
+from dicache_compile.rules import Gate, Seen
 from tests.helpers.facts import first_block, fixture, smooth, tiny_model, turning, values
 from tests.helpers.replay import Replayed, replay, run
 
@@ -282,3 +284,33 @@ def test_toca_schedule(case: dict[str, Any]) -> None:
     form = {} if case["ratio"] else {"tilt": 0.0, "sensitive": None}
     schedule = tapered(case["steps"], interval=case["interval"], **form)
     assert list(schedule.deep_steps(case["steps"])) == computed(case["computed"])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [run for run in fixture("toca")["runs"] if run["score"] == "norm"],
+    ids=lambda one: f"{one['age_weight']}-{one['share']}",
+)
+def test_toca_picks_tokens(case: dict[str, Any]) -> None:
+    shape = (2, 16, 5)
+    tokens = Tokens(case["share"], age_weight=case["age_weight"], period=3, score="norm", grid=(4, 4))
+
+    def given(step: int) -> Tensor:
+        return torch.cat([smooth(step, (1, *shape[1:])), turning(step, 50, (1, *shape[1:]))]).float()
+
+    def mlp(x: Tensor) -> Tensor:
+        return torch.cos(x) + 0.3 * x
+
+    number = torch.zeros(())
+    seen = Seen(given(0), number, {"age": torch.zeros(2, 16, 1)}, number, number, number, number, y=mlp(given(0)))
+    state = tokens.anchor(seen)
+    for step in case["steps"]:
+        seen = replace(seen, x=given(step["step"]), state=state)
+        places = tokens.pick(seen)
+        assert places.sort(-1).values.tolist() == step["tokens"]
+        some = torch.take_along_dim(seen.x, places.unsqueeze(-1), dim=1)
+        state = tokens.renew(replace(seen, places=places, y=mlp(some)))
+        assert state["age"].squeeze(-1).tolist() == step["ages"]
+        if "output" in step:
+            estimate = tokens.estimate(replace(seen, state=state))
+            torch.testing.assert_close(estimate.double(), values(step["output"], shape), **NEAR)
