@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from .calibration.quality import psnr, values
 from .calibration.rehearsal import Rehearsal
 from .calibration.search import Way, refit
 from .config import DiCacheConfig
-from .enable import disable_cache, enable_cache
+from .enable import Enabled, enable_cache
 from .estimators import LearnedTable
 from .schedules import Schedule
 
@@ -41,6 +42,13 @@ class Chooser:
         self._model, self._run, self._rehearsal, self._seeds, self._bar = model, run, rehearsal, seeds, bar
         self._plain: dict[int, Tensor] = {}
         self._known: dict[tuple[int, ...], Chosen] = {}
+        self._enabled: Enabled | None = None
+
+    def close(self) -> None:
+        """The model is called as before."""
+        if self._enabled is not None:
+            self._enabled.disable()
+            self._enabled = None
 
     def best(self, ways: Sequence[Way]) -> Chosen:
         """Of ways with one number of deep steps the best, once its deep steps were moved about."""
@@ -79,12 +87,14 @@ class Chooser:
         """Of cached runs, dB, in the order of the seeds."""
         new = [seed for seed in seeds if seed not in self._plain]
         self._bar.phase("trying", len(new) + len(seeds))
-        self._plain |= {seed: self._result(seed) for seed in new}
-        enable_cache(self._model, config, compile=False)
-        try:
-            return tuple(psnr(self._result(seed), self._plain[seed]) for seed in seeds)
-        finally:
-            disable_cache(self._model)
+        with _uncompiled(self._model):
+            self._plain |= {seed: self._result(seed) for seed in new}
+        # Compiled once: other schedules and tables are told, and Dynamo compiles one model only a few times.
+        if self._enabled is None:
+            self._enabled = enable_cache(self._model, config, compile=False)
+        else:
+            self._enabled.configure(schedule=config.schedule, estimator=config.estimator)
+        return tuple(psnr(self._result(seed), self._plain[seed]) for seed in seeds)
 
     def _try(self, way: Way) -> Chosen:
         if way.deep not in self._known:
@@ -98,6 +108,15 @@ class Chooser:
             found = values(self._run(seed))
         self._bar.tick()
         return found
+
+
+@contextmanager
+def _uncompiled(model: nn.Module) -> Iterator[None]:
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        model._compiled_call_impl = compiled
 
 
 def config_of(way: Way, num_steps: int) -> DiCacheConfig:

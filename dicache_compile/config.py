@@ -12,7 +12,7 @@ from . import checks
 from .fields import REPLACES, RUN_TIME
 from .presets import fields_of
 from .rules import Rule
-from .site_rule import SiteRule
+from .site_rule import SiteRule, alike
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class DiCacheConfig(SiteRule):
         of the config's own has no use for, and what DiCacheConfig raises.
         """
         for name in fields:
-            if name not in RUN_TIME:
+            if name not in RUN_TIME and not (name == "estimator" and _another(self.estimator, fields[name])):
                 known = name in {field.name for field in dataclasses.fields(self)}
                 why = "is part of the compiled graph: compile the model again" if known else "is no field of the config"
                 raise TypeError(f"{name}: {why}. At run time these can change: {', '.join(RUN_TIME)}")
@@ -167,3 +167,8 @@ class DiCacheConfig(SiteRule):
 
     def trunk_owners(self) -> tuple[str, ...]:
         return (self.trunk,) if isinstance(self.trunk, str) else self.trunk or ()
+
+
+def _another(estimator: Any, other: Any) -> bool:
+    """Whether an estimator differs from one in numbers alone, which are told at run time."""
+    return estimator is not None and alike(estimator, other)

@@ -13,9 +13,10 @@ def configure(model: object, **fields: Any) -> DiCacheConfig:
     """Changes fields of a compiled model's config from the next generation of each stream on; compiles nothing.
 
     `fields` are those that are no part of the compiled graph: quality, threshold, gamma_range, warmup_steps,
-    warmup_ratio, warmup_inclusive, final_steps, deep_steps, schedule, max_consecutive_skips, num_steps and rules. Those
-    that are not named stay as they are. `model` may be a pipeline: then all of its compiled models change. Returns the
-    config that is then in force (of several models that of the last); without fields, the one that is.
+    warmup_ratio, warmup_inclusive, final_steps, deep_steps, schedule, max_consecutive_skips, num_steps and rules; and
+    the estimator, where another one differs in numbers alone (`LearnedTable`). Those that are not named stay as they
+    are. `model` may be a pipeline: then all of its compiled models change. Returns the config that is then in force (of
+    several models that of the last); without fields, the one that is.
 
     Raises TypeError or ValueError, as DiCacheConfig does, for a bad value, TypeError for another field, and ValueError
     for a model that is not compiled with this backend. Then nothing is changed.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from statistics import median
 from typing import Any
 
 import torch
 
 from .calibration.progress import progress_bar
+from .calibration.recording import fingerprint
 from .calibration.rehearsal import Rehearsal, rehearse
 from .calibration.search import search
 from .calibration.tuned import Point, Tuned
@@ -73,9 +75,11 @@ def tune(
         found = search(rehearsal, most, width, bar.tick)
         points = tuple(Point(n, faster(n), -ways[0].error) for n, ways in sorted(found.items()) if n >= FEWEST)
         chooser = Chooser(model, run, rehearsal, range(samples, samples + trials), bar)
-        chosen = chooser.fewest(found, psnr) if psnr is not None else chooser.best(found[most])
-        psnrs = chooser.psnrs(chosen.config, range(samples + trials, samples + trials + checks))
-    return Tuned(chosen.config, len(chosen.deep), steps, faster(len(chosen.deep)), psnrs, points)
+        with closing(chooser):
+            chosen = chooser.fewest(found, psnr) if psnr is not None else chooser.best(found[most])
+            psnrs = chooser.psnrs(chosen.config, range(samples + trials, samples + trials + checks))
+    count = len(chosen.deep)
+    return Tuned(chosen.config, fingerprint(model), count, steps, faster(count), psnrs, points)
 
 
 def _check_aim(**aims: float | None) -> None:

@@ -48,7 +48,8 @@ def search(
                 for way in ways:
                     if count < most:
                         found.setdefault(count + 1, []).append(run_deep(rehearsal, step, way))
-                    if way.deep and step - way.deep[-1] <= LONGEST:
+                    # One that may have no more deep steps goes on however long it is.
+                    if way.deep and (step - way.deep[-1] <= LONGEST or count == most):
                         found.setdefault(count, []).append(reuse(rehearsal, step, way))
             kept = {count: _best(ways, width) for count, ways in found.items()}
             tick()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
 
+from torch import nn
+
 from ..config import DiCacheConfig
+from ..estimators import LearnedTable
+from ..schedules import Schedule
 from .drawing import trade_off
+from .recording import fingerprint
+
+VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,7 @@ class Tuned:
     """A config for one model, one sampler and one number of steps."""
 
     config: DiCacheConfig
+    model: str  # that it was found for: class and parameters
     deep: int  # steps, of `num_steps`
     num_steps: int
     speedup: float  # expected: of the pieces' times, uncompiled
@@ -46,6 +55,32 @@ class Tuned:
         found = Path(path)
         found.write_text(trade_off([(p.speedup, p.psnr, p.deep) for p in self.points], self.deep), encoding="utf-8")
         return found
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes a file of JSON, and returns its path."""
+        table = self.config.estimator
+        assert isinstance(table, LearnedTable)
+        rest = {name: value for name, value in asdict(self).items() if name != "config"}
+        found = Path(path)
+        about = {"version": VERSION, **rest, "deep_steps": self._steps()}
+        text = json.dumps({**about, "residuals": table.residuals, "inputs": table.inputs}, indent=1)
+        found.write_text(text + "\n", encoding="utf-8")
+        return found
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> Tuned:
+        """What `save` wrote. Raises ValueError for a file of another version, and where `model` is another one."""
+        told = json.loads(Path(path).read_text(encoding="utf-8"))
+        if told.pop("version", None) != VERSION:
+            raise ValueError(f"{path}: expected what Tuned.save wrote, of version {VERSION}: tune again")
+        if model is not None and (found := fingerprint(model)) != told["model"]:
+            raise ValueError(f"{path} was tuned for {told['model']}, and this is {found}: tune this one")
+        deep = tuple(told.pop("deep_steps"))
+        rows = [tuple(map(tuple, told.pop(name))) for name in ("residuals", "inputs")]
+        table = LearnedTable(deep, *rows)
+        config = DiCacheConfig(schedule=Schedule.steps(*deep), estimator=table, num_steps=told["num_steps"])
+        points = tuple(Point(**point) for point in told.pop("points"))
+        return cls(config, psnrs=tuple(told.pop("psnrs")), points=points, **told)
 
     def __str__(self) -> str:
         runs = f"{len(self.psnrs)} runs on seeds of their own"

@@ -10,6 +10,8 @@ from .compare import compare
 from .demo import demo
 from .env import env, installed
 from .explain import explain
+from .models import models
+from .tune import tune
 
 app = typer.Typer(
     name="dicache",
@@ -18,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (explain, compare, demo, env):
+for _command in (explain, compare, tune, models, demo, env):
     app.command()(_command)
 
 

@@ -59,6 +59,11 @@ class LearnedTable(Estimator):
     def _back(self) -> int:
         return len(self.inputs[0]) if self.inputs else 0
 
+    def same_graph(self, other: object) -> bool:
+        """Whether another table compiles to the same graph: at run time one can take another's place."""
+        alike = [(one.name, one.shape) for one in self.settings()]
+        return isinstance(other, LearnedTable) and alike == [(one.name, one.shape) for one in other.settings()]
+
     def check_schedule(self, deep_steps: tuple[int, ...] | None) -> None:
         """Raises ValueError where these are not the steps that the table was fitted for."""
         if deep_steps != self.deep_steps:

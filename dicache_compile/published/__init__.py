@@ -9,6 +9,11 @@ from typing import Any
 _FOLDER = Path(__file__).parent
 
 
+def names() -> tuple[str, ...]:
+    """Of the methods that there are numbers of."""
+    return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
+
+
 def published(name: str) -> dict[str, Any]:
     """What a published cache comes with, for each model that its authors measured.
 
@@ -22,8 +27,7 @@ def published(name: str) -> dict[str, Any]:
     Raises:
         ValueError: there is nothing of this name. The message says which names there are.
     """
-    names = sorted(path.stem for path in _FOLDER.glob("*.json"))
-    if name not in names:
-        raise ValueError(f"No numbers are published here as {name!r}; there are {', '.join(names)}.")
+    if name not in names():
+        raise ValueError(f"No numbers are published here as {name!r}; there are {', '.join(names())}.")
     numbers: dict[str, Any] = json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return numbers

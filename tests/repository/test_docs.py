@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dicache_compile import DiCacheConfig, dicache_backend, summary
+import dicache_compile
+from dicache_compile import DiCacheConfig, dicache_backend, summary, tune
 from tests import models
 from tests.contract.test_contract import generate
 from tests.helpers.pages import DOCS, GUIDE, README, ROOT, blocks
@@ -66,7 +67,15 @@ class Pipeline:
         from tests.use.test_pipelines import run
 
         steps = more.pop("num_inference_steps", STEPS)
+        if "generator" in more:
+            more["seed"] = more.pop("generator").initial_seed()
         return types.SimpleNamespace(images=[run(self._pipeline, self._arguments, steps=steps, **more)])
+
+
+def quickly(subject: Any, run: Callable[[int], Any], **aim: float) -> Any:
+    """`tune` with few runs: of the aim only that there is one."""
+    assert len(aim) == 1
+    return tune(subject, run, deep=3, samples=2, trials=1, checks=1, width=1, progress=False)
 
 
 @pytest.fixture
@@ -81,6 +90,7 @@ def scope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         compile_in_place(module, options={**(options or {}), "lowering": "eager", "strict": True}, **more)
 
     monkeypatch.setattr(nn.Module, "compile", eagerly)
+    monkeypatch.setattr(dicache_compile, "tune", quickly)
 
     def advance(latents: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
         return latents - velocity / STEPS

@@ -32,7 +32,7 @@ LAYERS = (
     ("__main__",),
 )
 OF_THE_COMMAND = {"typer", "rich", "numpy", "skimage"}  # of the extra `cli`, and what that brings
-OF_CALIBRATION = {"tqdm", "numpy"}  # used where they are there
+OF_CALIBRATION = {"tqdm", "numpy", "safetensors"}  # used where they are there
 MODULES = sorted(ROOT.rglob("*.py"))
 GRAPH_AND_PASSES = [path for path in MODULES if path.parent.name in ("graph", "passes")]
 

@@ -68,6 +68,17 @@ def test_the_page_of_fields_is_what_the_docstrings_say() -> None:
     assert all(f"| `{field.name}`" in fields.page() for field in dataclasses.fields(DiCacheConfig))
 
 
+def test_the_page_of_methods_is_what_its_parts_say_and_names_tests_that_there_are() -> None:
+    methods = pytest.importorskip("bench.methods", reason="it writes the page")
+    assert methods.PAGE.read_text() == methods.page()
+    for system in methods.SYSTEMS:
+        file, _, name = system.test.partition(": ")
+        assert not file or any(f"def {name}(" in path.read_text() for path in (ROOT / "tests").rglob(file)), system
+        assert bool(system.how) == (system.covered != "no")
+    presets = {system.how for system in methods.SYSTEMS}
+    assert set(METHODS) - presets <= {"hunyuan", "wan"}
+
+
 def test_the_configuration_page_names_the_fields_that_can_be_changed_at_run_time() -> None:
     (table,) = [table for table in tables(CONFIGURATION.read_text()) if table[0][0] == "can be changed so"]
     assert table[1][0].replace("`", "").split(", ") == list(RUN_TIME)

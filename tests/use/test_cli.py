@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from dicache_compile import DiCacheConfig, Schedule, SiteRule
 from dicache_compile import explain as explained
+from dicache_compile.calibration.tuned import Tuned
 from dicache_compile.cli import env as environment
 from dicache_compile.cli.app import app
 from dicache_compile.cli.diffusers_model import of_folder
@@ -318,3 +319,33 @@ def test_the_command_runs_in_a_folder_of_the_users(tmp_path: Path) -> None:
     done = python("-m", "dicache_compile", "explain", "mine:make", "--json", cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert not json.loads(done.stdout)["cached"]
+
+
+def test_models_lists_presets_and_what_numbers_are_published_for() -> None:
+    told = json.loads(dicache("models", "--json").stdout)
+    assert told["published"]["FluxTransformer2DModel"] == "flux"
+    assert told["presets"]["taylorseer"]["call"] == "preset('taylorseer', interval=6, order=1, first=3, where='trunk')"
+    assert "wan2.1-t2v-14b" in told["numbers"]["magcache"]
+    assert "teacache" in dicache("models").stdout
+
+
+def test_tune_writes_what_it_finds(tmp_path: Path) -> None:
+    file, drawing = tmp_path / "tuned.json", tmp_path / "trade.svg"
+    numbers = ["--samples", "2", "--trials", "1", "--checks", "1", "--width", "1", "--steps", "6"]
+    paths = ["-o", str(file), "--plot", str(drawing)]
+    found = dicache("tune", f"{HERE}:sampling", "--deep", "3", *numbers, *paths)
+    assert "3 of 6 steps run deep: 0, " in found.stdout
+    assert Tuned.load(file).deep == 3
+    assert drawing.read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected one aim, speedup, psnr or deep, got none"),
+        (["--deep", "3", "--psnr", "40"], "got psnr and deep"),
+        (["--deep", "3", "-o", "nowhere/tuned.json"], "there is no folder nowhere: make it first"),
+    ],
+)
+def test_tune_needs_one_aim_and_a_place(arguments: list[str], message: str) -> None:
+    assert message in dicache("tune", f"{HERE}:sampling", "--samples", "1", *arguments, code=2).stderr

@@ -16,6 +16,7 @@ from dicache_compile import DiCacheConfig, Schedule, disable_cache, enable_cache
 from dicache_compile.calibration.quality import psnr, values
 from dicache_compile.calibration.rehearsal import Rehearsal, rehearse
 from dicache_compile.calibration.search import refit, search
+from dicache_compile.calibration.tuned import Tuned
 from dicache_compile.choosing import config_of
 from dicache_compile.estimators import LearnedTable, Newton, Reuse
 from tests import models
@@ -125,6 +126,13 @@ def test_tuning_gives_a_config_and_what_it_does_on_seeds_of_its_own(model: model
     measured = tuple(psnr(run(5 + at).double(), one.double()) for at, one in enumerate(plain))
     assert measured == pytest.approx(tuned.psnrs)
     disable_cache(model)
+    file = tuned.save(tmp_path / "tuned.json")
+    assert Tuned.load(file, model) == tuned
+    with pytest.raises(ValueError, match=r"was tuned for SingleStream of \d+ parameters .* tune this one"):
+        Tuned.load(file, models.make(models.SingleStream, depth=5))
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"expected what Tuned\.save wrote, of version 1: tune again"):
+        Tuned.load(tmp_path / "other.json")
     again = tune(model, run, deep=3, samples=3, trials=2, checks=3, width=3, progress=False)
     assert (again.config, again.psnrs) == (tuned.config, tuned.psnrs)
     drawn = ElementTree.parse(tuned.plot(tmp_path / "trade.svg")).getroot()

@@ -1,0 +1,146 @@
+"""Writes docs/methods.md: what decides, what stands in, and for each published cache how far it can be had.
+
+python -m bench.methods
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dicache_compile.presets import METHODS
+
+PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
+HEAD = Path(__file__).with_name("methods_head.md")  # what no preset says of itself
+
+_PUBLISHED, _PRESETS, _PLANNING = "test_published_rules.py", "test_presets.py", "test_planning.py"
+_RUNS = f"{_PRESETS}: test_a_preset_runs_deep_on_some_steps_and_reuses_others"
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """One published cache."""
+
+    name: str
+    covered: Literal["yes", "partly", "no"]
+    how: str  # a preset's name; or words
+    reason: str  # of what is not; of a preset what it says itself stands before it
+    test: str  # "file: function"
+
+
+SYSTEMS = (
+    System("DiCache", "yes", "flux", "", "test_official_trace.py: test_every_recorded_step_is_reproduced"),
+    System("FirstBlockCache", "yes", "fbcache", "", f"{_PUBLISHED}: test_first_block_cache"),
+    System("DBCache", "yes", "dbcache", "", f"{_PUBLISHED}: test_dbcache"),
+    System("TeaCache", "yes", "teacache", "", f"{_PUBLISHED}: test_teacache"),
+    System("EasyCache", "yes", "easycache", "", f"{_PUBLISHED}: test_easycache"),
+    System("SeaCache", "yes", "seacache", "", f"{_PUBLISHED}: test_seacache"),
+    System("WorldCache", "partly", "worldcache", "its weights for salient tokens", f"{_PUBLISHED}: test_worldcache"),
+    System("AdaCache", "partly", "adacache", "", f"{_PUBLISHED}: test_adacache"),
+    System("BWCache", "partly", "bwcache", "", "test_gates.py: test_a_gate_decides_as_its_rule_says"),
+    System("H2-Cache", "partly", "h2cache", "", _RUNS),
+    System("FORA", "yes", "fora", "", _RUNS),
+    System("TaylorSeer", "yes", "taylorseer", "", f"{_PUBLISHED}: test_taylorseer"),
+    System("HiCache", "yes", "hicache", "", f"{_PUBLISHED}: test_hicache"),
+    System("FoCa", "yes", "foca", "", "test_estimators.py: test_foca_is_the_rolling_recursion_of_its_equations"),
+    System("HyCa", "yes", "hyca", "", "test_calibrate.py: test_channels_that_move_alike_have_one_solver"),
+    System(
+        "AB-Cache",
+        "yes",
+        "abcache",
+        "",
+        "test_estimators.py: test_adams_bashforth_is_exact_one_gap_ahead_of_equal_gaps",
+    ),
+    System("FreqCa", "yes", "freqca", "", f"{_PUBLISHED}: test_freqca"),
+    System("Spectrum", "yes", "spectrum", "", f"{_PUBLISHED}: test_spectrum"),
+    System("MeanCache", "yes", "meancache", "", f"{_PUBLISHED}: test_meancache"),
+    System(
+        "L2P",
+        "yes",
+        "`tune`",
+        "no code and no table are published: the weights are fitted as our trials say",
+        "test_tune.py: test_fitted_weights_are_nearer_than_a_polynomial_on_other_seeds",
+    ),
+    System("MagCache", "yes", "magcache", "", f"{_PLANNING}: test_magnitudes_give_magcaches_steps"),
+    System("SmoothCache", "yes", "smoothcache", "", f"{_PLANNING}: test_lags_give_smoothcaches_steps"),
+    System(
+        "DPCache, BAC, CEM, BudCache",
+        "yes",
+        "dpcache",
+        "BudCache's climbing, and BAC's rule that volatile MLPs run together",
+        f"{_PLANNING}: test_the_cheapest_schedule_is_that_of_all",
+    ),
+    System(
+        "ERTACache", "partly", "ertacache", "", "test_calibrate.py: test_each_step_is_scaled_and_shifted_to_its_truth"
+    ),
+    System("CacheQuant", "partly", "cachequant", "", "test_calibrate.py: test_a_planted_scale_and_shift_are_found"),
+    System("Learning-to-Cache, HarmoniCa", "yes", "learning-to-cache", "", f"{_PUBLISHED}: test_learning_to_cache"),
+    System("Pyramid Attention Broadcast", "yes", "pab", "", f"{_PUBLISHED}: test_pyramid_attention_broadcast"),
+    System(
+        "FasterCache",
+        "partly",
+        "fastercache",
+        "the unconditional call from the conditional one: a call reads no other call's result yet",
+        f"{_PUBLISHED}: test_fastercaches_attentions",
+    ),
+    System("ProfilingDiT", "yes", "profilingdit", "", _RUNS),
+    System("ToCa", "partly", "toca", "DuCa and ClusCa, which pick tokens otherwise", _RUNS),
+    System(
+        "SpeCa",
+        "partly",
+        '`error="estimate"`',
+        "a draft is tried on the first block before the others run, not on the last one after",
+        "",
+    ),
+    System("FlowCache", "no", "", "decisions for each chunk of rows: all rows decide together yet", ""),
+    System("MixCache", "no", "", "a choice among step, guidance and blocks in one run; no code is published", ""),
+    System("QuantCache", "no", "", "its cache's interval is AdaCache's idea; the rest is quantisation. No code", ""),
+    System(
+        "Temporal Feature Matters",
+        "no",
+        "",
+        "quantisation. What it says of the timestep holds: what depends on that alone runs outside of the blocks",
+        "",
+    ),
+    System("Skip-DiT", "no", "", "needs a model that was trained with skips", ""),
+    System("CHORDS", "no", "", "solves steps on several devices at once", ""),
+    System("AsymRnR", "no", "", "drops tokens in attention; a model that does so is cut as any other", ""),
+    System("PackCache", "no", "", "bounds the keys and values of autoregressive models", ""),
+    System("DreamCache", "no", "", "keeps features of a reference picture, by trained adapters", ""),
+    System("CDT", "no", "", "a tokenizer of videos", ""),
+    System("TFUP", "no", "", "a memory of samples for classification", ""),
+)
+_WORDS = {"yes": "covered", "partly": "partly", "no": "outside"}
+
+
+def page() -> str:
+    """The text of the page."""
+    systems = ["| system | | how | what is not as published | test |", "|---|---|---|---|---|", *map(_row, SYSTEMS)]
+    presets = ["| preset | source | what it does |", "|---|---|---|", *(_preset(name) for name in METHODS)]
+    return "\n".join((HEAD.read_text(encoding="utf-8").rstrip(), "", *systems, "", _OF_PRESETS, "", *presets, ""))
+
+
+_OF_PRESETS = """## All presets
+
+`DiCacheConfig.preset(name, ...)` and `enable_cache(pipe, preset=name, ...)` take these, with the parameters that are
+shown. `...` stands for one that has to be given. Any field of the config may be given, too, and counts before the
+method's own."""
+
+
+def _row(one: System) -> str:
+    differs = "; ".join(text for text in (METHODS[one.how].differs if one.how in METHODS else "", one.reason) if text)
+    how = f'`preset="{one.how}"`' if one.how in METHODS else one.how
+    test = f"`{one.test.partition(': ')[2]}`" if one.test else ""
+    return f"| {one.name} | {_WORDS[one.covered]} | {how} | {differs} | {test} |"
+
+
+def _preset(name: str) -> str:
+    one = METHODS[name]
+    text = " ".join(inspect.getdoc(one.fields).split()) if one.fields.__doc__ else ""
+    return f"| `{one.call}` | {one.source} | {text} |"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
