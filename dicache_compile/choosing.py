@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from .calibration.rehearsal import Rehearsal
 from .calibration.search import Way, refit
 from .config import DiCacheConfig
 from .enable import Enabled, enable_cache
+from .errors import CacheWarning
 from .estimators import LearnedTable
 from .schedules import Schedule
 
@@ -104,7 +106,8 @@ class Chooser:
         return self._known[way.deep]
 
     def _result(self, seed: int) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", CacheWarning)  # that few steps run deep is known here
             found = values(self._run(seed))
         self._bar.tick()
         return found

@@ -75,7 +75,7 @@ class Pipeline:
 def quickly(subject: Any, run: Callable[[int], Any], **aim: float) -> Any:
     """`tune` with few runs: of the aim only that there is one."""
     assert len(aim) == 1
-    return tune(subject, run, deep=3, samples=2, trials=1, checks=1, width=1, progress=False)
+    return tune(subject, run, deep=6, samples=2, trials=1, checks=1, width=1, progress=False)
 
 
 @pytest.fixture
