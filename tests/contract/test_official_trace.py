@@ -65,7 +65,8 @@ FIRST, *OTHERS = CASES
     ("engine", "names"),
     [
         ("calls", [FIRST, *OTHERS]),
-        *((engine, [FIRST]) for engine in ("cond", "conditional")),
+        ("conditional", [FIRST]),
+        pytest.param("cond", [FIRST], marks=pytest.mark.exhaustive),
         *(pytest.param(engine, OTHERS, marks=pytest.mark.exhaustive) for engine in ("cond", "conditional")),
     ],
 )

@@ -86,7 +86,7 @@ def test_outputs_are_the_callers_to_keep(engine: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
 
 
-@each_captured
+@pytest.mark.parametrize("engine", [pytest.param("graphs", marks=pytest.mark.exhaustive), "conditional"])
 def test_two_hundred_mixed_steps_equal_the_calls_engine_exactly(engine: str) -> None:
     model = models.make(models.TwoStream)
     expected = steps_of(compiled(model, apart=True, threshold=0.4, engine="calls"), model)

@@ -26,6 +26,7 @@ def kit(monkeypatch: pytest.MonkeyPatch) -> Kit:
     return Kit(Cpu())
 
 
+@pytest.mark.exhaustive
 def test_an_engine_is_compared_with_calls_on_the_same_pieces(kit: Kit) -> None:
     for engine in ("conditional", "graphs"):
         passed, detail = check_equality.both_branches(kit, engine)
@@ -34,6 +35,7 @@ def test_an_engine_is_compared_with_calls_on_the_same_pieces(kit: Kit) -> None:
     assert passed, detail
 
 
+@pytest.mark.exhaustive
 def test_an_engine_that_errs_is_found_out(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
     right = Recording.run
 

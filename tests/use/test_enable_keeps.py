@@ -48,6 +48,7 @@ def test_a_pipeline_is_saved_and_loaded_without_its_cache(tmp_path: Path) -> Non
     assert pipe.transformer._compiled_call_impl is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_a_pipeline_takes_loras_while_it_is_cached_and_swaps_them_hot() -> None:
     model = denoiser("flux", in_channels=16)

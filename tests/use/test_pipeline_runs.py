@@ -72,6 +72,7 @@ def test_two_experts_are_of_one_run() -> None:
     assert len(summary(second).generations) == 2
 
 
+@pytest.mark.exhaustive
 def test_another_batch_gives_the_same_result_for_the_same_seed() -> None:
     pipeline, arguments = compiled(flux, apart=True, **CONFIG)
     run(pipeline, arguments)

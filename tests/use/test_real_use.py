@@ -239,6 +239,7 @@ def test_a_controlnet_that_begins_or_ends_in_mid_generation_leaves_no_anchors(an
     assert runs == ([expected] if announced else [expected[:2], expected[2:]]) * 2
 
 
+@pytest.mark.exhaustive
 def test_the_residuals_of_another_model_family_too() -> None:
     model = build("sd3")
     call = compiled(model)

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.shares_traces
 # The form of the model
 
 
+@pytest.mark.exhaustive
 def test_attention_processors_may_be_replaced_before_and_after_compiling() -> None:
     from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 

@@ -44,6 +44,7 @@ def changes(model: Any) -> Iterator[None]:
         assert not torch.equal(model(**at("flux")(0))[0], before)
 
 
+@pytest.mark.exhaustive
 def test_adapters_are_switched_scaled_mixed_and_disabled() -> None:
     model = build("flux")
     model.add_adapter(lora(), "a")
@@ -141,6 +142,7 @@ def test_a_hot_swap_in_mid_generation_takes_effect_with_the_next_step() -> None:
         assert_follows(call, model, at("flux"))
 
 
+@pytest.mark.exhaustive
 def test_a_pipelines_own_functions_reach_a_transformer_that_is_compiled_in_place() -> None:
     from tests.use import test_pipelines
 

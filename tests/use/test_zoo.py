@@ -26,6 +26,7 @@ CACHED = [entry for entry in ENTRIES.values() if entry.refused is None]
 # Their trunks have the form of another entry's: as many lists, carried in the same places, refused for the same reason.
 # `make test-all` has them, too.
 SIBLINGS = {
+    "consisid", "flux_controlnet", "helios", "ltx2", "motif_video_decoder", "rfd4_proteina", "wan_vace",
     "ace_step", "allegro", "anyflow", "anyflow_far", "bria", "bria_fibo", "bria_fibo2", "chroma", "chrono_edit",
     "cogview3plus", "cogview4", "cosmos", "dream_lite", "easyanimate", "flux3", "hidream_image", "hunyuan_1_5",
     "hunyuan_image", "hunyuan_video_framepack", "joyimage_edit", "joyimage_edit_plus", "kandinsky5", "kandinsky6",
