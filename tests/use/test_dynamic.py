@@ -289,7 +289,8 @@ def cases(*names: str, exhaustive: Sequence[str] = ()) -> Any:
 @cases(
     "krea2",
     exhaustive=(
-        "wild_video_dit", "wild_uvit", "wan", "flux batch, prompt", "flux2", "chroma", "sd3", "dit", "qwenimage", "wild_pixart", "wild_functional",
+        "wild_video_dit", "wild_uvit", "wan", "flux batch, prompt", "flux2", "chroma", "sd3", "dit", "qwenimage",
+        "wild_pixart", "wild_functional",
     ),
 )  # fmt: skip
 def test_dynamic_true_serves_every_size_as_if_it_were_the_only_one(case: Case) -> None:
