@@ -66,6 +66,7 @@ class Emitter:
                     entered[scope] = self.graph.node_copy(scope, read)
             copied = self.graph.node_copy(node, read)
             if own is not None:
+                copied.meta.pop("example_value", None)  # which is of what the node read before
                 own[node] = copied
                 continue
             self._copies[node] = copied

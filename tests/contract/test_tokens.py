@@ -13,6 +13,7 @@ from torch.nn import functional
 from dicache_compile import DiCacheConfig, Schedule, dicache_backend, explain
 from dicache_compile.calls.session import sessions_of
 from dicache_compile.estimators import Reuse, Tokens
+from dicache_compile.graph import operators
 from dicache_compile.rules import Seen
 from tests import models
 from tests.contract.test_contract import STEPS, assert_near, compiled, generate
@@ -126,6 +127,25 @@ def test_a_dynamic_graph_picks_of_as_many_tokens_as_there_are() -> None:
         for a, b in zip(generate(call, model, tokens=tokens), theirs, strict=True):
             torch.testing.assert_close(a, b)  # a dynamic graph may take the same operations in another order
         assert {ran for one in parts for ran in one.ran} == {tokens, tokens // 2}
+
+
+def test_no_size_is_told_to_the_compiler_that_some_tokens_do_not_have() -> None:
+    model = models.make(models.SingleStream)
+    generate(compiled(model, estimator=HALF, **SCHEDULE), model, steps=1)
+    graph = sessions_of(model)[-1].last_cut.program.piece("RE").graph_module.graph
+    linears = [node for node in graph.nodes if operators.is_linear(node)]
+    assert sum("example_value" not in node.meta for node in linears) == 2 * model.depth
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_by_inductor_it_is_as_in_the_eager_lowering(dynamic: bool) -> None:
+    model = models.make(models.SingleStream, depth=2)
+    options = DiCacheConfig(estimator=HALF, strict=True, **SCHEDULE).options()
+    call = torch.compile(model, backend=dicache_backend, fullgraph=True, dynamic=dynamic, options=options)
+    theirs, _ = plain(models.make(models.SingleStream, depth=2), HALF)
+    for a, b in zip(generate(call, model), theirs, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_what_is_left_out_counts_no_more_than_the_tokens_that_are() -> None:
