@@ -24,6 +24,7 @@ REPLACES = {
     "gate": ("threshold", "error", "comparison"),
     "estimator": ("gamma_range", "order", "feedback"),
     "schedule": (
+        "quality",
         "threshold",
         "error",
         "comparison",

@@ -34,7 +34,7 @@ def tune(
     deep: int | None = None,
     samples: int = 6,
     trials: int = 6,
-    checks: int = 12,
+    checks: int = 24,
     width: int = 6,
     progress: bool = True,
 ) -> Tuned:
