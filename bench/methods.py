@@ -24,7 +24,7 @@ class System:
     """One published cache."""
 
     name: str
-    covered: Literal["yes", "partly", "no"]
+    covered: Literal["yes", "partly", "later", "no"]
     how: str  # a preset's name; or words
     reason: str  # of what is not; of a preset what it says itself stands before it
     test: str  # "file: function"
@@ -94,8 +94,8 @@ SYSTEMS = (
         "a draft is tried on the first block before the others run, not on the last one after",
         "",
     ),
-    System("FlowCache", "no", "", "decisions for each chunk of rows: all rows decide together yet", ""),
-    System("MixCache", "no", "", "a choice among step, guidance and blocks in one run; no code is published", ""),
+    System("FlowCache", "later", "", "decisions for each chunk of rows: all rows decide together yet", ""),
+    System("MixCache", "later", "", "a choice among step, guidance and blocks in one run; no code is published", ""),
     System("QuantCache", "no", "", "its cache's interval is AdaCache's idea; the rest is quantisation. No code", ""),
     System(
         "Temporal Feature Matters",
@@ -112,7 +112,7 @@ SYSTEMS = (
     System("CDT", "no", "", "a tokenizer of videos", ""),
     System("TFUP", "no", "", "a memory of samples for classification", ""),
 )
-_WORDS = {"yes": "covered", "partly": "partly", "no": "outside"}
+_WORDS = {"yes": "covered", "partly": "partly", "later": "not yet", "no": "outside"}
 
 
 def page() -> str:
