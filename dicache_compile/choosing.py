@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from .enable import Enabled, enable_cache
 from .errors import CacheWarning
 from .estimators import LearnedTable
 from .schedules import Schedule
+from .tracing import uncompiled
 
 FEWEST = 3  # deep steps that are searched for
 ROUNDS = 3  # of moves
@@ -89,7 +89,7 @@ class Chooser:
         """Of cached runs, dB, in the order of the seeds."""
         new = [seed for seed in seeds if seed not in self._plain]
         self._bar.phase("trying", len(new) + len(seeds))
-        with _uncompiled(self._model):
+        with uncompiled(self._model):
             self._plain |= {seed: self._result(seed) for seed in new}
         # Compiled once: other schedules and tables are told, and Dynamo compiles one model only a few times.
         if self._enabled is None:
@@ -111,15 +111,6 @@ class Chooser:
             found = values(self._run(seed))
         self._bar.tick()
         return found
-
-
-@contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None
-    try:
-        yield
-    finally:
-        model._compiled_call_impl = compiled
 
 
 def config_of(way: Way, num_steps: int) -> DiCacheConfig:

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import logging
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn, TypeAlias
 
@@ -55,17 +55,23 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ful
     def call(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
 
-    # A code object of its own, so that Dynamo's cache of the model's stays as it is.
-    fresh = types.FunctionType(
-        call.__code__.replace(co_name="explained"), globals(), "explained", None, call.__closure__
-    )
-    with torch.no_grad(), suppress(_Ended), _uncompiled(model):
-        torch.compile(fresh, backend=capture, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
+    with torch.no_grad(), suppress(_Ended), uncompiled(model):
+        torch.compile(own_code(call), backend=capture, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
     return found
 
 
+def own_code(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that does the same by a code object of its own.
+
+    Dynamo keeps what it compiled by code, so what it has of the function's and of the model's stays as it is.
+    """
+    assert isinstance(function, types.FunctionType)
+    code = function.__code__.replace(co_name=f"{function.__name__}_alone")
+    return types.FunctionType(code, function.__globals__, code.co_name, None, function.__closure__)
+
+
 @contextmanager
-def _uncompiled(model: nn.Module) -> Iterator[None]:
+def uncompiled(model: nn.Module) -> Iterator[None]:
     """Inside, a model that is compiled in place is called as it would be without.
 
     Else what comes after a graph break would be compiled by its own backend, and run, in place of being looked at.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from ..calls.streams import current_name
 from ..config import DiCacheConfig
 from ..cut import cut
 from ..errors import UnsupportedGraphError
+from ..tracing import own_code
 from .taps import Inputs, Taps, taps
 
 Handler = Callable[["Place", Taps, Inputs], Any]
@@ -32,7 +32,6 @@ class Standing:
     def __init__(self, config: DiCacheConfig) -> None:
         self.handler: Handler = lambda place, pieces, inputs: pieces.whole(*inputs)[0]
         self.refused: str | None = None  # why nothing was cut
-        self.graphs = 0
         self._config = config
         self.begin()
 
@@ -48,7 +47,6 @@ class Standing:
         except UnsupportedGraphError as error:
             self.refused = str(error)
             return gm.forward
-        self.graphs += 1
         return lambda *inputs: self.handler(self._place(pieces, inputs), pieces, inputs)
 
     def _place(self, pieces: Taps, inputs: Inputs) -> Place:
@@ -73,9 +71,7 @@ def standing(model: nn.Module, config: DiCacheConfig) -> Iterator[Standing]:
     def call(*args: Any, **kwargs: Any) -> Any:
         return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    # A code object of its own: Dynamo keeps what it compiled by code, and what it has of the model's stays as it is.
-    own = types.FunctionType(call.__code__.replace(co_name="tapped"), globals(), "tapped", None, call.__closure__)
-    model._compiled_call_impl = torch.compile(own, backend=stand.backend, dynamic=False)
+    model._compiled_call_impl = torch.compile(own_code(call), backend=stand.backend, dynamic=False)
     try:
         yield stand
     finally:
