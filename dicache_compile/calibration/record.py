@@ -8,16 +8,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..checks import whole
 from ..config import DiCacheConfig
 from ..estimators import Reuse
 from ..gates import PolynomialChange
 from ..schedules import Schedule
+from .kept import EvenRows
 from .progress import progress_bar
 from .recording import Recording, fingerprint
 from .standing import Place, standing
 from .taps import Inputs, Taps
 
 _RESULTS = 4096  # numbers that are kept of each result
+_ENDS = ("x", "h", "y")
+_Call = tuple[dict[str, int], Tensor]  # (by name which of the kept rows are its, numbers of its result)
+_Steps = list[list[_Call]]
 
 
 def record(
@@ -36,28 +41,27 @@ def record(
     "modulated" is what TeaCache needs, `sites="attention"` what SmoothCache does. Where all tokens need more than
     `most_bytes`, an even choice of them is kept. The model is left as it was.
 
-    Raises ValueError where the function does not call the model, its graph is not cut, or runs differ in their steps.
+    Raises ValueError for less than one sample or byte; where the function does not call the model, or its graph is not
+    cut; and where runs differ in their steps or sizes.
     """
-    found: list[list[list[dict[str, Tensor]]]] = []
-    times: list[float] = []
-    forms: set[str] = set()
-    config = _config(looks_at, sites)
+    whole("samples", samples, 1)
+    whole("most_bytes", most_bytes, 1)
+    config, rows, found, times, forms = _config(looks_at, sites), EvenRows(most_bytes), list[_Steps](), [], set[str]()
     with standing(model, config) as stand, progress_bar("recording", progress) as bar, torch.no_grad():
         bar.phase("recording", samples)
         for seed in range(samples):
-            steps: list[list[dict[str, Tensor]]] = []
+            steps: _Steps = []
 
-            def keep(place: Place, pieces: Taps, inputs: Inputs, steps: list[list[dict[str, Tensor]]] = steps) -> Any:
+            def keep(place: Place, pieces: Taps, inputs: Inputs, steps: _Steps = steps) -> Any:
                 outputs, *carried = pieces.whole(*inputs)
                 if place.step == len(steps):
                     steps.append([])
                 count = len(pieces.carried)
                 forms.update(value.form for value in pieces.carried)
-                share = most_bytes // (3 * samples * max(len(steps), 64) * (place.call + 1))
-                kept = {name: carried[at * count : (at + 1) * count] for at, name in enumerate(("x", "h", "y"))}
-                own = {name: _rows(values, share) for name, values in kept.items()}
-                steps[place.step].append(own | {"result": _even(outputs[0].float().reshape(-1, 1), _RESULTS)[:, 0]})
-                if pieces.timestep is not None and not place.call and len(found) == 0:
+                kept = {name: carried[at * count : (at + 1) * count] for at, name in enumerate(_ENDS)}
+                own = {name: rows.add(_rows(values)) for name, values in kept.items()}
+                steps[place.step].append((own, _some(outputs[0].float().reshape(-1))))
+                if pieces.timestep is not None and not place.call and not found:
                     times.append(float(inputs[pieces.timestep].max()))
                 return outputs
 
@@ -69,15 +73,16 @@ def record(
     if not found[0]:
         reason = f"its graph is not cut: {stand.refused}" if stand.refused else "the function did not call it"
         raise ValueError(f"nothing was recorded of the model: {reason}")
-    if len({tuple(map(len, steps)) for steps in found}) > 1:
+    if len({tuple(map(len, steps)) for steps in found}) > 1 or len(set(map(len, found[0]))) > 1:
         raise ValueError("the recorded generations differ in their steps or calls: let the function run like ones")
-    tensors = {
-        name: torch.stack([
-            torch.stack([torch.stack([one[name] for one in calls]) for calls in zip(*steps, strict=True)])
-            for steps in found
-        ])
-        for name in ("x", "h", "y", "result")
-    }  # fmt: skip
+
+    def together(of: Callable[[_Call], Tensor]) -> Tensor:
+        return torch.stack([
+            torch.stack([torch.stack(list(map(of, calls))) for calls in zip(*steps, strict=True)]) for steps in found
+        ])  # fmt: skip
+
+    tensors = {name: together(lambda call, name=name: rows.kept[call[0][name]]) for name in _ENDS}  # type: ignore[misc]
+    tensors["result"] = together(lambda call: call[1])
     about = {
         "model": fingerprint(model),
         "timesteps": times,
@@ -98,13 +103,13 @@ def _config(looks_at: str, sites: Any) -> DiCacheConfig:
     return DiCacheConfig(sites=sites, schedule=Schedule.every(2), estimator=Reuse(), probe_depth=0)
 
 
-def _rows(values: list[Tensor], most_bytes: int) -> Tensor:
-    """Rows of all values, [R, C] float32, an even choice of so many bytes."""
-    rows = torch.cat([value.float().reshape(-1, value.shape[-1]) for value in values])
-    return _even(rows, max(1, most_bytes // (4 * rows.shape[-1])))
+def _rows(values: list[Tensor]) -> Tensor:
+    """The rows of all values, one after another: [R, C]."""
+    return torch.cat([value.reshape(-1, value.shape[-1]) for value in values])
 
 
-def _even(rows: Tensor, most: int) -> Tensor:
-    if rows.shape[0] <= most:
-        return rows.cpu().clone()
-    return rows[torch.linspace(0, rows.shape[0] - 1, most, device=rows.device).long()].cpu()
+def _some(numbers: Tensor) -> Tensor:
+    """An even choice of a result's numbers."""
+    if len(numbers) <= _RESULTS:
+        return numbers.cpu().clone()
+    return numbers[torch.linspace(0, len(numbers) - 1, _RESULTS, device=numbers.device).long()].cpu()

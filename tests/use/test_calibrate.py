@@ -61,10 +61,21 @@ def test_what_is_recorded_is_what_the_trunk_carries(model: models.Model) -> None
 
 
 def test_a_recording_keeps_no_more_than_it_may(model: models.Model) -> None:
-    recording = record(model, sampler(model), samples=2, most_bytes=2**17, progress=False)
+    def guided(seed: int) -> None:  # two calls a step, and more steps than one would expect
+        with torch.no_grad():
+            for step in range(70):
+                latents, time, prompt = models.inputs(model, step, 70, seed)
+                model(latents, time, prompt)
+                model(latents, time, -prompt)
+
+    most = 2**19
+    recording = record(model, guided, samples=2, most_bytes=most, progress=False)
     kept = sum(tensor.numel() * 4 for name, tensor in recording.tensors.items() if name != "result")
-    assert kept <= 2**17
-    assert recording.tensors["y"].shape[3] == 5
+    assert recording.tensors["y"].shape == (2, 2, 70, 6, 16)  # of 12 rows every other one
+    assert kept <= most < 2 * kept
+    whole = record(model, guided, samples=2, progress=False)
+    for name in ("x", "h", "y"):
+        assert torch.equal(recording.tensors[name], whole.tensors[name][:, :, :, ::2])
 
 
 def test_parts_of_blocks_are_recorded_one_after_another(model: models.Model) -> None:
@@ -211,5 +222,7 @@ def test_what_cannot_be_fitted_is_refused(model: models.Model) -> None:
         calibrate(made(y=torch.ones((3, 2, 2))), "smoothcache")
     with pytest.raises(ValueError, match="nothing was recorded of the model: the function did not call it"):
         record(model, lambda seed: None, progress=False)
+    with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
+        record(model, sampler(model), samples=0)
     with pytest.raises(ValueError, match="looks_at: expected 'probe' or 'modulated', got 'deep'"):
         record(model, sampler(model), looks_at="deep", progress=False)  # type: ignore[arg-type]
