@@ -15,6 +15,7 @@ from .calibration.recording import fingerprint
 from .calibration.rehearsal import Rehearsal, rehearse
 from .calibration.search import search
 from .calibration.tuned import Point, Tuned
+from .checks import whole
 from .choosing import FEWEST, Chooser
 from .compiled import own_config
 from .config import DiCacheConfig
@@ -51,29 +52,33 @@ def tune(
 
     Returns what was found, with what to expect of it: `tuned.config` goes into `enable_cache`.
 
-    Raises TypeError as `enable_cache` does; ValueError for no aim or several, an aim that cannot be reached, a function
-    that does not call the model, and a sampler whose steps are no sums.
+    Raises TypeError as `enable_cache` does; ValueError for no aim or several, an aim that cannot be reached, less than
+    one run of a kind, a function that does not call the model, and a sampler whose steps are no sums.
     """
     models = denoisers(pipe_or_model)
     if len(models) > 1:
         raise ValueError(f"{', '.join(models)} are several denoisers: tune each alone, with the model itself")
     (model,) = models.values()
     _check_aim(speedup=speedup, psnr=psnr, deep=deep)
+    for name, number in (("samples", samples), ("trials", trials), ("checks", checks), ("width", width)):
+        whole(name, number, 1)
     if own_config(model) is not None:
         raise ValueError("this model has a cache already: call disable_cache first, and enable_cache with the result")
     with progress_bar("tuning", progress) as bar, torch.no_grad():
         bar.phase("recording", samples)
         rehearsal = rehearse(model, run, range(samples), _UNCUT, bar.tick)
         steps = rehearsal.num_steps
-        whole, reused = _seconds(rehearsal)
+        of_deep, of_reused = _seconds(rehearsal)
 
         def faster(count: int) -> float:
-            return steps * whole / (count * whole + (steps - count) * reused)
+            return steps * of_deep / (count * of_deep + (steps - count) * of_reused)
 
         most = _most(faster, steps, speedup, deep)
         bar.phase("searching", steps)
         found = search(rehearsal, most, width, bar.tick)
-        points = tuple(Point(n, faster(n), -ways[0].error) for n, ways in sorted(found.items()) if n >= FEWEST)
+        points = tuple(
+            Point(n, faster(n), -ways[0].error) for n, ways in sorted(found.items()) if n >= min(FEWEST, most)
+        )
         chooser = Chooser(model, run, rehearsal, range(samples, samples + trials), bar)
         with closing(chooser):
             chosen = chooser.fewest(found, psnr) if psnr is not None else chooser.best(found[most])
@@ -109,8 +114,8 @@ def _seconds(rehearsal: Rehearsal, times: int = 5) -> tuple[float, float]:
     inputs = take.steps[0][0].inputs
     x = pieces.above(*inputs)[: len(pieces.carried)]
     pairs = [(_timed(pieces.whole, inputs), _timed(pieces.below, (*inputs, *x))) for _ in range(times)]
-    whole, reused = zip(*pairs, strict=True)
-    return median(whole), median(reused)
+    of_deep, of_reused = zip(*pairs, strict=True)
+    return median(of_deep), median(of_reused)
 
 
 def _timed(piece: Callable[..., object], inputs: Sequence[Any]) -> float:

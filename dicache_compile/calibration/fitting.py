@@ -50,10 +50,9 @@ class Row:
 def deep_step(rehearsal: Rehearsal, step: int, state: State) -> tuple[State, Tensor]:
     """(the state after a step that runs deep, how far its latents are from the recorded ones)."""
     pieces, results, anchors = rehearsal.pieces, list[Tensor](), list[tuple[Anchor, ...]]()
-    count = len(pieces.carried)
     for call, held in enumerate(state.anchors):
-        outputs, *carried = pieces.whole(*rehearsal.inputs(state.take, step, call, state.latents))
-        x, y = carried[0].float(), carried[2 * count].float()
+        outputs, x, _, y = pieces.whole(*rehearsal.inputs(state.take, step, call, state.latents))
+        x, y = x.float(), y.float()
         results.append(outputs[0])
         anchors.append((Anchor(step, y - x, x), *held)[:RESIDUALS])
     return _after(rehearsal, step, state, results, tuple(anchors))
@@ -79,9 +78,7 @@ class _Problem:
     def __init__(self, rehearsal: Rehearsal, step: int, state: State) -> None:
         self.state, self._rehearsal, self._step = state, rehearsal, step
         self._inputs = [rehearsal.inputs(state.take, step, call, state.latents) for call in range(len(state.anchors))]
-        above = [rehearsal.pieces.above(*inputs) for inputs in self._inputs]
-        self._rest = [values[: len(rehearsal.pieces.carried)] for values in above]
-        self.x = [values[0].float() for values in above]
+        self.x = [rehearsal.pieces.above(*inputs)[0].float() for inputs in self._inputs]
         self.base = [x + _estimate(_line(step, held), held) for x, held in zip(self.x, state.anchors, strict=True)]
         self.terms = [_terms(x, held) for x, held in zip(self.x, state.anchors, strict=True)]
 
@@ -117,9 +114,8 @@ class _Problem:
         return self._rehearsal.off(self.state.take, self._step, self.state.latents, results)
 
     def _below(self, call: int, y: Tensor) -> Tensor:
-        like = self._rest[call]
-        values = [y.to(like[0].dtype), *like[1:]]
-        found: Tensor = self._rehearsal.pieces.below(*self._inputs[call], *values)[0]
+        pieces = self._rehearsal.pieces
+        found: Tensor = pieces.below(*self._inputs[call], y.to(pieces.y_dtype))[0]
         return found
 
 

@@ -17,7 +17,7 @@ from ..config import DiCacheConfig
 from .standing import Place, standing
 from .taps import Inputs, Taps
 
-ALIKE = 1e-3  # of the latents' change: what a sampler's step may be off from a sum
+ALIKE = 1e-3  # of the latents' change: what a sampler's step may be off from a sum, besides the latents' own rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,16 @@ class Rehearsal:
         return len(self.takes[0].steps)
 
     def latents(self, take: Take, step: int) -> Tensor:
-        """What a step was given to denoise."""
+        """What a step was given to denoise: float32."""
         assert self.pieces.latents is not None
         found: Tensor = take.steps[step][0].inputs[self.pieces.latents]
-        return found
+        return found.float()
 
     def moved(self, step: int, latents: Tensor, results: Sequence[Tensor]) -> Tensor:
         """A step's share in the next latents: the sum with its factors; a last step without any has those before it."""
         keep, *of = self.factors[min(step, len(self.factors) - 1)]
         return keep * latents + sum(
-            (factor * as_latents(result, latents) for factor, result in zip(of, results, strict=True)),
+            (factor * as_latents(result.float(), latents) for factor, result in zip(of, results, strict=True)),
             torch.zeros_like(latents),
         )
 
@@ -71,9 +71,9 @@ class Rehearsal:
 
     def inputs(self, take: Take, step: int, call: int, latents: Tensor) -> list[Any]:
         """What a call is given with other latents."""
-        found = list(take.steps[step][call].inputs)
-        assert self.pieces.latents is not None
-        found[self.pieces.latents] = latents
+        found, place = list(take.steps[step][call].inputs), self.pieces.latents
+        assert place is not None
+        found[place] = latents.to(found[place].dtype)
         return found
 
 
@@ -165,9 +165,11 @@ def _returns_latents(rehearsal: Rehearsal) -> bool:
 def _factors(rehearsal: Rehearsal) -> tuple[tuple[float, ...], ...]:
     """By least squares over all recorded generations."""
     found = []
-    last = rehearsal.num_steps - 1
+    place, last = rehearsal.pieces.latents, rehearsal.num_steps - 1
+    assert place is not None
+    eps = torch.finfo(rehearsal.takes[0].steps[0][0].inputs[place].dtype).eps
     for step in range(last + _returns_latents(rehearsal)):
-        rows, targets = [], []
+        rows, targets, sizes = [], [], []
         for take in rehearsal.takes:
             latents = rehearsal.latents(take, step).double()
             after = (take.result if step == last else rehearsal.latents(take, step + 1)).double()
@@ -175,10 +177,12 @@ def _factors(rehearsal: Rehearsal) -> tuple[tuple[float, ...], ...]:
             moved = results[0] != 0  # not what stands for conditions
             rows.append(torch.stack([part[moved] for part in (latents, *results)], dim=1))
             targets.append((after - latents)[moved])
+            sizes.append(after[moved])
         matrix, target = torch.cat(rows), torch.cat(targets)
         solution = torch.linalg.lstsq(matrix, target[:, None]).solution
         left = (matrix @ solution - target[:, None]).norm() / target.norm()
-        if not left <= ALIKE:
+        rounding = eps * torch.cat(sizes).norm() / target.norm()
+        if not left <= ALIKE + rounding:
             raise ValueError(
                 f"step {step} of the sampler is no sum of its latents and the model's results (off by {left:.1%}), as "
                 "of a sampler that adds noise or looks further back: tune with one that does neither, such as Euler"

@@ -38,9 +38,7 @@ def search(
 
     `width`: how many are kept on the way of each number. `tick` is called once a step.
     """
-    calls = len(rehearsal.takes[0].steps[0])
-    first = tuple(State(take, rehearsal.latents(take, 0), ((),) * calls) for take in rehearsal.takes)
-    kept: dict[int, tuple[Way, ...]] = {0: (Way((), (), first, -torch.inf),)}
+    kept: dict[int, tuple[Way, ...]] = {0: (_start(rehearsal),)}
     with torch.no_grad():
         for step in range(rehearsal.num_steps):
             found: dict[int, list[Way]] = {}
@@ -56,21 +54,21 @@ def search(
     return kept
 
 
-def refit(
-    rehearsal: Rehearsal,
-    deep: Sequence[int],
-    rows: Sequence[Row | None] = (),
-    tick: Callable[[], object] = lambda: None,
-) -> Way:
+def refit(rehearsal: Rehearsal, deep: Sequence[int], rows: Sequence[Row | None] = ()) -> Way:
     """One schedule gone through, with weights that are fitted; or with `rows`, to see what these give."""
-    calls = len(rehearsal.takes[0].steps[0])
-    way = Way((), (), tuple(State(t, rehearsal.latents(t, 0), ((),) * calls) for t in rehearsal.takes), -torch.inf)
+    way = _start(rehearsal)
     with torch.no_grad():
         for step in range(rehearsal.num_steps):
             row = rows[step] if rows else None
             way = run_deep(rehearsal, step, way) if step in deep else reuse(rehearsal, step, way, row)
-            tick()
     return way
+
+
+def _start(rehearsal: Rehearsal) -> Way:
+    """Before the first step."""
+    calls = len(rehearsal.takes[0].steps[0])
+    states = tuple(State(take, rehearsal.latents(take, 0), ((),) * calls) for take in rehearsal.takes)
+    return Way((), (), states, -torch.inf)
 
 
 def run_deep(rehearsal: Rehearsal, step: int, way: Way) -> Way:

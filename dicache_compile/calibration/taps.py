@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from ..cut import Cut
+from ..graph import values
 from ..graph.copying import graph_module
 from ..plan import Carried
 
@@ -26,6 +28,13 @@ class Taps:
     latents: int | None  # the place of the denoised input
     timestep: int | None  # and of the timestep
     weights: frozenset[int]  # and of the model's own tensors
+
+    @property
+    def y_dtype(self) -> torch.dtype:
+        """Of the first carried value where it leaves the site."""
+        recorded = values.tensor(self.carried[0].y)
+        assert recorded is not None
+        return recorded.dtype
 
     @property
     def carried(self) -> tuple[Carried, ...]:

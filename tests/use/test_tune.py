@@ -33,11 +33,12 @@ def model() -> models.Model:
 
 def sampler(model: models.Model, guidance: float | None = None, noisy: bool = False) -> Callable[[int], Tensor]:
     """An Euler sampler over uneven steps, perhaps with guidance by a second call."""
+    dtype = next(model.parameters()).dtype
 
     def run(seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
-        latents = torch.randn((1, 6, 4), generator=generator)
-        prompts = torch.randn((2, 1, 3, 4), generator=generator)
+        latents = torch.randn((1, 6, 4), generator=generator).to(dtype)
+        prompts = torch.randn((2, 1, 3, 4), generator=generator).to(dtype)
         times = [1 - (step / STEPS) ** 1.5 for step in range(STEPS + 1)]
         with torch.no_grad():
             for now, after in itertools.pairwise(times):
@@ -48,7 +49,7 @@ def sampler(model: models.Model, guidance: float | None = None, noisy: bool = Fa
                     velocity = other + guidance * (velocity - other)
                 latents = latents + (after - now) * velocity
                 if noisy:
-                    latents = latents + 0.1 * torch.randn(latents.shape, generator=generator)
+                    latents = latents + 0.1 * torch.randn(latents.shape, generator=generator).to(dtype)
         return latents
 
     return run
@@ -83,6 +84,22 @@ def test_what_is_rehearsed_is_what_a_cached_run_gives(model: models.Model, guida
     records = summary(model).generations[-1].streams.values()
     assert all([step.deep for step in one] == [step in deep for step in range(STEPS)] for one in records)
     disable_cache(model)
+
+
+def test_a_model_of_half_precision_is_rehearsed_to_its_rounding() -> None:
+    torch._dynamo.reset()
+    model = models.make(models.SingleStream, torch.bfloat16)
+    run, deep = sampler(model), (0, 2, 5)
+    way = refit(rehearsed(model, run), deep)
+    plain = {seed: run(seed) for seed in range(3)}
+    enable_cache(model, config_of(way, STEPS), compile=False)
+    for seed, state in zip(range(3), way.states, strict=True):
+        # Each of the steps rounds the latents, whose size is about 1, once in each of both runs.
+        bound = 2 * STEPS * torch.finfo(torch.bfloat16).eps * plain[seed].float().abs().max().item()
+        assert (run(seed).float() - plain[seed].float() - state.latents).abs().max().item() <= bound
+    disable_cache(model)
+    with pytest.raises(ValueError, match="is no sum"):
+        rehearsed(model, sampler(model, noisy=True))
 
 
 def test_fitted_weights_are_nearer_than_a_polynomial_on_other_seeds(model: models.Model) -> None:
@@ -156,6 +173,7 @@ def test_an_aim_may_be_a_speed_or_a_quality(model: models.Model) -> None:
         ({}, "expected one aim, speedup, psnr or deep, got none"),
         ({"deep": 3, "psnr": 40.0}, "expected one aim, speedup, psnr or deep, got psnr and deep"),
         ({"deep": 8}, "deep: expected 1 to 7 of 8 steps, got 8"),
+        ({"deep": 3, "trials": 0}, "trials: expected at least 1, got 0"),
         ({"speedup": 100.0}, "speedup=100.0: expected above 1 and up to"),
         pytest.param(
             {"psnr": 99.9},
@@ -166,7 +184,7 @@ def test_an_aim_may_be_a_speed_or_a_quality(model: models.Model) -> None:
 )
 def test_an_aim_that_makes_no_sense_is_refused(model: models.Model, aims: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        tune(model, sampler(model), samples=2, trials=1, checks=1, width=1, progress=False, **aims)
+        tune(model, sampler(model), **{"samples": 2, "trials": 1, "checks": 1, "width": 1, **aims}, progress=False)
 
 
 def test_what_cannot_be_rehearsed_is_refused_with_the_reason(model: models.Model) -> None:
