@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..rules import Seen
-from .timed import Timed, Times
+from .timed import Series, Times
 from .weights import Number, Weights, series
 
 
 @dataclass(frozen=True, slots=True)
-class Hermite(Timed):
+class Hermite(Series):
     """y = x + R1 + sum_i D_i / i! scale^i H_i(scale e) up to `order`; H_i are the physicists' Hermite polynomials.
 
     D_i and e as for `Taylor`. `scale` is the paper's sigma, between 0 and 1: it damps the higher orders. With order 1
@@ -29,17 +28,9 @@ class Hermite(Timed):
     times: Times = "steps"
 
     def __post_init__(self) -> None:
-        self.check_times()
+        self.check_series()
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale: expected a number above 0 and up to 1, got {self.scale!r}")
-        if self.first < 1:
-            raise ValueError(f"first: expected a number of steps from 1 on, got {self.first!r}")
-
-    def reach(self) -> int:
-        return self.order + 1
-
-    def available(self, seen: Seen) -> Tensor:
-        return (seen.anchors - max(self.first - 2, 0)).clamp(min=1)
 
     def at(self, elapsed: Tensor, gaps: list[Tensor]) -> Weights:
         polynomials = hermite(self.scale * elapsed, len(gaps))

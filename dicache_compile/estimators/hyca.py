@@ -36,7 +36,7 @@ class HyCa(Timed):
     our reading. All but "bdf2" are exact on residuals that change linearly.
 
     `solvers` are names of these, and `of_channel` says which of them, by its place, each channel of the last dimension
-    has: `calibrate` finds it. Another `of_channel` compiles nothing.
+    has: `calibrate` finds it.
 
     Raises ValueError for an unknown solver, or a channel without one.
     """

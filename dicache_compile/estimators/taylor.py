@@ -6,21 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..rules import Seen
-from .timed import Timed, Times
+from .timed import Series, Times
 from .weights import Weights, taylor
 
 
 @dataclass(frozen=True, slots=True)
-class Taylor(Timed):
+class Taylor(Series):
     """y = x + sum_i D_i e^i / i! up to `order`, e the time since the newest anchor.
 
     D_0 is R1. D_(i+1) is the change of D_i since the anchor before, over the time between both (equation 3, and
     `derivative_approximation` of the published code). The series is as published and so not the polynomial through the
     anchors: it is exact on residuals that change linearly, and not on quadratic ones, for any order. `Newton` is.
 
-    `first`: how many first steps the schedule runs deep. The published code takes no differences before the last of
-    them, so that a term of order i exists i anchors after the last but one of these.
+    `first`: how many first steps the schedule runs deep; before the last of them there are no differences.
 
     Raises ValueError for an order outside of 0 to 3, or `first` below 1.
     """
@@ -30,15 +28,7 @@ class Taylor(Timed):
     times: Times = "steps"
 
     def __post_init__(self) -> None:
-        self.check_times()
-        if self.first < 1:
-            raise ValueError(f"first: expected a number of steps from 1 on, got {self.first!r}")
-
-    def reach(self) -> int:
-        return self.order + 1
-
-    def available(self, seen: Seen) -> Tensor:
-        return (seen.anchors - max(self.first - 2, 0)).clamp(min=1)
+        self.check_series()
 
     def at(self, elapsed: Tensor, gaps: list[Tensor]) -> Weights:
         return taylor(elapsed, gaps)

@@ -82,3 +82,26 @@ class Timed(Linear):
         before = seen.steps.clamp(0, last).to(torch.int64)
         table = seen.state["times"]
         return table.index_select(0, now).reshape(()), table.index_select(0, before)
+
+
+class Series(Timed):
+    """A series in TaylorSeer's differences, up to `order`; `first` is how many first steps the schedule runs deep.
+
+    The published code takes no differences before the last of these, so that a term of order i exists i anchors after
+    the last but one of them. `order` and `first` are fields of a subclass.
+    """
+
+    order: int
+    first: int
+
+    def check_series(self) -> None:
+        """Raises what `check_times` does, and ValueError for `first` below 1."""
+        self.check_times()
+        if self.first < 1:
+            raise ValueError(f"first: expected a number of steps from 1 on, got {self.first!r}")
+
+    def reach(self) -> int:
+        return self.order + 1
+
+    def available(self, seen: Seen) -> Tensor:
+        return (seen.anchors - max(self.first - 2, 0)).clamp(min=1)

@@ -8,7 +8,7 @@ than there are gaps. F_1 is what the newest anchor holds, F_2 the one before.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -90,9 +90,9 @@ def _over(difference: Number, gap: Tensor) -> Number:
     return 0.0 if isinstance(difference, float) and difference == 0 else difference / gap
 
 
-def _sum(terms: object) -> Number:
+def _sum(terms: Iterable[Number]) -> Number:
     total: Number = 0.0
-    for term in terms:  # type: ignore[attr-defined]
+    for term in terms:
         if not (isinstance(term, float) and term == 0):
             total = term + total if not (isinstance(total, float) and total == 0) else term
     return total

@@ -27,7 +27,7 @@ class OutputRate(Accumulated, LearningGate):
 
     def slots(self) -> tuple[SlotSpec, ...]:
         tensors = (SlotSpec(name, measured=True) for name in ("x_prev", "x_deep", "y_deep"))
-        return (*tensors, *(SlotSpec(name, "number", shared=True) for name in ("accumulated", "rate", "learned")))
+        return (*tensors, *(SlotSpec(name, "number", shared=True) for name in ("accumulated", "rate")))
 
     def measure(self, seen: Seen) -> Tensor:
         return mean_abs_difference(seen.x, seen.state["x_prev"])
@@ -37,14 +37,13 @@ class OutputRate(Accumulated, LearningGate):
 
     def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
         accumulated = seen.state["accumulated"] + seen.state["rate"] * seen.error
-        return self.within(seen, accumulated) & (seen.state["learned"] > 1), accumulated
+        return self.within(seen, accumulated) & (seen.anchors > 1), accumulated
 
     def learn(self, seen: Seen) -> dict[str, Tensor]:
-        state, learned = seen.state, seen.state["learned"]
+        state = seen.state
         rate = mean_abs_difference(seen.y, state["y_deep"]) / mean_abs_difference(seen.x, state["x_deep"])
         return {
             "x_deep": seen.x,
             "y_deep": seen.y,
-            "rate": torch.where(learned > 0, rate / seen.y.float().abs().mean(), torch.zeros_like(rate)),
-            "learned": learned + 1,
+            "rate": torch.where(seen.anchors > 0, rate / seen.y.float().abs().mean(), torch.zeros_like(rate)),
         }

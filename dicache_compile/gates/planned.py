@@ -37,8 +37,7 @@ class Planned(LearningGate):
             raise ValueError(f"plan: expected whole numbers of reused steps from 0 on, got {self.plan!r}")
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        numbers = (SlotSpec(name, "number", shared=True) for name in ("planned", "learned"))
-        return (SlotSpec("y_deep", measured=True), *numbers)
+        return SlotSpec("y_deep", measured=True), SlotSpec("planned", "number", shared=True)
 
     def measure(self, seen: Seen) -> Tensor:
         """How many steps were reused since the last deep one."""
@@ -54,9 +53,4 @@ class Planned(LearningGate):
         planned = torch.zeros_like(change)
         for bound, steps in reversed(self.plan):
             planned = torch.where(change <= bound, float(steps), planned)
-        learned = seen.state["learned"]
-        return {
-            "y_deep": seen.y,
-            "planned": torch.where(learned > 0, planned, torch.zeros_like(planned)),
-            "learned": learned + 1,
-        }
+        return {"y_deep": seen.y, "planned": torch.where(seen.anchors > 0, planned, torch.zeros_like(planned))}

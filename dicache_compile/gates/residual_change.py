@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ..kernels import pooled, relative_l1
 from ..rules import Gate, Seen, SlotSpec
-from .threshold import Threshold, kept_from_deep
+from .threshold import Threshold
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,8 @@ class ResidualChange(Threshold, Gate):
         return relative_l1(pooled(residual, self.pool), pooled(seen.state["p_deep"].float(), self.pool))
 
     def follow(self, seen: Seen) -> dict[str, Tensor]:
-        return {"p_deep": kept_from_deep(seen, seen.state["p_deep"], seen.h.float() - seen.x.float())}
+        kept = seen.state["p_deep"]
+        return {"p_deep": torch.where(seen.reused, kept, (seen.h.float() - seen.x.float()).type_as(kept))}
 
     def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
         within = self.within(seen, seen.error)

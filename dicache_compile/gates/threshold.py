@@ -36,8 +36,3 @@ class Accumulated(Threshold):
 
     def settle(self, seen: Seen) -> dict[str, Tensor]:
         return {"accumulated": torch.where(seen.reused, seen.error, torch.zeros_like(seen.error))}
-
-
-def kept_from_deep(seen: Seen, kept: Tensor, new: Tensor) -> Tensor:
-    """What a slot becomes that holds a value of the last deep step."""
-    return torch.where(seen.reused, kept, new.type_as(kept))

@@ -68,7 +68,7 @@ def regions_of(
     deep_blocks = [node for block in trunk.blocks[probe_depth:] for node in block.nodes]
     # A block also computes things of its own that no stream enters (the modulation from the timestep, the keys of the
     # prompt). What carries a stream is downstream of the first block's streams; the rest is free to run elsewhere.
-    entries = entries_of(flow, trunk)
+    entries = _entries(flow, trunk)
     entered = _entered(flow, trunk, entries)
     deep = flow.upstream(deep_blocks) & entered
     probe = flow.upstream(probe_blocks if looked_at is None else [looked_at]) & entered
@@ -100,7 +100,7 @@ def is_anywhere(node: fx.Node) -> bool:
     return node.op in ("placeholder", "get_attr", "output") or effects.is_mode(node)
 
 
-def entries_of(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
+def _entries(flow: Dataflow, trunk: Trunk) -> set[fx.Node]:
     """Where the streams that link the first block to the second enter the first."""
     first, second = trunk.blocks[0], trunk.blocks[1]
     into_second = flow.upstream(second.nodes)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from ..estimators import ProjectedDCTA, Reuse, Taylor
 from ..gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange, SpectralChange
-from ..published import published
+from ..published import numbers_of
 from .method import Fields, method
 
 _OPEN: Fields = {"warmup_steps": 1, "max_consecutive_skips": None, "joint": False}
@@ -43,7 +41,7 @@ def teacache(model: str = "flux-dev", threshold: float | None = None) -> Fields:
 
     `model` is one of `published("teacache")`, whose coefficients are taken; without a `threshold` also its least.
     """
-    numbers = _of_model("teacache", model)
+    numbers = numbers_of("teacache", model)
     if numbers["reads"] != "the first block's modulated input":
         raise ValueError(
             f"model={model!r}: its polynomial is of {numbers['reads']}, which says nothing of a picture. Make a "
@@ -122,7 +120,7 @@ def adacache(model: str = "open-sora-30-fast") -> Fields:
 
     `model` is one of `published("adacache")`, whose codebook is taken.
     """
-    codebook = _of_model("adacache", model)["codebook"]
+    codebook = numbers_of("adacache", model)["codebook"]
     (*pairs, (_, beyond)) = codebook
     plan = (*((bound, steps - 1) for bound, steps in pairs), (float("inf"), beyond - 1))
     return {**_OPEN, "final_steps": 2, "probe_depth": 0, "gate": Planned(plan), "estimator": Reuse()}
@@ -137,11 +135,3 @@ def bwcache(threshold: float = 0.15, reused: int = 5) -> Fields:
     """While the result changes by less than the threshold from deep step to deep step, `reused` ones follow."""
     gate = Planned(((threshold, reused),), per_step=False)
     return {**_OPEN, "probe_depth": 0, "gate": gate, "estimator": Reuse()}
-
-
-def _of_model(name: Literal["teacache", "adacache", "magcache"], model: str) -> Fields:
-    models = published(name)["models"]
-    if model not in models:
-        raise ValueError(f"model={model!r}: expected one of {', '.join(models)}")
-    found: Fields = models[model]
-    return found

@@ -7,7 +7,7 @@ from math import ceil, floor
 
 from ..estimators import ChannelAffine, Extrapolated, MeanVelocity, Reuse, StepAffine
 from ..planning import by_lag, by_magnitude
-from ..published import published
+from ..published import numbers_of
 from ..schedules import Schedule
 from .method import Fields, method
 
@@ -24,10 +24,7 @@ def magcache(
 
     `model` is one of `published("magcache")`; what is None is taken from there.
     """
-    models = published("magcache")["models"]
-    if model not in models:
-        raise ValueError(f"model={model!r}: expected one of {', '.join(models)}")
-    numbers = models[model]
+    numbers = numbers_of("magcache", model)
     never = numbers.get("never")
     always = [s for s in range(num_steps) if round(s * 27 / max(num_steps - 1, 1)) == never]
     schedule = by_magnitude(

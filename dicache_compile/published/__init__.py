@@ -14,6 +14,15 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.json")))
 
 
+def numbers_of(name: str, model: str) -> dict[str, Any]:
+    """Those of one model, as `published(name)["models"]` has them. Raises ValueError where there are none of it."""
+    models = published(name)["models"]
+    if model not in models:
+        raise ValueError(f"model={model!r}: expected one of {', '.join(models)}")
+    found: dict[str, Any] = models[model]
+    return found
+
+
 def published(name: str) -> dict[str, Any]:
     """What a published cache comes with, for each model that its authors measured.
 
