@@ -120,8 +120,8 @@ class LearningGate(Gate, Protocol):
 
     def learn(self, seen: Seen) -> dict[str, Tensor]:
         """What slots become on a step that ran the site, where `seen.y` is known. Called for the first carried value
-        alone. It sees that one's slots and the shared ones, as `follow` and `settle` left them. All shared slots are
-        back at 0 when a generation starts.
+        alone. It sees that one's slots and the shared ones, as `follow` and `settle` left them: before a generation's
+        first anchor they are stale.
         """
         ...
 

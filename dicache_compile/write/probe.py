@@ -18,7 +18,6 @@ from ..rules import (
     EstimateGate,
     FollowingEstimator,
     Gate,
-    LearningGate,
     Seen,
     SlotSpec,
 )
@@ -155,8 +154,6 @@ def _by_gate(
         reuse, updates = emitter.trace(torch.logical_and, begun.may, within), {}
     settled = emitter.trace(gate.settle, replace(judged, error=compared, reused=reuse))
     check_names(gate.settle, settled, list(shared))
-    if isinstance(gate, LearningGate):  # what it learned of another generation is gone
-        settled = {**shared, **settled}
     updates = {parts.own(name): node for name, node in {**updates, **settled}.items()}
     for place, of_gate in seen.items():
         updates |= _followed(parts, emitter, gate, place, replace(of_gate, reused=reuse))

@@ -64,6 +64,18 @@ def test_a_deep_step_is_the_model_to_the_bit_and_another_prompt_is_noticed(engin
                 assert torch.equal(result, given(model, step.index, seed)[1])
 
 
+def test_a_prompt_that_changes_in_mid_generation_has_no_anchor_of_the_other() -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, sites="model", probe_depth=0, gate=OutputRate(1e9), estimator=Reuse(), warmup_steps=2)
+    with torch.no_grad():
+        for step in range(STEPS):
+            latents, timestep, prompt = models.inputs(model, step, STEPS)
+            arguments = latents, timestep, prompt if step < 6 else -prompt
+            result = call(*arguments)
+            if step == 6:
+                assert torch.equal(result, model(*arguments))
+
+
 def test_no_operation_of_the_model_runs_on_a_reused_step() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, sites="model", probe_depth=0, schedule=Schedule.steps(*DEEP), estimator=AdamsBashforth(2))

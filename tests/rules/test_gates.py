@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dicache_compile import DiCacheConfig, explain, summary
+from dicache_compile import DiCacheConfig, SiteRule, explain, summary
 from dicache_compile.estimators import Reuse
 from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
 from dicache_compile.kernels import pooled
@@ -182,6 +182,53 @@ def test_the_modulated_input_is_that_of_the_denoised_stream(kind: type[models.Mo
     record = summary(model).generations[-1].streams["0"]
     assert [step.error for step in record[1:]] == pytest.approx(list(map(apart, seen[1:], seen)), rel=1e-5)
     assert {step.deep for step in record[3:]} == {True, False}
+
+
+@pytest.mark.parametrize("kind", [models.TwoStream, models.Mixed])
+def test_the_modulated_input_is_not_the_prompts_where_that_is_as_long(kind: type[models.Model]) -> None:
+    model = models.make(kind)
+    config = {"gate": PolynomialChange((1.0, 0.0), 0.2), "estimator": Reuse(), "probe_depth": 0}
+    generate(compiled(model, **config, apart=True), model, tokens=3)
+    errors = [step.error for step in summary(model).generations[-1].streams["0"][1:]]
+    assert all(error > 0 for error in errors)  # of a prompt that stays the same it would be the timestep's share alone
+    block = getattr(model, "joint_blocks" if kind is models.TwoStream else "double_blocks")[0]
+    with torch.no_grad():
+        seen = []
+        for step in range(STEPS):
+            entered = model.enter(*models.inputs(model, step, STEPS, tokens=3))
+            shift, scale, *_ = block.modulation(functional.silu(entered["time"]))[:, None].chunk(4, dim=-1)
+            seen.append(block.norm(entered["x"]) * (1 + scale) + shift)
+    assert errors == pytest.approx(list(map(apart, seen[1:], seen)), rel=1e-5)
+
+
+def test_of_two_values_that_leave_a_site_the_denoised_one_alone_is_measured() -> None:
+    # The prompt's change is 0, of which this polynomial makes more than of any other.
+    model = models.make(models.TwoStream)
+    gate = PolynomialChange((-1.0, 1.0), 2.5)
+    generate(compiled(model, gate=gate, estimator=Reuse(), probe_depth=0, sites=(0, -1), apart=True), model)
+    assert len(explain(model).streams) == 2
+    block, seen = model.joint_blocks[0], []
+    with torch.no_grad():
+        for step in range(STEPS):
+            entered = model.enter(*models.inputs(model, step, STEPS))
+            shift, scale, *_ = block.modulation(functional.silu(entered["time"]))[:, None].chunk(4, dim=-1)
+            seen.append(block.norm(entered["x"]) * (1 + scale) + shift)
+    errors = [step.error for step in summary(model).generations[-1].streams["0"][1:]]
+    assert errors == pytest.approx([1 - one for one in map(apart, seen[1:], seen)], rel=1e-5)
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_rule_may_follow_the_one_before_it(follows: bool) -> None:
+    model = models.make(models.SingleStream)
+    common: dict[str, Any] = {"estimator": Reuse("h"), "warmup_steps": 1, "max_consecutive_skips": None}
+    rules = (
+        SiteRule(sites=(0, 2), gate=ResidualChange(0.12), **common),
+        SiteRule(sites=(2, 4), gate=ResidualChange(0.0, follows=follows), **common),
+    )
+    generate(compiled(model, rules=rules), model)
+    decided = [[one.deep for one in step.decisions if one] for step in summary(model).generations[-1].streams["0"]]
+    assert {first for first, _ in decided} == {True, False}
+    assert [second for _, second in decided] == ([first for first, _ in decided] if follows else [True] * STEPS)
 
 
 def test_groups_of_tokens_are_averaged_and_a_rest_is_left_out() -> None:

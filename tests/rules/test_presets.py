@@ -82,15 +82,9 @@ def test_a_preset_runs_deep_on_some_steps_and_reuses_others(name: str) -> None:
     config = made(name, lowering="eager", strict=True)
     results = generate(torch.compile(model, backend=dicache_backend, options=config.options()), model)
     assert all(result.isfinite().all() for result in results)
-    decided = [step.deep for step in summary(model).generations[-1].streams["0"] if step.deep is not None]
-    ruled = {deep for step in summary(model).generations[-1].streams["0"] for deep in _of_rules(step)}
-    assert decided[0]
-    assert ruled == {True, False}
-
-
-def _of_rules(step: Any) -> list[bool]:
-    rules = getattr(step, "rules", None) or (step,)
-    return [rule.deep for rule in rules if rule.deep is not None]
+    record = summary(model).generations[-1].streams["0"]
+    assert record[0].deep
+    assert {one.deep for step in record for one in step.decisions if one is not None} == {True, False}
 
 
 def test_a_method_says_its_source_and_what_it_does() -> None:

@@ -210,6 +210,24 @@ def test_a_table_stands_on_its_own_schedule_and_number_of_steps_alone(model: mod
     disable_cache(model)
 
 
+def test_at_run_time_a_table_takes_the_place_of_one_with_as_many_numbers_alone(model: models.Model) -> None:
+    def table(*deep: int, weights: int = 1) -> LearnedTable:
+        return LearnedTable(deep, ((1.0,) * weights,) * STEPS)
+
+    config = DiCacheConfig(schedule=Schedule.steps(0, 2), estimator=table(0, 2), num_steps=STEPS)
+    enabled = enable_cache(model, config, compile=False)
+    sampler(model)(0)
+    enabled.configure(schedule=Schedule.steps(0, 5), estimator=table(0, 5))
+    sampler(model)(1)
+    (stream,) = summary(model).generations[-1].streams.values()
+    assert [step.deep for step in stream] == [step in (0, 5) for step in range(STEPS)]
+    with pytest.raises(TypeError, match="estimator: is part of the compiled graph: compile the model again"):
+        enabled.configure(schedule=Schedule.steps(0, 2), estimator=table(0, 2, weights=2))
+    with pytest.raises(TypeError, match="estimator: is part of the compiled graph"):
+        enabled.configure(estimator=Reuse())
+    disable_cache(model)
+
+
 def test_results_of_many_kinds_are_compared() -> None:
     picture = torch.rand((3, 4, 4), generator=torch.Generator().manual_seed(0))
     assert psnr(values(picture), values(picture)) == 100
