@@ -35,6 +35,7 @@ from .options import split_options, without_cuda_graphs
 from .plan import Trunk
 
 _log = logging.getLogger("dicache_compile")
+FEW_BLOCKS = 16  # of a trunk that compiles in a minute or two as a whole
 _SMALL = 12  # heavy operations; a graph with fewer is a fragment around a graph break, not worth a word
 
 
@@ -159,6 +160,7 @@ def _lowering(
         examples=dict(zip(names, examples, strict=True)),
         source=gm,
         settings=without_cuda_graphs(settings) if config.lowering == "inductor" else None,
+        once=config.blocks == "once" or (config.blocks == "auto" and len(found.partition.all_blocks) > FEW_BLOCKS),
     )
 
 

@@ -20,7 +20,6 @@ from .schedules import Schedule
 from .write.control import MASKED_STEPS, NO_LIMIT
 
 ENGINES = ("auto", "conditional", "graphs", "calls", "cond")
-
 if TYPE_CHECKING:
     from .config import DiCacheConfig
     from .site_rule import SiteRule
@@ -39,7 +38,9 @@ def check(config: DiCacheConfig) -> None:
     whole("max_streams", config.max_streams, 1)
     if config.num_steps is not None:
         whole("num_steps", config.num_steps, 1)
-    _check_choices(config, streams=("auto", 1), lowering=("inductor", "eager"), engine=ENGINES)
+    _check_choices(
+        config, streams=("auto", 1), lowering=("inductor", "eager"), engine=ENGINES, blocks=("auto", "once", "whole")
+    )
     _check_flags(config, "ranks_agree", "strict")
     if config.joint is not None:
         _check_flags(config, "joint")

@@ -61,6 +61,11 @@ class DiCacheConfig(SiteRule):
     lowering: Literal["inductor", "eager"] = "inductor"
     """"eager" runs the cut graph uncompiled: bit-exact, for debugging."""
 
+    blocks: Literal["auto", "once", "whole"] = "auto"
+    """"once": blocks that differ in nothing but their weights are compiled once, so that a deep model compiles in a
+    fraction of the time. "whole": a piece of the graph is compiled as one, and kernels may reach from one block into
+    the next; a step is a few percent faster on a CPU. "auto": once where the trunk has more than 16 blocks."""
+
     engine: Literal["auto", "conditional", "graphs", "calls", "cond"] = "auto"
     """How a step takes its branch. "conditional": one CUDA graph with the branch inside. "graphs": CUDA graphs; the
     host picks the second by the first one's result. "calls": the host calls one piece, reads the decision and calls

@@ -46,6 +46,7 @@ class Value:
 
 
 DECISION = Value(Kind.DECISION)  # of the first rule
+BLOCK = "dicache_block"  # in the metadata of a piece's node: the place of its block in the trunk
 
 
 def of_rule(name: str, rule: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,11 @@ from ..graph import values
 from ..graph.copying import copy_module
 from ..plan import Partition
 from ..program import Kind, Piece, Slot, Value
+from .chain import Callee, chain
 from .fake_values import record_fake_values
+from .forms import form
+from .stretches import stretches
 
-Callee = Callable[..., Sequence[Any]]
 _KNOWN = {"index": torch.int64, "since": torch.int64, "fresh": torch.bool, "anew": torch.bool}  # of a step
 
 
@@ -34,7 +36,10 @@ class Lowering:
     examples: Mapping[str, object]  # what the graph was traced with, by placeholder
     source: fx.GraphModule  # as it came from Dynamo
     settings: Mapping[str, Any] | None  # Inductor's; None: run eagerly
+    once: bool = True  # whether equal blocks are compiled once
     given: dict[Value, object] = field(default_factory=dict)  # what the pieces lowered so far give: fake values
+    forms: dict[Hashable, Callee] = field(default_factory=dict)  # what is compiled once, by its form
+    kept: list[fx.GraphModule] = field(default_factory=list)  # whose objects the forms name
 
     def __call__(self, piece: Piece) -> Callee:
         """Something that takes the piece's inputs in order and returns its outputs in order."""
@@ -43,10 +48,35 @@ class Lowering:
         _carry_metadata(self.source, piece)
         # compile_fx takes the graph that it is given apart, and pieces are kept for people to read.
         graph_module = copy_module(piece.graph_module)
-        graph_module._param_name_to_source = self._sources_of_constants(graph_module)  # type: ignore[assignment]
         examples = [self._example(value) for value in piece.reads]
         record_fake_values(graph_module, examples, self._fake_mode())
         self._note_given(graph_module, piece)
+        parts = stretches(graph_module) if self.once and not self._freezes() else ()
+        if not parts:
+            return self._compiled(graph_module, examples)
+        return chain(graph_module, parts, [self._compiled_once(part.graph_module) for part in parts])
+
+    def _compiled_once(self, stretch: fx.GraphModule) -> Callee:
+        """What runs a stretch: the same for all of one form."""
+        found = form(stretch)
+        if found not in self.forms:
+            placeholders = stretch.graph.find_nodes(op="placeholder")
+            for node in placeholders:
+                node._dynamo_source = None  # no weight of its own: each call brings others
+            examples = [values.value(node) for node in placeholders]
+            self.kept.append(stretch)
+            self.forms[found] = self._compiled(copy_module(stretch), examples)
+        return self.forms[found]
+
+    def _freezes(self) -> bool:
+        """Whether Inductor puts the weights into the code, which is then of one block alone."""
+        from torch._inductor import config
+
+        return bool((self.settings or {}).get("freezing", config.freezing))
+
+    def _compiled(self, graph_module: fx.GraphModule, examples: Sequence[object]) -> Callee:
+        assert self.settings is not None
+        graph_module._param_name_to_source = self._sources_of_constants(graph_module)  # type: ignore[assignment]
         try:
             return lower_graph(graph_module, [_for_backends(example) for example in examples], self.settings)
         except Exception as error:  # whatever a piece does that AOTAutograd or Inductor cannot have

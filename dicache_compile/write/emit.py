@@ -14,7 +14,7 @@ from torch import fx
 
 from ..graph import operators, symbols, values
 from ..graph.copying import graph_module
-from ..program import Kind, Piece, Value
+from ..program import BLOCK, Kind, Piece, Value
 from .constants import ConstantTracer, PlacesOnDevice
 from .trial import method_name
 
@@ -30,15 +30,18 @@ class Emitter:
         shaped_like: Mapping[Value, fx.Node],
         sizes: Mapping[Any, fx.Node],
         device: torch.device,
+        blocks: Mapping[fx.Node, int] | None = None,
     ) -> None:
         """`shaped_like`: nodes of the model with the shapes of values that are none. `sizes`: those that give a symbol
-        and can be read in every piece. `device`: where traced functions make tensors.
+        and can be read in every piece. `device`: where traced functions make tensors. `blocks`: of which block nodes
+        are; their copies say so (`BLOCK`).
         """
         self.name = name
         self.graph = fx.Graph()
         self._source = source
         self._shaped_like, self._sizes = shaped_like, sizes
         self._autocast = autocast
+        self._blocks = blocks or {}
         self._tracer = ConstantTracer(self.graph, device, prefix=f"_dicache_{name}_")
         self._device = device
         self._copies: dict[fx.Node, fx.Node] = {}
@@ -65,6 +68,8 @@ class Emitter:
                 if scope not in entered:
                     entered[scope] = self.graph.node_copy(scope, read)
             copied = self.graph.node_copy(node, read)
+            if node in self._blocks:
+                copied.meta[BLOCK] = self._blocks[node]
             if own is not None:
                 copied.meta.pop("example_value", None)  # which is of what the node read before
                 own[node] = copied

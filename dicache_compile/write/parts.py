@@ -190,7 +190,12 @@ class Whole:
     def emitter(self, name: str) -> Emitter:
         shaped_like = {slot.value: slot.like for slot in self.slots if slot.like is not None}
         autocast, device = self.cuts[-1].autocast, self.parts[0].device
-        return Emitter(name, self.graph_module, autocast, shaped_like, self._sizes, device)
+        return Emitter(name, self.graph_module, autocast, shaped_like, self._sizes, device, self._blocks)
+
+    @cached_property
+    def _blocks(self) -> Mapping[fx.Node, int]:
+        blocks = self.cuts[0].all_blocks
+        return {node: place for place, block in enumerate(blocks) for node in block.nodes}
 
     @cached_property
     def _sizes(self) -> Mapping[Any, fx.Node]:
