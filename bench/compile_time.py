@@ -57,16 +57,20 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.calls = 0
+        self._inside = False  # of a call: what it calls by the same name is its own part
 
     def wrap(self, owner: Any, name: str) -> None:
         function: Callable[..., Any] = getattr(owner, name)
 
         @wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            if self._inside:
+                return function(*args, **kwargs)
+            self._inside, start = True, time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
+                self._inside = False
                 self.seconds += time.perf_counter() - start
                 self.calls += 1
 

@@ -3,6 +3,7 @@
 model.compile(backend="dicache", fullgraph=True)
 """
 
+from .artifacts import load, save
 from .backend import dicache_backend
 from .calibration import Recording, calibrate, record
 from .calls.generation import generation
@@ -34,9 +35,11 @@ __all__ = [
     "enable_cache",
     "explain",
     "generation",
+    "load",
     "record",
     "report",
     "reset",
+    "save",
     "stream",
     "summary",
     "tune",

@@ -22,6 +22,7 @@ from ..program import Kind, Piece, Slot, Value
 from .chain import Callee, chain
 from .fake_values import record_fake_values
 from .forms import form
+from .kept import watched
 from .stretches import stretches
 
 _KNOWN = {"index": torch.int64, "since": torch.int64, "fresh": torch.bool, "anew": torch.bool}  # of a step
@@ -133,7 +134,8 @@ def lower_graph(gm: fx.GraphModule, examples: Sequence[object], settings: Mappin
     # Here, because it takes a second that a process which only reads results need not spend.
     from torch._inductor.compile_fx import compile_fx
 
-    compiled: Callee = compile_fx(gm, list(examples), config_patches=dict(settings))  # type: ignore[arg-type, assignment]
+    with watched():
+        compiled: Callee = compile_fx(gm, list(examples), config_patches=dict(settings))  # type: ignore[arg-type, assignment]
     return compiled
 
 

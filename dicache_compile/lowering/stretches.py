@@ -40,7 +40,9 @@ def stretches(gm: fx.GraphModule) -> tuple[Piece, ...]:
         found.append(emitter.piece(sorted(wanted, key=lambda value: order[value.name])))
         wanted |= set(found[-1].reads)
     found.reverse()
-    return tuple(found) if _fit(gm, parts, found) else ()
+    if not _fit(gm, parts, found):
+        return ()
+    return tuple(piece for piece, part in zip(found, parts, strict=True) if piece.gives or any(map(_acts, part)))
 
 
 def _spans(nodes: Sequence[fx.Node]) -> list[tuple[int, int]]:
@@ -57,6 +59,11 @@ def _spans(nodes: Sequence[fx.Node]) -> list[tuple[int, int]]:
             joined.append((start, end))
     places = sorted({0, len(nodes), *(place for span in joined for place in span)})
     return list(pairwise(places))
+
+
+def _acts(node: fx.Node) -> bool:
+    """Whether a node is of use though nothing reads it."""
+    return bool(effects.written(node)) or effects.is_opaque(node)
 
 
 def _switches_autocast(node: fx.Node) -> bool:

@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..files import checked_path, write_whole
 from .data import sections, versions
 from .page import page
-from .write import checked_path, write_whole
 
 __all__ = ["report"]
 
@@ -24,6 +24,6 @@ def report(model: Any, path: str | os.PathLike[str]) -> Path:
     Waits for the device. A file that is there is replaced at once. Raises TypeError if `model` is neither or `path` is
     no path, IsADirectoryError if `path` is a folder, FileNotFoundError if its folder does not exist.
     """
-    found = checked_path(path)
-    write_whole(found, page(sections(model), versions(), datetime.now().astimezone()))
+    found = checked_path(path, "page.html")
+    write_whole(found, page(sections(model), versions(), datetime.now().astimezone()).encode())
     return found

@@ -430,9 +430,9 @@ def test_what_cannot_be_written_or_told_of_is_refused_and_nothing_is_written(tmp
         report(call, tmp_path)
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing: make it first"):
         report(call, tmp_path / "missing" / "page.html")
-    with pytest.raises(TypeError, match="path: expected the path of the page to write, got int"):
+    with pytest.raises(TypeError, match="path: expected the path of the file to write, got int"):
         report(call, 3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="path: expected the path of the page to write, got ''"):
+    with pytest.raises(ValueError, match="path: expected the path of the file to write, got ''"):
         report(call, "")
     with pytest.raises(TypeError, match=r"expected a torch.nn.Module, compiled or not, or a pipeline, got str"):
         report("model", tmp_path / "page.html")

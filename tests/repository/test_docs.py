@@ -91,6 +91,8 @@ def scope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
     monkeypatch.setattr(nn.Module, "compile", eagerly)
     monkeypatch.setattr(dicache_compile, "tune", quickly)
+    monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"what was compiled", None))
+    monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda artifacts: artifacts)
 
     def advance(latents: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
         return latents - velocity / STEPS

@@ -21,11 +21,11 @@ LAYERS = (
     ("passes",),
     ("write",),
     ("config", "site_rule", "checks", "fields", "presets", "qualities", "schedules", "planning", "lowering"),
-    ("options", "cut", "cost", "compiled", "mistakes", "plain", "tracing"),
+    ("options", "cut", "cost", "compiled", "files", "mistakes", "plain", "tracing"),
     ("engines",),
     ("calls",),
     ("calibration", "integrations", "subject", "summary", "reset", "configure", "explain", "explanation", "backend"),
-    ("report", "enable"),
+    ("report", "enable", "artifacts"),
     ("choosing", "tune"),
     ("__init__",),
     ("cli",),
@@ -111,4 +111,4 @@ def test_names_of_operators_are_listed_in_one_file() -> None:
             listed = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", ())
             texts = [one.value for one in listed if isinstance(one, ast.Constant) and isinstance(one.value, str)]
             names = [text for text in texts if any(hasattr(where, text) for where in known)]
-            assert len(names) < 3 or path.name == "operators.py", f"{path.name}:{node.lineno}: {names}"
+            assert len(names) < 3 or path.name in ("operators.py", "__init__.py"), f"{path.name}:{node.lineno}: {names}"
