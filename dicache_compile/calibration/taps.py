@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from ..cut import Cut
-from ..graph import values
+from ..graph import effects, values
 from ..graph.copying import graph_module
+from ..graph.dataflow import Dataflow
 from ..plan import Carried
 
 Inputs = Sequence[Any]  # of a graph, in the order of its placeholders
@@ -46,12 +47,20 @@ def taps(cut: Cut) -> Taps:
     source, carried = cut.plan.graph_module, cut.partition.carried
     xs, hs, ys = ([getattr(value, name) for value in carried] for name in ("x", "h", "y"))
     places = {node: place for place, node in enumerate(cut.placeholders)}
-    inputs = cut.inputs
+    inputs, flow = cut.inputs, Dataflow(source.graph)
+    (returned,) = source.graph.find_nodes(op="output")
+    results = returned.all_input_nodes
     return Taps(
         cut,
-        whole=_piece(source, {}, lambda outputs, copies: (outputs, *(copies[node] for node in (*xs, *hs, *ys)))),
-        above=_piece(source, {}, lambda outputs, copies: tuple(copies[node] for node in (*xs, *hs))),
-        below=_piece(source, dict.fromkeys(ys), lambda outputs, copies: outputs),
+        whole=_piece(
+            flow,
+            source,
+            {},
+            lambda outputs, copies: (outputs, *(copies[node] for node in (*xs, *hs, *ys))),
+            [*results, *xs, *hs, *ys],
+        ),
+        above=_piece(flow, source, {}, lambda _, copies: tuple(copies[node] for node in (*xs, *hs)), [*xs, *hs]),
+        below=_piece(flow, source, dict.fromkeys(ys), lambda outputs, _: outputs, results),
         latents=places.get(inputs.latents) if inputs.latents is not None else None,
         timestep=places.get(inputs.timestep) if inputs.timestep is not None else None,
         weights=frozenset(places[node] for node in inputs.weights),
@@ -59,21 +68,39 @@ def taps(cut: Cut) -> Taps:
 
 
 def _piece(
-    source: fx.GraphModule, given: dict[fx.Node, Any], result: Callable[[Any, dict[fx.Node, fx.Node]], Any]
+    flow: Dataflow,
+    source: fx.GraphModule,
+    given: dict[fx.Node, Any],
+    result: Callable[[Any, dict[fx.Node, fx.Node]], Any],
+    told: Sequence[fx.Node],
 ) -> fx.GraphModule:
-    """A copy of a graph that takes the values of some nodes as further inputs, and returns something else."""
+    """A copy of what some values (`told`) need of a graph. It takes those of other nodes as further inputs, and returns
+    something else.
+    """
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
-    nodes = list(source.graph.nodes)
-    for node in nodes:
-        if node.op == "placeholder":
-            copies[node] = graph.placeholder(node.name)
+    for node in source.graph.find_nodes(op="placeholder"):
+        copies[node] = graph.placeholder(node.name)
     for place, node in enumerate(given):
         copies[node] = graph.placeholder(f"given_{place}")
-    for node in nodes:
+    needed = _needed(flow, [*told, *filter(effects.switches, flow.order)], given)
+    for node in flow.order:
         if node.op == "output":
-            graph.output(result(fx.node.map_arg(node.args[0], copies.__getitem__), copies))
-        elif node not in copies:
+            graph.output(result(fx.node.map_arg(node.args[0], copies.get), copies))
+        elif node not in copies and node in needed:
             copies[node] = graph.node_copy(node, copies.__getitem__)
             copies[node].meta.pop("grapharg", None)
-    graph.eliminate_dead_code()
     return graph_module(source, graph, source)
+
+
+def _needed(flow: Dataflow, told: Iterable[fx.Node], given: Container[fx.Node]) -> set[fx.Node]:
+    """What runs before some nodes, but for what only given ones need. A write that nobody reads is not among it, and
+    would bring all that it writes with it.
+    """
+    seen: set[fx.Node] = set()
+    pending = list(told)
+    while pending:
+        node = pending.pop()
+        if node not in seen and node not in given:
+            seen.add(node)
+            pending += flow.needs(node)
+    return seen
