@@ -23,6 +23,11 @@ class Linear(Estimator):
     def probes(self) -> bool:
         return self.base == "h"
 
+    def check_base(self) -> None:
+        """Raises ValueError where `base` is neither "x" nor "h"."""
+        if self.base not in ("x", "h"):
+            raise ValueError(f"base: expected 'x' or 'h', got {self.base!r}")
+
     def weights(self, seen: Seen) -> Sequence[float | Tensor]:
         """The weights of R_1, the newest, and so on: numbers, or float32 of shape () or, one a channel, (C,).
 

@@ -25,8 +25,7 @@ class Reuse(Linear):
     base: Literal["x", "h"] = "x"
 
     def __post_init__(self) -> None:
-        if self.base not in ("x", "h"):
-            raise ValueError(f"base: expected 'x' or 'h', got {self.base!r}")
+        self.check_base()
 
     def __repr__(self) -> str:
         return "Reuse()" if self.base == "x" else f"Reuse(base={self.base!r})"

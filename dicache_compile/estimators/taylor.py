@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -20,15 +21,20 @@ class Taylor(Series):
 
     `first`: how many first steps the schedule runs deep; before the last of them there are no differences.
 
-    Raises ValueError for an order outside of 0 to 3, or `first` below 1.
+    With `base="h"` it is y = h + sum_i D_i e^i / i! of the residuals y - h, as DBCache forecasts: what the probe gives
+    is this step's.
+
+    Raises ValueError for an order outside of 0 to 3, `first` below 1, or another base.
     """
 
     order: int = 1
     first: int = 1
     times: Times = "steps"
+    base: Literal["x", "h"] = "x"
 
     def __post_init__(self) -> None:
         self.check_series()
+        self.check_base()
 
     def at(self, elapsed: Tensor, gaps: list[Tensor]) -> Weights:
         return taylor(elapsed, gaps)

@@ -20,14 +20,17 @@ def fbcache(threshold: float = 0.05) -> Fields:
 def dbcache(
     threshold: float = 0.08, first_blocks: int = 8, last_blocks: int = 0, warmup_steps: int = 8, order: int = 0
 ) -> Fields:
-    """FirstBlockCache with `first_blocks` and `last_blocks` that run on every step; a series with `order` above 0."""
+    """FirstBlockCache with `first_blocks` and `last_blocks` that run on every step.
+
+    With `order` above 0 what the blocks between them added is forecast by TaylorSeer's series.
+    """
     return {
         **_OPEN,
         "warmup_steps": warmup_steps,
         "probe_depth": first_blocks,
         "sites": (0, -last_blocks) if last_blocks else "trunk",
         "gate": ResidualChange(threshold),
-        "estimator": Taylor(order) if order else Reuse("h"),
+        "estimator": Taylor(order, base="h") if order else Reuse("h"),
     }
 
 

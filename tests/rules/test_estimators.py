@@ -301,6 +301,16 @@ def test_a_series_has_as_many_terms_as_the_published_code_when_it_begins() -> No
     torch.testing.assert_close(again[7], later[7])  # all terms one anchor later
 
 
+def test_a_series_may_be_of_what_was_added_to_the_probe() -> None:
+    def h(step: int) -> Tensor:
+        return torch.full(SHAPE, math.sin(step))
+
+    found = replay(Taylor(1, base="h"), lambda step: h(step) + step / 2, DEEP, STEPS, h=h)
+    for step, value in found.items():
+        if step > 1:
+            torch.testing.assert_close(value, h(step) + step / 2, rtol=0.0, atol=STEPS * ROUNDING)
+
+
 def test_a_projected_gamma_has_the_sign_of_the_way() -> None:
     p = {0: 1.0, 1: 3.0}  # anchors
     for place, expected in ((3.4, 1.2), (2.0, 0.5), (0.5, 0.2), (9.0, 1.8)):
@@ -342,6 +352,7 @@ def test_a_table_has_weights_of_its_own_for_each_step() -> None:
     [
         (lambda: Taylor(4), "expected 1 to 4 anchors, got 5"),
         (lambda: Newton(-1), "expected 1 to 4 anchors, got 0"),
+        (lambda: Taylor(1, base="y"), "base: expected 'x' or 'h', got 'y'"),  # type: ignore[arg-type]
         (lambda: Taylor(1, first=0), "first: expected a number of steps from 1 on, got 0"),
         (lambda: Newton(1, times="sigma"), "times: expected 'steps', 'timesteps' or a tuple of numbers"),
         (lambda: Newton(1, times=(1.0,)), "a finite number for each step, two at least"),

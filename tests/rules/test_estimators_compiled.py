@@ -44,6 +44,7 @@ ESTIMATORS: list[Estimator] = [
         tuple((step / 10, 0.0) if step < 5 else (0.2, -0.1) for step in range(STEPS)),
     ),
     Taylor(2, first=3),
+    Taylor(1, base="h"),
     Newton(3, times="timesteps"),
     Newton(2, times=tuple(float(step**2) for step in range(STEPS))),
     AdamsBashforth(3),

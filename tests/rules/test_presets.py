@@ -127,7 +127,7 @@ def test_a_gate_has_the_published_numbers() -> None:
     assert DiCacheConfig.preset("teacache", threshold=0.6).gate.threshold == 0.6  # type: ignore[union-attr]
     assert DiCacheConfig.preset("fbcache", threshold=0.1).gate == ResidualChange(0.1, "<=")
     assert DiCacheConfig.preset("dbcache", last_blocks=2).sites == (0, -2)
-    assert DiCacheConfig.preset("dbcache", order=1).estimator == Taylor(1)
+    assert DiCacheConfig.preset("dbcache", order=1).estimator == Taylor(1, base="h")
     assert DiCacheConfig.preset("easycache").gate == OutputRate(0.05)
     assert DiCacheConfig.preset("seacache", grid=(21, 30, 52)).gate == SpectralChange(0.25, (21, 30, 52))
     assert DiCacheConfig.preset("worldcache").estimator == ProjectedDCTA((0.2, 1.8))
