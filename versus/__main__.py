@@ -10,26 +10,35 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
+import dicache_compile
 
 from . import gallery, page, rows, sweep
 from .bars import DEEP_STEPS
+from .calibrated import Calibrated
 from .compare import Entrant, compare
 from .costs import costs
 from .families import FAMILIES
+from .levels import Levels
+from .methods import LEARNED, METHODS, PREFIX
 from .roster import costed, equal, guarded_once, own, quality, scheduled
 from .tune import tune
 from .uncached import FewerSteps, Uncached
 from .workload import WORKLOADS, Workload
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-PARTS = ("schedule", "own", "equal", "quality", "pictures", "sweep", "costs")
-SEEDS = {"schedule": 12, "own": 64, "equal": 64, "quality": 64}  # held-out seeds, and so generations of each setting
-QUICK_SEEDS = {"schedule": 4, "own": 4}
+PARTS = ("schedule", "own", "equal", "quality", "methods", "pictures", "sweep", "costs")
+# Held-out seeds, and so generations of each setting.
+SEEDS = {"schedule": 12, "own": 64, "equal": 64, "quality": 64, "methods": 16}
+QUICK_SEEDS = {"schedule": 4, "own": 4, "methods": 2}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m versus", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="own settings on one model, few seeds; no page")
+    parser.add_argument(
+        "--quick", action="store_true", help="own settings and methods on one model, few seeds; no page"
+    )
     parser.add_argument("--tune", action="store_true", help="only find the settings of the parts equal and quality")
     parser.add_argument(
         "--family", choices=FAMILIES, action="append", help="with --tune, only this; may be given again"
@@ -40,6 +49,13 @@ def main() -> None:
         choices=DEEP_STEPS,
         action="append",
         help="of equal deep steps, only these are tuned; likewise",
+    )
+    parser.add_argument(
+        "--learn",
+        type=int,
+        action="append",
+        metavar="DEEP",
+        help="only have our `tune` find so many deep steps",
     )
     parser.add_argument("--page", action="store_true", help="only write the page again, from the results")
     parser.add_argument("--part", choices=PARTS, action="append", help="only this; may be given again")
@@ -54,17 +70,22 @@ def main() -> None:
     keys = arguments.workload or [workload.key for workload in (WORKLOADS[:1] if arguments.quick else WORKLOADS)]
     workloads = [workload for workload in WORKLOADS if workload.key in keys]
     results = arguments.results or rows.RESULTS / ("quick.jsonl" if arguments.quick else "full.jsonl")
-    parts = arguments.part or (("own",) if arguments.quick else PARTS)
+    parts = arguments.part or (("own", "methods") if arguments.quick else PARTS)
     if arguments.deep and not (arguments.tune and "equal" in parts):
         parser.error("--deep: says what to tune for equal deep steps: give --tune, and no --part but with equal")
     if arguments.tune:
         for workload in workloads:
             targets = (arguments.deep or DEEP_STEPS) if "equal" in parts else ()
             tune(workload, arguments.family or list(FAMILIES), targets, "quality" in parts)
+    elif arguments.learn:
+        for workload in workloads:
+            for deep in arguments.learn:
+                print(learn(workload, deep))
     elif arguments.page:
         page.write(results, PAGE)
     else:
         known = {entrant.system.name for workload in workloads for entrant in own(workload)} | {FewerSteps.name}
+        known |= {PREFIX + method for method in METHODS}
         if unknown := set(arguments.system or ()) - known:
             parser.error(f"--system: no {', '.join(sorted(unknown))} among {', '.join(sorted(known))}")
         measure(results, parts, workloads, arguments.quick, arguments.system, arguments.size)
@@ -106,6 +127,8 @@ def measure(
             rows.replace(results, compare("equal", workload, chosen(equal(workload)), SEEDS["equal"]))
         if "quality" in parts:
             rows.replace(results, compare("quality", workload, chosen(quality(workload)), SEEDS["quality"]))
+        if "methods" in parts:
+            run_methods(results, workload, seeds["methods"], only)
         if "pictures" in parts:
             gallery.draw(workload, page.grid_path(PAGE, workload))
         if "costs" in parts:
@@ -129,6 +152,23 @@ def measure(
             found = compare("sweep", workload, entrants, sweep.SEEDS[tokens, width], quality=False)
             rows.replace(results, found)
         torch.set_num_threads(threads)
+
+
+def run_methods(results: Path, workload: Workload, seeds: int, only: Sequence[str] | None) -> None:
+    """Each method's rows are on disk before the next one starts; the peers come last, and with no choice of systems."""
+    levels = Levels(workload, seeds)
+    for method in tqdm(METHODS, desc=f"methods: {workload.name}", unit="method"):
+        if only is None or PREFIX + method in only:
+            rows.replace(results, levels.rows(method))
+    if only is None:
+        rows.replace(results, levels.same())
+
+
+def learn(workload: Workload, deep: int) -> Path:
+    """Has the package's own `tune` find a config with so many deep steps, and keeps it for the part `methods`."""
+    known = Calibrated(workload)
+    LEARNED.mkdir(exist_ok=True)
+    return dicache_compile.tune(known.model, known.run, deep=deep).save(LEARNED / f"{workload.key}-{deep}.json")
 
 
 def _threads_of(results: Path, workload: Workload) -> int | None:

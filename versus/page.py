@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from . import plots, sweep, tables
+from . import methods_page, plots, sweep, tables
 from .bars import GUARDS_ONCE, QUALITY, SAME_QUALITY, SIGNIFICANCE, SLACK, bars, most_over_the_best_peer
 from .rows import Row, read
 from .workload import STEPS, WORKLOADS, Workload
@@ -88,7 +88,7 @@ def _provenance(rows: Sequence[Row]) -> str:
 def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
     here = [row for row in rows if row.workload == workload.name]
     own, equal, quality = ([row for row in here if row.experiment == experiment] for experiment in QUALITY)
-    same = [row for row in here if row.experiment == "schedule"]
+    same, methods = ([row for row in here if row.experiment == experiment] for experiment in ("schedule", "methods"))
     name = workload.name
     return "\n".join(
         (
@@ -103,6 +103,7 @@ def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
                 _seeds(quality),
                 tables.quality(here),
             ),
+            _part("### Published methods, as presets", _seeds(methods), *methods_page.section(methods)),
             _part("### Same schedule: speed alone", _schedule(same), _seeds(same), tables.schedule(here)),
             _part("### Costs", "Each system in a process of its own.", tables.costs(here)),
             _part("### Did not run", tables.refused(here)),

@@ -280,13 +280,13 @@ def test_the_grid_shows_each_family_once_at_one_number_of_deep_steps(
 @pytest.mark.parametrize(
     ("arguments", "keys", "parts"),
     [
-        ("--quick", "flux", ("own",)),
-        ("--quick --workload wan", "wan", ("own",)),
+        ("--quick", "flux", ("own", "methods")),
+        ("--quick --workload wan", "wan", ("own", "methods")),
         ("--quick --part schedule", "flux", ["schedule"]),
         ("", "flux wan", runner.PARTS),
     ],
 )
-def test_the_quick_comparison_is_of_own_settings_on_one_model(
+def test_the_quick_comparison_is_of_own_settings_and_methods_on_one_model(
     monkeypatch: pytest.MonkeyPatch, arguments: str, keys: str, parts: Sequence[str]
 ) -> None:
     asked: list[tuple[Any, Any]] = []
