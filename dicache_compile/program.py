@@ -10,7 +10,7 @@ A program is frozen. `write` makes it of a graph and a rule, `lowering` compiles
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -49,9 +49,17 @@ DECISION = Value(Kind.DECISION)  # of the first rule
 BLOCK = "dicache_block"  # in the metadata of a piece's node: the place of its block in the trunk
 
 
+_RULE = ".rule"
+
+
 def of_rule(name: str, rule: int) -> str:
     """What a slot is called that each rule has of its own: that of the first one has the plain name."""
-    return f"{name}.rule{rule}" if rule else name
+    return f"{name}{_RULE}{rule}" if rule else name
+
+
+def of_rules(name: str, known: Iterable[str]) -> list[str]:
+    """The slots of that name of all rules that have one, of those that are known."""
+    return [own for own in known if own.partition(_RULE)[0] == name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +73,7 @@ class Slot:
     device: torch.device
     initial: float
     by_row: bool = False  # whether it has one element for each row (the last dimension) of `like`
+    of_request: bool = False  # whether the streams of a request have one together
 
     def shape_of(self, like: Sequence[Any]) -> tuple[Any, ...]:
         """Its shape, where `like` has that one."""

@@ -15,9 +15,8 @@ from .calls.record import Call, Row
 from .calls.session import Session
 from .config import DiCacheConfig
 from .plain import plain
-from .program import of_rule
+from .program import of_rule, of_rules
 from .subject import subjects, why_nothing_ran
-from .write.control import of_rules
 
 MAX_GENERATIONS = 16
 COLUMNS = (

@@ -7,8 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ..config import DiCacheConfig
+from ..program import of_rules
 from ..site_rule import SiteRule
-from ..write.control import of_rules
 from .record import Call, Row
 
 MAX_ALIKE = 6  # generations of one step in a row, or sessions of one call, that are worth a word

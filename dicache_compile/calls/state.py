@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..program import Slot
-from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, RUN, SKIPPED, TIMES, of_rules
+from ..program import Slot, of_rules
+from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, RUN, SKIPPED, TIMES
 from .settings import Settings
 
 KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps
@@ -53,11 +54,28 @@ class View:
         self.values = tuple(self.tensors.values())
 
 
+class Shared:
+    """The tensors that the streams of one request have together, by form; each lasts as long as a stream that has it.
+
+    They stay where they are: what is captured for one stream writes what another one's captured step reads.
+    """
+
+    def __init__(self) -> None:
+        self._tensors: weakref.WeakValueDictionary[Form, Tensor] = weakref.WeakValueDictionary()
+
+    def tensor(self, form: Form, slot: Slot, shape: tuple[int, ...]) -> Tensor:
+        """That of a form; a new one if no stream has it."""
+        found = self._tensors.get(form)
+        if found is None:
+            found = self._tensors[form] = allocate(slot, shape)
+        return found
+
+
 class StreamState:
     """One stream's state. `tensors`, `values` and `recording` are those of the graph that `use` was last told."""
 
-    def __init__(self, layout: Layout, known: Mapping[str, Tensor]) -> None:
-        """`known`: tensors that it shares with others or takes over, by slot."""
+    def __init__(self, layout: Layout, known: Mapping[str, Tensor], shared: Shared) -> None:
+        """`known`: tensors that it takes over, by slot. `shared`: those of its request."""
         self.told: dict[str, tuple[float, ...]] = {}  # what the slots hold that the host writes
         self.calls = 0  # of this generation, as far as the host can tell
         self.run: int | None = None  # the announced run that the last call was of
@@ -65,6 +83,7 @@ class StreamState:
         self.place: float | None = None  # where the caller said that the last call stood
         self.way = 0.0  # in which direction that moves
         self.anchored = False  # whether there certainly is an anchor: after every step
+        self._shared = shared
         self._pool = {layout.form(slot): known[slot.name] for slot in layout.slots if slot.name in known}
         self._views: dict[Key, View] = {}
         self._view = self._views[layout.key] = self._new(layout)
@@ -181,8 +200,9 @@ class StreamState:
     def _new(self, layout: Layout) -> View:
         forms = {slot.name: layout.form(slot) for slot in layout.slots}
         for slot in layout.slots:
-            if forms[slot.name] not in self._pool:
-                self._pool[forms[slot.name]] = allocate(slot, layout.shapes[slot.name])
+            form, shape = forms[slot.name], layout.shapes[slot.name]
+            if form not in self._pool:
+                self._pool[form] = self._shared.tensor(form, slot, shape) if slot.of_request else allocate(slot, shape)
         return View(layout, {name: self._pool[form] for name, form in forms.items()}, layout.carried())
 
     def _keep(self, wanted: Any) -> None:

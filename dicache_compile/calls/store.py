@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..write.control import JOINT, LEADER_TIME, LED, of_rules
+from ..program import of_rules
+from ..write.control import LED, WHEN_SHARED
 from .record import History
-from .state import KEPT, Key, Layout, StreamState
+from .state import KEPT, Key, Layout, Shared, StreamState
 from .streams import request_of
 
 MAX_RESTING = 4  # states with captures that are kept for streams which now have another shape
@@ -39,6 +41,7 @@ class Store:
         self.streams: OrderedDict[str, StreamState] = OrderedDict()
         self.history: OrderedDict[str, History] = OrderedDict()
         self.lost: OrderedDict[str, Lost] = OrderedDict()
+        self._requests: weakref.WeakValueDictionary[str, Shared] = weakref.WeakValueDictionary()
         # Captures take long to make: a stream that gets its earlier shape back gets these back, with their state.
         self._resting: OrderedDict[tuple[str, Key], None] = OrderedDict()
 
@@ -56,7 +59,7 @@ class Store:
                 serves = False
                 self._rest(name, found)
         if found is None:
-            found = self._taken_over(name, layout) or StreamState(layout, self._kept(name, layout))
+            found = self._taken_over(name, layout) or self._new(name, layout)
             self.streams[name] = found
             self.history[name].tensors = {kept: found.tensors[kept] for kept in KEPT}
             while len(self.streams) > self.limit:
@@ -93,7 +96,7 @@ class Store:
         if oldest is None or not oldest[1].has_captures(layout.key):
             return None
         old, state = oldest
-        if LED in state.tensors and request_of(old) != request_of(name):
+        if request_of(old) != request_of(name) and any(slot.of_request for slot in layout.slots):
             return None
         del self.streams[old]
         self._note_lost(old, state)
@@ -111,32 +114,25 @@ class Store:
         state.run = None
         return state
 
-    def _kept(self, name: str, layout: Layout) -> dict[str, Tensor]:
-        """What a stream's next state takes over: the record of its earlier ones, and what its request shares."""
+    def _new(self, name: str, layout: Layout) -> StreamState:
+        """A state that takes over the record of the stream's earlier ones, and has what its request has."""
         device = next(slot.device for slot in layout.slots if slot.name in KEPT)
         history = self.history.setdefault(name, History())
         if any(tensor.device != device for tensor in history.tensors.values()):
             history = self.history[name] = History()
-        return {**history.tensors, **self._of_request(name, device)}
-
-    def _of_request(self, name: str, device: torch.device) -> dict[str, Tensor]:
-        """The slots that the streams of a stream's request share, if it has one that keeps them on this device."""
-        for other, state in self.streams.items():
-            names = [name for slot in JOINT for name in of_rules(slot, state.tensors)]
-            shared = {name: state.tensors[name] for name in names}
-            if shared and request_of(other) == request_of(name) and shared[LEADER_TIME].device == device:
-                return shared
-        return {}
+        shared = self._requests.setdefault(request_of(name), Shared())
+        return StreamState(layout, history.tensors, shared)
 
     def drop(self, name: str) -> None:
         """Forgets a stream's state: a step of it failed half-way."""
         state = self.streams.pop(name, None)
-        if state is not None and LEADER_TIME in state.tensors:
-            # What it decided is not what it did. The device itself may have failed.
+        shared = [slot for when in WHEN_SHARED for slot in of_rules(when, state.tensors)] if state is not None else []
+        if state is not None and shared:
+            # What it decided, or gave, is not what it did. The device itself may have failed.
             with suppress(Exception):
                 state.order()
-                for time in of_rules(LEADER_TIME, state.tensors):
-                    state.tensors[time].fill_(math.nan)
+                for slot in shared:
+                    state.tensors[slot].fill_(math.nan)
 
     def clear(self) -> None:
         """Forgets the state of every stream, and frees it and what was captured for it."""

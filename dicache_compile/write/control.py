@@ -5,9 +5,8 @@ Plain torch functions over the control slots, traced into the probe's piece. Eve
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,7 @@ MASKED_STEPS = 4096  # of a generation, from its start, that can be deep by thei
 NOW = ".now"  # ends the name of a slot that holds what the running generation goes by, of what the host tells
 # Slots of streams that decide together: what those of a request share, and what each keeps for itself.
 LEADER_TIME, LEADER_REUSES = JOINT = ("leader_time", "leader_reuses")
+WHEN_SHARED = (LEADER_TIME,)  # slots that say of which step that is which the streams of a request share; NaN: of none
 LED = "led"
 LIMITS, DEEP_STEPS = "limits", "deep_steps"  # what the host tells of each generation, for a rule
 ANCHORS, SKIPPED = "anchors", "skipped"
@@ -41,6 +41,7 @@ class ControlSlot:
     shape: tuple[int, ...]
     dtype: torch.dtype
     initial: float = 0
+    of_request: bool = False  # whether the streams of a request have one together
 
 
 # What the host tells of each generation, besides the settings of gate and estimator.
@@ -74,8 +75,8 @@ def step_slots(conditions: int, rules: int) -> tuple[ControlSlot, ...]:
 def rule_slots(joint: bool) -> tuple[ControlSlot, ...]:
     """What is kept for each rule besides the gate's and the estimator's slots."""
     together = (
-        ControlSlot(LEADER_TIME, (), torch.float32, math.nan),  # the timestep of the last step that led,
-        ControlSlot(LEADER_REUSES, (), torch.bool),  # and what it decided
+        ControlSlot(LEADER_TIME, (), torch.float32, math.nan, True),  # the timestep of the last step that led,
+        ControlSlot(LEADER_REUSES, (), torch.bool, 0, True),  # and what it decided
         ControlSlot(LED, (), torch.bool),  # whether this stream's last step was such a one
     )
     return (
@@ -88,13 +89,10 @@ def rule_slots(joint: bool) -> tuple[ControlSlot, ...]:
 
 
 def as_slots(slots: Sequence[ControlSlot], device: torch.device, rule: int = 0) -> list[Slot]:
-    return [Slot(of_rule(one.name, rule), None, one.shape, one.dtype, device, one.initial) for one in slots]
-
-
-def of_rules(name: str, known: Container[str]) -> list[str]:
-    """The slots of that name of all rules that are known."""
-    names = (of_rule(name, rule) for rule in itertools.count())
-    return list(itertools.takewhile(lambda own: own in known, names))
+    return [
+        Slot(of_rule(one.name, rule), None, one.shape, one.dtype, device, one.initial, of_request=one.of_request)
+        for one in slots
+    ]
 
 
 def checksum(condition: Tensor) -> Tensor:
