@@ -80,10 +80,10 @@ SYSTEMS = (
     System("Pyramid Attention Broadcast", "yes", "pab", "", f"{_PUBLISHED}: test_pyramid_attention_broadcast"),
     System(
         "FasterCache",
-        "partly",
+        "yes",
         "fastercache",
-        "the unconditional call from the conditional one: a call reads no other call's result yet",
-        f"{_PUBLISHED}: test_fastercaches_attentions",
+        "",
+        f"{_PUBLISHED}: test_fastercaches_guidance",
     ),
     System("ProfilingDiT", "partly", "profilingdit", "", _RUNS),
     System(
@@ -101,7 +101,14 @@ SYSTEMS = (
         "",
     ),
     System("FlowCache", "later", "", "decisions for each chunk of rows: all rows decide together yet", ""),
-    System("MixCache", "later", "", "a choice among step, guidance and blocks in one run; no code is published", ""),
+    System(
+        "MixCache",
+        "partly",
+        "`rules=[...]`: guidance, steps and blocks",
+        "each has its own schedule or gate, and the first that may reuse does; when to begin, and which to take by the "
+        "paper's measure: no code is published",
+        "test_guidance.py: test_guidance_steps_and_blocks_are_reused_in_one_run",
+    ),
     System("QuantCache", "no", "", "its cache's interval is AdaCache's idea; the rest is quantisation. No code", ""),
     System(
         "Temporal Feature Matters",

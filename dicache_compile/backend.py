@@ -16,6 +16,7 @@ from .calls.cut_check import CutCheck
 from .calls.fragments import Fragment
 from .calls.refusals import Refusal, Uncached
 from .calls.session import SessionFinder, release
+from .calls.settings import guided_by_slot
 from .calls.sizes import read_sizes
 from .calls.step import CompiledStep, Places
 from .compiled import MARK
@@ -119,6 +120,7 @@ def _step(
         clock=_clock(found, config, function),
         function=own_function(gm),
         work=trunk_work(Trunk(found.partition.all_blocks)),
+        guided=guided_by_slot(config),
         told_ahead=found.program.reused is not None,
         check=_check(found, config),
     )

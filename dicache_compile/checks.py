@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .asked_sites import asked_sites
 from .estimators import DCTA, LearnedTable, MeanVelocity
 from .fields import REPLACES
 from .kernels.float8 import FLOAT8
-from .passes.sublayers import KINDS
 from .passes.whole_model import MODEL
-from .plan import AskedSite
 from .qualities import THRESHOLDS
 from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate, TokenEstimator
 from .schedules import Schedule
@@ -57,6 +56,8 @@ def check(config: DiCacheConfig) -> None:
     if config.schedule is not None and config.joint:
         raise ValueError(f"joint: nothing reads it, because the config has schedule={config.schedule}")
     _check_rules(config)
+    if config.streams == 1 and any(rule.is_guided() for rule in config.all_rules()):
+        raise ValueError("streams: with 1 all calls are of one stream, and a rule estimates one call from another")
     for rule in config.all_rules():
         _check_length(rule, config.num_steps)
 
@@ -153,32 +154,6 @@ def _check_types(rule: SiteRule) -> None:
             raise TypeError(f"{name}: expected an object with the methods of {forms}, got {value!r}")
 
 
-def asked_sites(sites: object) -> tuple[AskedSite, ...]:
-    """What the field `sites` says. Raises TypeError if that is none of what it may be."""
-    if sites == "trunk":
-        return (AskedSite(),)
-    if sites == MODEL:
-        return (AskedSite(None, MODEL),)
-    found = [one] if (one := _asked_site(sites)) else [*map(_asked_site, sites)] if isinstance(sites, tuple) else []
-    asked = tuple(one for one in found if one is not None)
-    kinds = {bool(one.part) for one in asked}
-    if len(kinds) != 1 or len(asked) < len(found) or len(set(asked)) < len(asked):
-        parts = ", ".join(map(repr, KINDS))
-        expected = f"'trunk', 'model', two whole numbers or several such pairs, or of {parts} one or several"
-        raise TypeError(f"sites: expected {expected}, got {sites!r}")
-    return asked
-
-
-def _asked_site(site: Any) -> AskedSite | None:
-    """Of 'mlp', ('mlp', 0, 8) or (0, 8)."""
-    part = site if isinstance(site, str) else site[0] if isinstance(site, tuple) and len(site) == 3 else ""
-    blocks = None if isinstance(site, str) else site[1:] if part else site
-    numbers = isinstance(blocks, tuple) and all(isinstance(n, int) and not isinstance(n, bool) for n in blocks)
-    if part not in ("", *KINDS) or not (blocks is None or (numbers and len(blocks) == 2)):
-        return None
-    return AskedSite(blocks, part)
-
-
 def _check_together(rule: SiteRule) -> None:
     if rule.warmup_inclusive and rule.warmup_ratio is None:
         raise ValueError("warmup_inclusive: it says how warmup_ratio counts, and warmup_ratio is None")
@@ -213,6 +188,8 @@ def _check_together(rule: SiteRule) -> None:
         raise ValueError(f"sites={rule.sites!r}: parts of blocks have no probe. {need}")
     if isinstance(estimator, TokenEstimator) and sites[0].part in ("", MODEL):
         raise ValueError(f"estimator={estimator!r} runs parts of blocks on some tokens: set sites='mlp', say")
+    if rule.is_guided() and (len(sites) > 1 or sites[0].part not in ("", MODEL)):
+        raise ValueError(f"estimator={estimator!r} goes by another call at one site, as 'model': sites={rule.sites!r}")
     if isinstance(estimator, FollowingEstimator) and (sites[0].part not in ("", MODEL) or len(sites) > 1):
         asking = "feedback" if rule.estimator is None else f"estimator={estimator!r}"
         raise ValueError(f"{asking} counts on every step, which it can at one site: sites={rule.sites!r} are several")

@@ -10,8 +10,8 @@ import torch
 
 from . import checks
 from .fields import REPLACES, RUN_TIME
+from .in_force import Rule
 from .presets import fields_of
-from .rules import Rule
 from .site_rule import SiteRule, alike
 
 
@@ -46,7 +46,7 @@ class DiCacheConfig(SiteRule):
     and the others do as it did. Guidance multiplies the difference of its two calls. That is spoiled more if one of
     them is estimated and the other is not than if both are. Streams "a/cond" and "a/uncond" are of one request and
     decide together; so do all whose names have no "/", unnamed ones too. False, as in the scripts: each stream decides
-    by itself. None: together, unless a schedule decides for all."""
+    by itself. None: together, unless a schedule decides for all, or one call is estimated from another."""
 
     state_dtype: torch.dtype | None = None
     """The floating dtype of the tensors that are kept between steps. None: each stream's own. Float8 keeps one float32
@@ -168,7 +168,10 @@ class DiCacheConfig(SiteRule):
 
     def decides_jointly(self) -> bool:
         """Whether the streams of a request decide together."""
-        return any(rule.schedule is None for rule in self.all_rules()) if self.joint is None else self.joint
+        rules = self.all_rules()
+        if self.joint is not None:
+            return self.joint
+        return any(rule.schedule is None for rule in rules) and not any(rule.is_guided() for rule in rules)
 
     def trunk_owners(self) -> tuple[str, ...]:
         return (self.trunk,) if isinstance(self.trunk, str) else self.trunk or ()

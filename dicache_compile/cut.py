@@ -11,14 +11,14 @@ from torch import fx
 
 from .collecting import no_garbage_collection
 from .config import DiCacheConfig
-from .errors import TrainingError, UnsupportedGraphError
+from .errors import LatentsError, TrainingError, UnsupportedGraphError
 from .graph.dataflow import Dataflow
 from .passes.inline import has_checkpoints
 from .passes.pipeline import Passed, run_passes
 from .passes.timestep import find_timestep
 from .plan import Asked, AskedRule, Inputs, Partition, Plan
 from .program import Program
-from .rules import TokenEstimator
+from .rules import GuidedEstimator, TokenEstimator
 from .write import write_program
 
 
@@ -65,7 +65,10 @@ def cut(
     # Passes make many small objects that stay, and looking through all of a large process takes a second each time.
     with no_garbage_collection():
         plan = run_passes(Plan(gm, _asked(config, told)), watch)
-        return Cut(plan, write_program(plan.found, plan.inputs, config.rules_in_force()))
+        rules = config.rules_in_force()
+        if plan.inputs.latents is None and any(isinstance(rule.estimator, GuidedEstimator) for rule in rules):
+            raise LatentsError("it is not known which input is denoised, by which two calls of a step are told")
+        return Cut(plan, write_program(plan.found, plan.inputs, rules))
 
 
 def _asked(config: DiCacheConfig, told: bool) -> Asked:

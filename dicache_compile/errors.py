@@ -132,6 +132,13 @@ class TimestepError(UnsupportedGraphError):
     asks_for_use = False
 
 
+class LatentsError(UnsupportedGraphError):
+    """It is not known which input is denoised."""
+
+    advice = "leave out the rule whose estimator goes by another call of guidance"
+    asks_for_use = False
+
+
 class LoweringError(UnsupportedGraphError):
     """Inductor cannot compile a part of the cut graph."""
 

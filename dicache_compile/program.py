@@ -27,7 +27,7 @@ class Kind(enum.Enum):
     CROSSING = "crossing"  # what the model's graph computes in one piece and reads in another
     DECISION = "decision"  # whether the sites of a rule are reused: bool, shape ()
     AID = "aid"  # what an estimator takes from before the decision
-    STEP = "step"  # what is known of the step: "index", "time", "since", "fresh", "anew"
+    STEP = "step"  # what is known of the step: "index", "time", "since", "fresh", "anew", "mark", "met"
     OUTPUT = "output"  # what the model's graph returns
 
 

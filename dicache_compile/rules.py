@@ -6,10 +6,8 @@ in tests, and is traced once into the graph of the step. Each method has one arg
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from .seen import (
@@ -17,6 +15,7 @@ from .seen import (
     ANCHOR_TIME,
     GIVEN_SLOTS,
     MOST_BITS,
+    PARTNER,
     Aid,
     Seen,
     Setting,
@@ -24,6 +23,7 @@ from .seen import (
     State,
     anchor_steps,
     anchor_times,
+    partner_result,
 )
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "GATE",
     "GIVEN_SLOTS",
     "MOST_BITS",
+    "PARTNER",
     "Aid",
     "CheckedEstimator",
     "Decider",
@@ -40,9 +41,9 @@ __all__ = [
     "Estimator",
     "FollowingEstimator",
     "Gate",
+    "GuidedEstimator",
     "KeepingEstimator",
     "LearningGate",
-    "Rule",
     "Seen",
     "Setting",
     "SlotSpec",
@@ -50,6 +51,7 @@ __all__ = [
     "TokenEstimator",
     "anchor_steps",
     "anchor_times",
+    "partner_result",
     "setting_slot",
 ]
 
@@ -191,6 +193,26 @@ class KeepingEstimator(Estimator, Protocol):
 
 
 @runtime_checkable
+class GuidedEstimator(Estimator, Protocol):
+    """An estimator for one of guidance's calls, which goes by what another call of the same step gave.
+
+    It has the slot `partner_result`. A site is reused in the calls of the streams that are named `stream` alone, and
+    only where a call of `partner` in the same request has had the same timestep and the same latents, and the last
+    anchor had such a one too. Anywhere else the step runs deep.
+    """
+
+    @property
+    def stream(self) -> str:
+        """The name of the stream that it stands in for, without that of its request."""
+        ...
+
+    @property
+    def partner(self) -> str:
+        """The name of the stream that it goes by."""
+        ...
+
+
+@runtime_checkable
 class TokenEstimator(Estimator, Protocol):
     """An estimator for which a reused step runs each site on some of its tokens, as parts of blocks allow.
 
@@ -217,32 +239,3 @@ class TokenEstimator(Estimator, Protocol):
         `seen.places`, [..., k, C].
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What a step decides and estimates with."""
-
-    gate: Decider | None  # None: a schedule decides, which the host tells
-    estimator: Estimator
-    state_dtype: torch.dtype | None = None  # None: each carried value's own
-    joint: bool = False  # whether the streams of a request decide together
-
-    def by(self, role: str) -> Decider | Estimator:
-        """The gate, where there is one, or the estimator."""
-        found = self.gate if role == GATE else self.estimator
-        assert found is not None
-        return found
-
-    def settings(self) -> dict[str, Setting]:
-        """The settings of gate and estimator, by slot."""
-        return {
-            setting_slot(role, setting.name): setting for role in self._roles() for setting in self.by(role).settings()
-        }
-
-    def slots(self) -> tuple[SlotSpec, ...]:
-        """What is kept for the gate, then for the estimator."""
-        return tuple(spec for role in self._roles() for spec in self.by(role).slots())
-
-    def _roles(self) -> tuple[str, ...]:
-        return (ESTIMATOR,) if self.gate is None else (GATE, ESTIMATOR)

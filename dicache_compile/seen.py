@@ -53,6 +53,11 @@ class Seen:
         """Which steps the last anchors were, the newest first: float32, shape (how many). Needs `anchor_steps`."""
         return self._of_anchors(ANCHOR_STEP)
 
+    @property
+    def partner(self) -> Tensor:
+        """Y of the call of the same step that the estimator goes by, of x's shape. Needs `partner_result`."""
+        return self.state[PARTNER]
+
     def _of_anchors(self, slot: str) -> Tensor:
         names = itertools.takewhile(lambda name: name in self.state, (f"{slot}{age}" for age in itertools.count(1)))
         return torch.stack([self.state[name] for name in names])
@@ -77,7 +82,7 @@ class SlotSpec:
 
 
 # Slots that are written for an estimator that asks for them.
-GIVEN_SLOTS = ANCHOR_TIME, ANCHOR_STEP = ("anchor_time", "anchor_step")
+GIVEN_SLOTS = ANCHOR_TIME, ANCHOR_STEP, PARTNER = ("anchor_time", "anchor_step", "partner")
 
 
 def anchor_times(count: int) -> SlotSpec:
@@ -88,6 +93,11 @@ def anchor_times(count: int) -> SlotSpec:
 def anchor_steps(count: int) -> SlotSpec:
     """The slot of an estimator that reads `Seen.steps`, of that many anchors. It is written for it."""
     return SlotSpec(ANCHOR_STEP, "number", history=max(count, 2))
+
+
+def partner_result() -> SlotSpec:
+    """The slot of a `GuidedEstimator`, for `Seen.partner`. It is written for it; a request's streams have one."""
+    return SlotSpec(PARTNER, measured=True)
 
 
 MOST_BITS = sys.float_info.max_exp - 1  # an int of more bits may be beyond every float

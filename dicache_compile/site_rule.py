@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from . import checks
+from .asked_sites import asked_sites
 from .estimators import DCTA, FeedbackDCTA, SecondOrderDCTA
 from .fields import RUN_TIME
 from .gates import EstimateError, ProbeError
 from .passes.whole_model import MODEL
 from .plan import AskedSite
 from .qualities import Quality, settle
-from .rules import Decider, EstimateGate, Estimator, Gate
+from .rules import Decider, EstimateGate, Estimator, Gate, GuidedEstimator
 from .schedules import Schedule
 
 _Rule = TypeVar("_Rule", bound="SiteRule")
@@ -190,9 +191,13 @@ class SiteRule:
         """Whether the gate looks at what the first block gives to its first linear."""
         return isinstance(self.gate, Gate) and self.gate.looks_at == "modulated"
 
+    def is_guided(self) -> bool:
+        """Whether one of guidance's calls is estimated from another one."""
+        return isinstance(self.estimator, GuidedEstimator)
+
     def asked_sites(self) -> tuple[AskedSite, ...]:
         """What `sites` says, one by one. Raises TypeError if that is none of what it may be."""
-        return checks.asked_sites(self.sites)
+        return asked_sites(self.sites)
 
     def split(self) -> tuple[SiteRule, ...]:
         """The rule; of a table of schedules one for each of its rows."""

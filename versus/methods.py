@@ -256,6 +256,11 @@ def _tuned(known: Calibrated, deep: int) -> Preset:
     return fitted("tune", config, schedule=config.schedule, estimator=config.estimator)
 
 
+def _fastercache(known: Calibrated, deep: None) -> Preset:
+    two_calls = "uncond" in known.workload.streams
+    return preset("fastercache", guidance=5 if two_calls else None, shown={} if two_calls else {"guidance": None})
+
+
 def _pab(known: Calibrated, deep: None) -> Preset:
     given = {"cross_attention": 5} if "cross_attention" in known.kinds else {}
     return preset("pab", window=known.window(100, 800), **given, shown={"attention": 2, **given})
@@ -297,7 +302,7 @@ METHODS: dict[str, Method] = {
     "smoothcache": Method(_smoothcache, (1e-3, 10.0), "work", note=_WORK),
     "tune": Method(_tuned, note="this package's own search, with weights for each step; where it was run"),
     "pab": Method(_pab, levels=(None,), note=_ATTENTIONS),
-    "fastercache": Method(lambda known, deep: preset("fastercache"), levels=(None,), note=_ATTENTIONS),
+    "fastercache": Method(_fastercache, levels=(None,), note=_ATTENTIONS),
 }
 OUTSIDE = {
     "learning-to-cache": "its routers are trained with the model, and there are none for these two",

@@ -11,9 +11,10 @@ from ..config import DiCacheConfig
 from ..errors import StepError
 from ..estimators import LearnedTable
 from ..program import of_rule as slot_name
-from ..rules import Setting
+from ..rules import GuidedEstimator, Setting
 from ..site_rule import SiteRule
 from ..write.control import DEEP_STEPS, LIMITS, NO_LIMIT
+from ..write.guidance import ROLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,15 @@ class Told:
             of_rule = {**_limits(rule, steps, warmup), **settings}
             found |= {slot_name(slot, number): value for slot, value in of_rule.items()}
         return Settings(found)
+
+
+def guided_by_slot(config: DiCacheConfig) -> Mapping[str, GuidedEstimator]:
+    """The estimators that go by another call, by the slot that tells them what a stream is to them."""
+    return {
+        slot_name(ROLE, number): rule.estimator
+        for number, rule in enumerate(config.rules_in_force())
+        if isinstance(rule.estimator, GuidedEstimator)
+    }
 
 
 def _limits(rule: SiteRule, steps: int | None, warmup: int) -> dict[str, tuple[float, ...]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..program import Slot, of_rules
-from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, RUN, SKIPPED, TIMES
+from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, PARTNER_MARK, RUN, SKIPPED, TIMES
 from .settings import Settings
 
 KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps
@@ -32,7 +32,9 @@ class Layout:
     arguments: frozenset[str]  # the names of the tensors that the caller passes
 
     def form(self, slot: Slot) -> Form:
-        of = self.conditions if slot.name in _OF_CONDITIONS else ()
+        of: tuple[Any, ...] = self.conditions if slot.name in _OF_CONDITIONS else ()
+        if slot.name.startswith(PARTNER_MARK):  # it is of results of these shapes
+            of = tuple(self.shapes[one.name] for one in self.slots if one.of_request and one.like is not None)
         return slot.name, self.shapes[slot.name], slot.dtype, slot.device, of
 
     def carried(self) -> frozenset[Form]:
@@ -182,6 +184,10 @@ class StreamState:
     def tell(self, settings: Settings) -> None:
         """Has the next generation go by these settings; writes what differs, and waits for nothing."""
         self._write(settings.values)
+
+    def take_roles(self, roles: Mapping[str, int]) -> None:
+        """Says what the stream is to each rule that goes by another call, by the slot that holds it."""
+        self._write({slot: (role,) for slot, role in roles.items()})
 
     def _write(self, values: Mapping[str, tuple[float, ...]]) -> None:
         changed = {slot: value for slot, value in values.items() if self.told.get(slot) != value}

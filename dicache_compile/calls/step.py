@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -14,6 +14,8 @@ from ..config import DiCacheConfig
 from ..engines.base import Engine
 from ..graph.fragment import Function
 from ..program import Slot
+from ..rules import GuidedEstimator
+from ..write.guidance import role_of
 from .clock import Clock
 from .cut_check import CutCheck
 from .fragments import note_run
@@ -53,6 +55,7 @@ class CompiledStep:
     clock: Clock
     function: Function | None  # that the graph is of
     work: int  # of the trunk, in multiplications
+    guided: Mapping[str, GuidedEstimator]  # the estimators that go by another call, by the slot of a stream's role
     told_ahead: bool  # whether a step may be known to be reused before it runs
     check: CutCheck | None  # until it is done
     is_wrong: bool = False  # whether every step has to be deep, as the estimates turned out to be none
@@ -83,6 +86,7 @@ class CompiledStep:
             if is_new:
                 session.advice.compiled_again(name, state)
         state.tell(settings)
+        state.take_roles({slot: role_of(estimator, plain) for slot, estimator in self.guided.items()})
         if self.is_wrong:
             state.force_deep()
         self.clock.write(state, time)

@@ -7,6 +7,7 @@ from .dcta import DCTA
 from .extrapolated import Extrapolated
 from .feedback import FeedbackDCTA
 from .foca import FoCa
+from .guidance import GuidanceDifference
 from .hermite import Hermite
 from .hyca import HyCa
 from .learned import LearnedTable
@@ -28,6 +29,7 @@ __all__ = [
     "Extrapolated",
     "FeedbackDCTA",
     "FoCa",
+    "GuidanceDifference",
     "Hermite",
     "HyCa",
     "LearnedTable",

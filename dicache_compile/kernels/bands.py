@@ -26,10 +26,27 @@ def low_of_grid(value: Tensor, grid: tuple[int, int], cutoff: float) -> Tensor:
     """
     (down, across), disk = (_cosines(size, cutoff) for size in grid), _disk(grid, cutoff)
     # One axis after the other: together they would be a matrix of tokens by tokens.
-    orders = torch.einsum("uh,...hwc->...uwc", down, _as_grid(value, grid))
+    orders = torch.einsum("uh,...hwc->...uwc", down, as_grid(value, grid))
     orders = torch.einsum("vw,...uwc->...uvc", across, orders) * disk
     columns = torch.einsum("vw,...uvc->...uwc", across, orders)
     return torch.einsum("uh,...uwc->...hwc", down, columns).flatten(-3, -2)
+
+
+def low_of_picture(value: Tensor, rows: int, columns: int, cutoff: float) -> Tensor:
+    """What is left of two dimensions, `rows` and `columns`, with frequencies in a disk around 0: of value's shape.
+
+    The disk's radius is `cutoff` of the smaller of the two sizes, rounded down to whole periods.
+    """
+    spectrum = torch.view_as_real(torch.fft.fft2(value.float(), dim=(rows, columns)))
+    # Counted in the graph: how large the picture is may be known only when it runs.
+    ones = torch.ones_like(value, dtype=torch.float32)
+    places = [ones.cumsum(dim) - 1 for dim in (rows, columns)]
+    sizes = [ones.sum(dim, keepdim=True) for dim in (rows, columns)]
+    down, across = (torch.minimum(place, size - place) for place, size in zip(places, sizes, strict=True))
+    radius = (cutoff * torch.minimum(*sizes) + 1e-3).floor()
+    inside = (down.square() + across.square() <= radius.square()).unsqueeze(-1)
+    kept = torch.where(inside, spectrum, torch.zeros_like(spectrum))
+    return torch.view_as_real(torch.fft.ifft2(torch.view_as_complex(kept), dim=(rows, columns))).select(-1, 0)
 
 
 _ALONG = ("if,...frcx->...ircx", "ir,...frcx->...ficx", "ic,...frcx->...frix")  # frames, rows, columns
@@ -43,7 +60,7 @@ def wiener(value: Tensor, grid: tuple[int, int, int], sigma: Tensor) -> Tensor:
     """
     noise = sigma.clamp(1e-6, 1 - 1e-6)
     signal = 1 - noise
-    tokens = _as_grid(value, grid)
+    tokens = as_grid(value, grid)
     for size, along in zip(grid, _ALONG, strict=True):
         power = 1 / (torch.fft.fftfreq(size).abs() ** 3 + 1e-16)
         gain = signal * power / (signal.square() * power + noise.square() + 1e-16)
@@ -69,7 +86,7 @@ def check_grid(grid: tuple[int, ...], *names: str) -> None:
         raise ValueError(f"grid: expected ({', '.join(names)}), whole numbers from 1 on, got {grid!r}")
 
 
-def _as_grid(value: Tensor, grid: tuple[int, ...]) -> Tensor:
+def as_grid(value: Tensor, grid: tuple[int, ...]) -> Tensor:
     """[..., *grid, channels]; raises ValueError where it is known that there are not as many tokens."""
     tokens, places = value.shape[-2], math.prod(grid)
     if isinstance(tokens, int) and tokens != places:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import ceil, floor
 
-from ..estimators import ChannelAffine, Extrapolated, MeanVelocity, Reuse, StepAffine
+from ..estimators import ChannelAffine, Extrapolated, GuidanceDifference, MeanVelocity, Reuse, StepAffine
 from ..planning import by_lag, by_magnitude
 from ..published import numbers_of
 from ..schedules import Schedule
+from ..site_rule import SiteRule
 from .method import Fields, method
 
 
@@ -64,13 +65,10 @@ def pab(
 
     Set a range for `cross_attention` where the blocks have one.
     """
-    inside = _within(window, num_steps)
-
-    def row(interval: int) -> Schedule:
-        return Schedule.mask([step not in inside or step % interval == 0 for step in range(num_steps)])
-
     ranges = {"attention": attention, "cross_attention": cross_attention}
-    kinds = {kind: row(interval) for kind, interval in ranges.items() if interval is not None}
+    kinds = {
+        kind: _on_multiples(interval, window, num_steps) for kind, interval in ranges.items() if interval is not None
+    }
     return {
         "sites": tuple(kinds),
         "schedule": Schedule.table(*kinds.values()),
@@ -82,26 +80,43 @@ def pab(
 @method(
     "fastercache",
     "FasterCache, arXiv 2410.19355",
-    "its attentions alone, no guidance from frequencies; the window is of steps, where it is of timesteps",
+    "the windows are of steps, where they are of timesteps; guidance in two calls of their own, where it is one batch",
 )
 def fastercache(
     interval: int = 2,
     num_steps: int = 30,
     window: tuple[float, float] = (0.319, 1.0),
     weight: float | tuple[float, ...] = 0.5,
+    guidance: int | None = 5,
+    guidance_window: tuple[float, float] = (0.359, 1.0),
+    low: float = 1.1,
+    high: float = 1.1,
+    low_window: tuple[float, float] = (0.099, 0.901),
+    high_window: tuple[float, float] = (0.699, 1.0),
+    grid: tuple[int, int] | None = None,
 ) -> Fields:
     """Attentions run on multiples of `interval`, within a window of the steps, in shares; else the last change goes on.
+    The unconditional call runs on multiples of `guidance`; else it is the conditional one's result and the last
+    difference, whose bands grow by `low` and `high` within windows of theirs.
 
-    The window is the published one of timesteps, (-1, 681) of 1000, where these fall evenly.
+    The windows are the published ones of timesteps of 1000, where these fall evenly. For a model without guidance of
+    two calls set `guidance=None`. One that gives tokens needs their `grid` of (rows, columns).
     """
-    inside = _within(window, num_steps)
-    mask = [step not in inside or step % interval == 0 for step in range(num_steps)]
-    return {
+    attentions: Fields = {
         "sites": "attention",
-        "schedule": Schedule.mask(mask),
+        "schedule": _on_multiples(interval, window, num_steps),
         "estimator": Extrapolated(weight),
-        "num_steps": num_steps,
     }
+    if guidance is None:
+        return {**attentions, "num_steps": num_steps}
+    grown = ((low, _within(low_window, num_steps)), (high, _within(high_window, num_steps)))
+    factors = [tuple(factor if step in inside else 1.0 for step in range(num_steps)) for factor, inside in grown]
+    unconditional = SiteRule(
+        sites="model",
+        schedule=_on_multiples(guidance, guidance_window, num_steps),
+        estimator=GuidanceDifference(low=factors[0], high=factors[1], grid=grid),
+    )
+    return {"rules": (unconditional, SiteRule(**attentions)), "num_steps": num_steps}
 
 
 @method("meancache", "MeanCache, arXiv 2601.19961", "each call of guidance apart, and no rescaling of their sum")
@@ -161,6 +176,12 @@ def learning_to_cache(routers: Sequence[Sequence[Sequence[bool | int]]]) -> Fiel
     if not sites:
         raise ValueError("routers: every part of every block runs on every step: nothing is reused")
     return {"sites": tuple(sites), "schedule": Schedule.table(*rows), "estimator": Reuse()}
+
+
+def _on_multiples(interval: int, window: tuple[float, float], num_steps: int) -> Schedule:
+    """Deep on multiples of an interval, and outside of a window of the steps, in shares."""
+    inside = _within(window, num_steps)
+    return Schedule.mask([step not in inside or step % interval == 0 for step in range(num_steps)])
 
 
 def _within(window: tuple[float, float], num_steps: int) -> range:

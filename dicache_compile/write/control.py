@@ -20,7 +20,8 @@ MASKED_STEPS = 4096  # of a generation, from its start, that can be deep by thei
 NOW = ".now"  # ends the name of a slot that holds what the running generation goes by, of what the host tells
 # Slots of streams that decide together: what those of a request share, and what each keeps for itself.
 LEADER_TIME, LEADER_REUSES = JOINT = ("leader_time", "leader_reuses")
-WHEN_SHARED = (LEADER_TIME,)  # slots that say of which step that is which the streams of a request share; NaN: of none
+PARTNER_MARK = "partner_mark"
+WHEN_SHARED = (LEADER_TIME, PARTNER_MARK)  # which tell of which step it is; NaN: of none
 LED = "led"
 LIMITS, DEEP_STEPS = "limits", "deep_steps"  # what the host tells of each generation, for a rule
 ANCHORS, SKIPPED = "anchors", "skipped"

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import symbols, values
+from ..in_force import Rule
 from ..passes.crossing import ABOVE
 from ..plan import Carried, Inputs, Partition, Region
 from ..program import Kind, Slot, Value, of_rule
-from ..rules import ESTIMATOR, GATE, Aid, Estimator, Rule, Seen, TokenEstimator, setting_slot
+from ..rules import ESTIMATOR, GATE, Aid, Estimator, GuidedEstimator, Seen, TokenEstimator, setting_slot
 from . import control
 from .emit import Emitter
+from .guidance import guidance_slots
 from .slots import CarriedSlots, Updates
 from .trial import try_rule
+
+OF_STEP = ("index", "time", "fresh", "anew")
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class Parts:
     def carried(self) -> Mapping[int, Carried]:
         """By its place among those of all rules."""
         return dict(enumerate((value for cut in self.cuts for value in cut.carried), start=self.first))
+
+    @property
+    def is_guided(self) -> bool:
+        return isinstance(self.rule.estimator, GuidedEstimator)
 
     def estimator(self, place: int) -> Estimator:
         """What stands in for a carried value."""
@@ -82,8 +90,8 @@ class Parts:
         return of_rule(name, self.number)
 
     def step_value(self, name: str) -> Value:
-        """What is known of the step: of "since" each rule has its own."""
-        return Value(Kind.STEP, self.own(name) if name == "since" else name)
+        """What is known of the step: but for OF_STEP each rule has its own."""
+        return Value(Kind.STEP, name if name in OF_STEP else self.own(name))
 
     def seen(self, emitter: Emitter, place: int, role: str, now: Updates, told: Updates) -> Seen:
         """A carried value before the decision, as the gate or the estimator sees it."""
@@ -142,6 +150,7 @@ class Parts:
 
     def _slots(self) -> list[Slot]:
         found = control.as_slots(control.rule_slots(self.rule.joint), self.device, self.number)
+        found += control.as_slots(guidance_slots(), self.device, self.number) if self.is_guided else []
         for name, setting in self.rule.settings().items():
             both = (name, name + control.NOW)
             found += [Slot(self.own(slot), None, setting.shape, torch.float32, self.device, 0) for slot in both]

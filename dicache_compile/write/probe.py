@@ -21,7 +21,7 @@ from ..rules import (
     Seen,
     SlotSpec,
 )
-from . import control, record
+from . import control, guidance, record
 from .begin import step_begun
 from .emit import Emitter, write_back
 from .parts import Parts, Whole, aid_values
@@ -60,7 +60,7 @@ def write_decision(whole: Whole, parts: Parts, emitter: Emitter, before: Value |
     else:
         now, updates = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time")}, {}
         fresh, anew = (emitter.input(Value(Kind.STEP, name)) for name in ("fresh", "anew"))
-    begun = _begun(parts, emitter, now, fresh, anew, begins)
+    begun = _begun(whole, parts, emitter, now, fresh, anew, begins)
     now, places = begun.now, parts.measured
     seen = {place: parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places}
     known = {place: offer_aid(parts, emitter, place, one) for place, one in seen.items()}
@@ -114,7 +114,9 @@ def log_of(
     return columns
 
 
-def _begun(parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: fx.Node, begins: bool) -> _Begun:
+def _begun(
+    whole: Whole, parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: fx.Node, begins: bool
+) -> _Begun:
     """What is forced, and by how many anchors."""
     counts = [emitter.state(parts.own(name)) for name in (control.ANCHORS, control.SKIPPED)]
     now = now | emitter.trace(control.serving, anew, *counts)
@@ -123,8 +125,23 @@ def _begun(parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: f
         both = (emitter.state(parts.own(f"{name}{at}")) for at in ("", control.NOW))
         told[name] = emitter.trace(control.in_force, fresh, *both)
     forced = emitter.trace(control.forced, now, told[control.LIMITS], told[control.DEEP_STEPS])
+    if parts.is_guided:
+        forced = emitter.trace(guidance.either, forced, _apart(whole, parts, emitter, now))
     may = emitter.trace(control.may_reuse, forced, now[control.SKIPPED], told[control.LIMITS])
     return _Begun(now, told, anew, forced, may, begins)
+
+
+def _apart(whole: Whole, parts: Parts, emitter: Emitter, now: Updates) -> fx.Node:
+    """Whether the step runs deep because its partner's is not known. Offers what that needs of it."""
+    latents = whole.inputs.latents
+    assert latents is not None  # or the graph would not have been cut
+    names = (guidance.ROLE, control.PARTNER_MARK, guidance.PARTNER_EPOCH, guidance.PAIRED)
+    state = {name: emitter.state(parts.own(name)) for name in names}
+    mark, met, apart = emitter.trace(guidance.meet, now["time"], emitter.read(latents), state)
+    emitter.offer(parts.step_value(guidance.MARK), mark)
+    emitter.offer(parts.step_value(guidance.MET), met)
+    found: fx.Node = apart
+    return found
 
 
 def _by_schedule(begun: _Begun) -> _Decided:

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from ..graph import values
 from ..kernels.float8 import FLOAT8, scaled, value
 from ..program import Slot, of_rule
-from ..rules import SlotSpec
+from ..rules import PARTNER, SlotSpec
 from .emit import Emitter
 from .trial import Shown, method_name
 
@@ -49,7 +49,8 @@ class CarriedSlots:
                 if spec.like == "tokens":
                     found.append(Slot(name, self.like, (), torch.float32, self.device, 0, by_row=True))
                     continue
-                found.append(Slot(name, self.like, (), self._dtype(spec), self.device, 0))
+                of_request = spec.name == PARTNER
+                found.append(Slot(name, self.like, (), self._dtype(spec), self.device, 0, of_request=of_request))
                 if self._is_scaled(spec):
                     found.append(Slot(_scale(name), self.like, (), torch.float32, self.device, 0, by_row=True))
         return found

@@ -10,8 +10,8 @@ from torch import Tensor, fx
 
 from ..plan import Partition
 from ..program import Kind, Value
-from ..rules import ANCHOR_STEP, ANCHOR_TIME, GATE, GIVEN_SLOTS, KeepingEstimator, LearningGate, Seen
-from . import control, strides
+from ..rules import ANCHOR_STEP, ANCHOR_TIME, GATE, GIVEN_SLOTS, PARTNER, KeepingEstimator, LearningGate, Seen
+from . import control, guidance, strides
 from .emit import Emitter, memory_of, write_back
 from .parts import Parts, tensor
 from .slots import Updates, check_names
@@ -31,6 +31,7 @@ def write_deep(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[f
     if last:
         anchors = parts.own(control.ANCHORS)
         updates = {anchors: emitter.trace(_one_more, emitter.state(anchors)), **updates}
+        updates |= _met(parts, emitter)
     write_back(emitter, updates)
 
 
@@ -73,7 +74,23 @@ def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Update
     new = emitter.trace(estimator.anchor, seen)
     own = [spec.name for spec in estimator.slots() if spec.name not in GIVEN_SLOTS]
     check_names(estimator.anchor, new, own, all_of_them=True)
-    return _written(parts, emitter, place, {**new, ANCHOR_TIME: seen.time, ANCHOR_STEP: seen.index}, y, apart)
+    new |= {ANCHOR_TIME: seen.time, ANCHOR_STEP: seen.index}
+    if parts.is_guided:
+        role = emitter.state(parts.own(guidance.ROLE))
+        new[PARTNER] = emitter.trace(guidance.partner_after, role, y, seen.partner)
+    return _written(parts, emitter, place, new, y, apart)
+
+
+def _met(parts: Parts, emitter: Emitter) -> Updates:
+    """What a rule that goes by another call has of its step."""
+    if not parts.is_guided:
+        return {}
+    names = (guidance.ROLE, control.PARTNER_MARK, guidance.PARTNER_EPOCH)
+    state = {name: emitter.state(parts.own(name)) for name in names}
+    mark, met = (emitter.input(parts.step_value(name)) for name in (guidance.MARK, guidance.MET))
+    anew = emitter.input(parts.step_value("anew"))
+    new = emitter.trace(guidance.met_after, mark, met, anew, state)
+    return {parts.own(name): node for name, node in new.items()}
 
 
 def _written(parts: Parts, emitter: Emitter, place: int, new: Updates, y: fx.Node, apart: bool) -> Updates:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from ..in_force import Rule
 from ..passes.crossing import ABOVE
 from ..passes.sites import after_last, is_inside
 from ..plan import Inputs, Partition, Region
 from ..program import Choose, Kind, Op, Piece, Program, Run, Value, pieces_of
-from ..rules import Rule
 from .emit import Emitter
 from .known import write_known
 from .parts import Whole, whole
@@ -51,8 +51,8 @@ def write_program(cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rul
     )
     program = duplicate_tail(program)
     first = parts.parts[0]
-    if len(cuts) > 1 or first.rule.gate is not None:
-        return program
+    if len(cuts) > 1 or first.rule.gate is not None or first.is_guided:
+        return program  # the host does not know
     (estimate,) = pieces_of(next(op.reused for op in program.ops if isinstance(op, Choose)))
     above = parts.emitter("P")
     above.copy(node for node in nodes if cuts[0].regions[node] in ABOVE)

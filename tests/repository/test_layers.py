@@ -16,11 +16,14 @@ import zoo
 ROOT = Path(dicache_compile.__file__).parent
 # From the bottom up; a module imports from its own layer and those before it.
 LAYERS = (
-    ("collecting", "errors", "plan", "program", "published", "kernels", "seen", "rules"),
+    ("collecting", "errors", "plan", "program", "published", "kernels", "seen", "rules", "in_force"),
     ("gates", "estimators", "graph"),
     ("passes",),
     ("write",),
-    ("config", "site_rule", "checks", "fields", "presets", "qualities", "schedules", "planning", "lowering"),
+    (
+        *("config", "site_rule", "checks", "asked_sites", "fields", "presets", "qualities"),
+        *("schedules", "planning", "lowering"),
+    ),
     ("options", "cut", "cost", "compiled", "files", "mistakes", "plain", "tracing"),
     ("engines",),
     ("calls",),

@@ -43,7 +43,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "dbcache": {"first_blocks": 2, "warmup_steps": 2},
     "magcache": {"num_steps": STEPS},
     "pab": {"num_steps": STEPS},
-    "fastercache": {"num_steps": STEPS},
+    "fastercache": {"num_steps": STEPS, "grid": (2, 3)},
     "meancache": {"deep_steps": (0, 1, 4, 8), "sigmas": tuple(1 - step / STEPS for step in range(STEPS + 1))},
     "smoothcache": {"errors": {"attention": [[0.05] * (STEPS - 1)], "mlp": [[0.05] * (STEPS - 1)]}},
     "profilingdit": {"ranges": ((0, 2), (2, 4)), "deep_steps": (0, 3, 6)},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from dicache_compile import DiCacheConfig, Schedule
 from dicache_compile.estimators import (
     BandSplit,
     Extrapolated,
+    GuidanceDifference,
     Hermite,
     MeanVelocity,
     ProjectedDCTA,
@@ -34,6 +35,8 @@ from tests.helpers.replay import Replayed, replay, run
 
 # Ours compute in float32: values of about 1, each rounded a few times by 2**-24, and weights of up to some tens in sum.
 NEAR = {"rtol": 0.0, "atol": 64 * 2.0**-24}
+# With a transform of 48 numbers and back in float32 on either side: about 8 roundings each, of values of up to 4.
+GROWN = 256 * 2.0**-24
 # Of what is compared: sums of some hundred float32 numbers, and polynomials of them with coefficients of up to 800.
 COMPARED = 2e-4
 
@@ -207,11 +210,54 @@ def test_spectrum(case: dict[str, Any]) -> None:
 def test_fastercaches_attentions(case: dict[str, Any]) -> None:
     steps, deep = case["steps"], computed(case["computed"])
     window = (1 - case["window"][1] / 1000, 1.0)
-    config = DiCacheConfig.preset("fastercache", interval=case["range"], num_steps=steps, window=window)
+    config = DiCacheConfig.preset("fastercache", interval=case["range"], num_steps=steps, window=window, guidance=None)
     assert config.schedule == Schedule.steps(*deep)
     ours = replay(Extrapolated(case["weight"]), turned(lambda x: torch.sin(x) + 0.5 * x, steps), deep, steps)
     for step, flat in case["outputs"].items():
         near(ours[int(step)], flat)
+
+
+@pytest.mark.parametrize("case", fixture("fastercache")["guidance"], ids=lambda one: str(one["steps"]))
+def test_fastercaches_guidance(case: dict[str, Any]) -> None:
+    steps, deep = case["steps"], computed(case["computed"])
+    rule, _ = DiCacheConfig.preset("fastercache", num_steps=steps, grid=(6, 8)).rules
+    assert rule.schedule == Schedule.steps(*deep)
+    estimator = rule.estimator
+    assert isinstance(estimator, GuidanceDifference)
+    for form in ((1, 48, 1), (1, 1, 6, 8)):  # tokens with their grid, and a picture
+        ours = replace(estimator, grid=(6, 8) if len(form) == 3 else None)
+        found = guided(ours, steps, deep, form)
+        for step, flat in case["outputs"].items():
+            near(found[int(step)].reshape(1, 6, 8), flat, GROWN)
+
+
+def guided(estimator: GuidanceDifference, steps: int, deep: Sequence[int], form: Sequence[int]) -> dict[int, Tensor]:
+    """The estimates of the unconditional call, by hand."""
+    found, state = {}, dict[str, Tensor]()
+    told = {one.name: torch.tensor(one.value) for one in estimator.settings()}
+    for step in range(steps):
+        cond, uncond = (_denoised(share * turning(step + ahead, steps)) for share, ahead in ((1, 0), (0.9, 0.7)))
+        number = torch.tensor(step)
+        seen = Seen(
+            x=cond.reshape(form),
+            h=cond.reshape(form),
+            state={**state, **told, "partner": cond.reshape(form)},
+            index=number,
+            time=number.float(),
+            anchors=number,
+            since=number,
+        )
+        if step in deep:
+            state = estimator.anchor(replace(seen, y=uncond.reshape(form)))
+        else:
+            found[step] = estimator.estimate(seen)
+            state |= estimator.keep(seen)
+    return found
+
+
+def _denoised(latents: Tensor) -> Tensor:
+    """The model of FasterCache's guidance."""
+    return (torch.sin(latents) + 0.3 * latents.square()).float()
 
 
 @pytest.mark.parametrize("case", fixture("meancache")["runs"], ids=lambda one: str(one["span"]))
