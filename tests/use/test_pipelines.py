@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import DiCacheConfig, dicache_backend, summary
+from dicache_compile import DiCacheConfig, Schedule, dicache_backend, summary
+from dicache_compile.estimators import GuidanceDifference
 from tests.helpers import shared
 from tests.helpers.published import published
 
@@ -138,6 +139,17 @@ def test_guidance_gives_two_named_streams_from_the_first_generation_on(build: An
     assert set(generation.streams) == {"cond", "uncond"}
     for name in generation.streams:
         assert marks(pipeline, name) == "DDD...D."
+
+
+@PIPELINES
+def test_the_unconditional_call_is_estimated_from_the_conditional_one(build: Any) -> None:
+    """Latents go from call to call as in any run: the pipeline passes both calls of a step the same."""
+    rule = {"sites": "model", "schedule": Schedule.every(3, after=1), "estimator": GuidanceDifference(), "threshold": None}
+    pipeline, arguments = compiled(build, **rule)
+    for steps in (STEPS, 5):
+        run(pipeline, arguments, steps=steps)
+        assert marks(pipeline, "cond") == "D" * steps
+        assert marks(pipeline, "uncond") == "D..D..D."[:steps]
 
 
 @PIPELINES
