@@ -40,7 +40,7 @@ SYSTEMS = (
     System("WorldCache", "partly", "worldcache", "its weights for salient tokens", f"{_PUBLISHED}: test_worldcache"),
     System("AdaCache", "partly", "adacache", "", f"{_PUBLISHED}: test_adacache"),
     System("BWCache", "partly", "bwcache", "", "test_gates.py: test_a_gate_decides_as_its_rule_says"),
-    System("H2-Cache", "partly", "h2cache", "", _RUNS),
+    System("H2-Cache", "yes", "h2cache", "", f"{_PUBLISHED}: test_h2cache"),
     System("FORA", "yes", "fora", "", "test_sublayers.py: test_parts_of_blocks_are_reused_and_the_rest_runs"),
     System("TaylorSeer", "yes", "taylorseer", "", f"{_PUBLISHED}: test_taylorseer"),
     System("HiCache", "yes", "hicache", "", f"{_PUBLISHED}: test_hicache"),

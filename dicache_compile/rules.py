@@ -108,8 +108,15 @@ class Gate(Decider, Protocol):
         """
         return "probe"
 
+    @property
+    def first_alone(self) -> bool:
+        """Of several carried values, whether it measures the denoised one alone. False: each, and the largest error
+        counts.
+        """
+        return False
+
     def measure(self, seen: Seen) -> Tensor:
-        """The error of one carried value: float32, shape (). The step's error is the largest of all.
+        """The error of one carried value: float32, shape (). The step's error is the largest of those measured.
 
         On the first step of a generation the state is stale and the result is not used.
         """

@@ -64,9 +64,13 @@ def extrapolate(base: Tensor, newest: Tensor, older: Tensor, gamma: Tensor, has_
     return base.float() + torch.where(has_older, far + gamma * (near - far), near)
 
 
-def pooled(value: Tensor, tokens: int) -> Tensor:
-    """[..., T, C] averaged over groups of so many tokens: [..., T // tokens, C]; a rest is left out."""
-    if tokens == 1:
-        return value
-    groups = value.shape[-2] // tokens
-    return torch.unflatten(value.narrow(-2, 0, groups * tokens), -2, (groups, tokens)).mean(-2)
+def pooled(value: Tensor, tokens: int, channels: int = 1) -> Tensor:
+    """[..., T, C] averaged over groups of so many tokens and channels, without what is left: [..., T // tokens, C //
+    channels].
+    """
+    for dimension, size in ((-2, tokens), (-1, channels)):
+        if size > 1:
+            groups = value.shape[dimension] // size
+            whole = value.narrow(dimension, 0, groups * size)
+            value = torch.unflatten(whole, dimension, (groups, size)).mean(dimension)
+    return value

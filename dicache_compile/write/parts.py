@@ -78,8 +78,9 @@ class Parts:
     @cached_property
     def judged(self) -> tuple[int, ...]:
         """Those of them that a gate measures: where it looks at one value inside of the first block, that alone."""
-        looks = getattr(self.rule.gate, "looks_at", "probe") == "modulated"
-        return self.measured[:1] if looks else self.measured
+        gate = self.rule.gate
+        one = getattr(gate, "looks_at", "probe") == "modulated" or getattr(gate, "first_alone", False)
+        return self.measured[:1] if one else self.measured
 
     @property
     def decision(self) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -234,13 +235,41 @@ def test_a_rule_may_follow_the_one_before_it(follows: bool) -> None:
 def test_groups_of_tokens_are_averaged_and_a_rest_is_left_out() -> None:
     value = torch.arange(14.0).reshape(1, 7, 2)
     assert torch.equal(pooled(value, 3), torch.tensor([[[2.0, 3.0], [8.0, 9.0]]]))
+    assert torch.equal(pooled(value, 3, 2), torch.tensor([[[2.5], [8.5]]]))
+    assert torch.equal(pooled(value, 1, 2), pooled(value.unsqueeze(-3), 1, 2).squeeze(-3))
     assert pooled(value, 1) is value
+
+
+@pytest.mark.parametrize("engine", ["calls", "conditional"])
+def test_a_gate_may_measure_the_picture_alone(engine: str) -> None:
+    model = models.make(models.Mixed)
+    inputs, p = [], []
+    with torch.no_grad():
+        for step in range(STEPS):
+            latents, timestep, prompt = models.inputs(model, step, STEPS)
+            inputs.append((latents, timestep, (1 + step) * prompt))  # the text moves more than the picture at first
+            entered = model.enter(*inputs[-1])
+            x = entered["x"].clone()
+            p.append(model.run(entered, 0, 1)["x"] - x)
+    picture = [((a - b).abs().mean() / b.abs().mean()).item() for b, a in itertools.pairwise(p)]
+
+    def errors(alone: bool) -> list[float]:
+        gate = ResidualChange(0.0, first_alone=alone)  # all steps run deep
+        call = compiled(model, sites=(0, 2), gate=gate, estimator=Reuse("h"), engine=engine)
+        with torch.no_grad():
+            for given in inputs:
+                call(*given)
+        return [step.error for step in summary(model).generations[-1].streams["0"][1:]]
+
+    assert errors(True) == pytest.approx(picture, rel=1e-5)
+    assert errors(False)[0] > 2 * picture[0]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ResidualChange(0.1, pool=0), "pool: expected a number of tokens from 1 on, got 0"),
+        (lambda: ResidualChange(0.1, pool=0), "pool: expected a number of tokens from 1 on, or two, .*, got 0"),
+        (lambda: ResidualChange(0.1, pool=(2, 0)), r"of tokens and channels, got \(2, 0\)"),
         (lambda: PolynomialChange((), 0.1), "coefficients: expected finite numbers, one at least"),
         (lambda: PolynomialChange((float("nan"),), 0.1), "coefficients: expected finite numbers"),
         (lambda: SpectralChange(0.1, (2, 3)), r"grid: expected \(frames, rows, columns\), .* got \(2, 3\)"),

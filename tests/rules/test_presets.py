@@ -51,7 +51,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "cachequant": AFFINE,
     "dpcache": {"deep_steps": (0, 1, 4, 8)},
     "learning-to-cache": {"routers": [[(1, step % 2 == 0)] * 4 for step in range(STEPS)]},
-    "h2cache": {"double": 2, "single": 2, "pool": 2},
+    "h2cache": {"double": 2, "single": 2, "pools": (2, 3)},
 }
 # Their thresholds are of other models; with these a tiny one reuses some steps.
 LOOSE: dict[str, dict[str, Any]] = {

@@ -206,6 +206,47 @@ def test_spectrum(case: dict[str, Any]) -> None:
             near(ours[int(step)], flat, 8 * 2.0**-9)
 
 
+@pytest.mark.parametrize("case", fixture("h2cache")["runs"], ids=lambda one: f"{one['first']}-{one['second']}")
+def test_h2cache(case: dict[str, Any]) -> None:
+    """Both stages by hand, on all that the published code measures: text and picture are one value in the second."""
+    steps = case["steps"]
+    rules = DiCacheConfig.preset("h2cache", first=case["first"], second=case["second"], pools=(2, 6)).rules
+    stacks = [_Stack(rule.gate) for rule in rules]
+    for step in range(steps):
+        x, e = turning(step, steps, (1, 8, 6)).float(), turning(0.6 * step + 2, steps, (1, 4, 6)).float()
+        h, text = x + 0.3 * torch.sin(x) + 0.05 * e.mean(), e + 0.2 * torch.cos(e) + 0.05 * x.mean()
+        given = torch.cat((text, h), dim=1)  # of which the gate sees the picture
+        after = torch.cat((text - 0.1 * torch.sin(text), h + 0.1 * h.square() + 0.02 * text.mean()), dim=1)
+        joined = stacks[0].step(x, h, given, after, before=False)
+        h = joined + 0.25 * torch.cos(1.3 * joined)
+        out = stacks[1].step(joined, h, h, h + 0.05 * h.square(), before=not stacks[0].deep[-1])
+        if (flat := case["outputs"].get(str(step))) is not None:
+            near(out[:, 4:], flat)
+    for name, stack in zip(("double", "single"), stacks, strict=True):
+        assert "".join("01"[deep] for deep in stack.deep) == case[f"computed_{name}"]
+
+
+class _Stack:
+    """A stack of blocks behind a gate: `Reuse("h")` stands in for those after the first."""
+
+    def __init__(self, gate: Any) -> None:
+        self.gate, self.deep, self.kept, self.residual = gate, list[bool](), dict[str, Tensor](), torch.zeros(())
+
+    def step(self, x: Tensor, h: Tensor, given: Tensor, after: Tensor, before: bool) -> Tensor:
+        number = torch.tensor(len(self.deep))
+        count = {"index": number, "time": number.float(), "anchors": number, "since": number}
+        told = {one.name: torch.tensor(one.value) for one in self.gate.settings()}
+        kept = self.kept or {"p_deep": torch.zeros_like(x)}
+        seen = Seen(x=x, h=h, state=kept | told, before=torch.tensor(before), **count)
+        within, _ = self.gate.judge(replace(seen, error=self.gate.measure(seen)))
+        reused = bool(self.deep) and bool(within)
+        self.kept |= self.gate.follow(replace(seen, reused=torch.tensor(reused)))
+        self.deep.append(not reused)
+        if not reused:
+            self.residual = after - given
+        return given + self.residual
+
+
 @pytest.mark.parametrize("case", fixture("fastercache")["runs"], ids=lambda one: str(one["range"]))
 def test_fastercaches_attentions(case: dict[str, Any]) -> None:
     steps, deep = case["steps"], computed(case["computed"])

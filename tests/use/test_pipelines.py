@@ -144,7 +144,12 @@ def test_guidance_gives_two_named_streams_from_the_first_generation_on(build: An
 @PIPELINES
 def test_the_unconditional_call_is_estimated_from_the_conditional_one(build: Any) -> None:
     """Latents go from call to call as in any run: the pipeline passes both calls of a step the same."""
-    rule = {"sites": "model", "schedule": Schedule.every(3, after=1), "estimator": GuidanceDifference(), "threshold": None}
+    rule = {
+        "sites": "model",
+        "schedule": Schedule.every(3, after=1),
+        "estimator": GuidanceDifference(),
+        "threshold": None,
+    }
     pipeline, arguments = compiled(build, **rule)
     for steps in (STEPS, 5):
         run(pipeline, arguments, steps=steps)
