@@ -14,7 +14,7 @@ ABOUT = """\
 Each published method as a preset of this package, so on the same cut, with about the same numbers of deep steps of 30:
 mean PSNR in dB, best first at 10. Run uncompiled, against uncompiled pictures. A schedule has exactly that number: the
 method's own form where that gives it, else the method's first steps and then equal gaps. Of a gate the threshold is
-searched for on other seeds, and what it gave here stands in brackets where it is more than a quarter of a step off.
+searched for on two other seeds, and what it gave here stands in brackets where it is more than a quarter of a step off.
 Settings are the methods' defaults but for this, and nothing else is tuned, so a method may do better than here.
 
 **expected speed-up** is no measurement: it is that of a model whose time is its floating-point operations, from the
