@@ -6,7 +6,8 @@
 The model has FLUX.1-dev's layout and almost no width, the pieces are not compiled, and the engine is one that does
 nothing, so that only the overhead is left. A call passes three parts:
 
-    dynamo   torch.compile's wrapper, the guards, and Dynamo's code that collects the weights
+    dynamo   torch.compile's wrapper, the guards, and Dynamo's code that collects the weights; of "armed" what takes
+             their place in an announced generation, after its first step
     guards   of it, the guards: what a call saves where they are skipped (torch.compiler.set_stance)
     step     the step's own bookkeeping; about 1 us of it is this script's
 
@@ -24,17 +25,17 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from bench.analysis import NARROW, call, flux
-from dicache_compile import DiCacheConfig
-from dicache_compile.backend import dicache_backend
+from dicache_compile import DiCacheConfig, backend, dicache_backend, enable_cache, generation
+from dicache_compile.calls.step import CompiledStep
 
 MEASURED = Path(__file__).parent / "measured" / "host_cost.jsonl"
 ROUNDS, CALLS, WARM = 12, 40, 5  # of a round's calls the first ones are not counted
@@ -48,13 +49,15 @@ class Variant:
     guard_filter: str | None = None  # one of torch.compiler's
     recursive: bool | None = None  # torch._dynamo.config.use_recursive_dict_tags_for_guards; None: torch's default
 
+    hooks: bool = False  # whether the hooks of each module are guarded, as `enable_cache` has it
+    armed: bool = False  # `enable_cache`, in an announced generation
+
     def options(self) -> dict[str, Any]:
         return {} if self.guard_filter is None else {"guard_filter_fn": getattr(torch.compiler, self.guard_filter)}
 
-    def settings(self) -> AbstractContextManager[Any]:
-        if self.recursive is None:
-            return nullcontext()
-        return torch._dynamo.config.patch(use_recursive_dict_tags_for_guards=self.recursive)
+    def settings(self) -> dict[str, Any]:
+        recursive = {} if self.recursive is None else {"use_recursive_dict_tags_for_guards": self.recursive}
+        return {"skip_nnmodule_hook_guards": not self.hooks, **recursive}
 
 
 VARIANTS = {
@@ -62,6 +65,8 @@ VARIANTS = {
     "plain walk": Variant(recursive=False),
     "dict tags": Variant(recursive=True),
     "no builtin modules": Variant(guard_filter="skip_guard_on_inbuilt_nn_modules_unsafe"),
+    "hooks": Variant(hooks=True),
+    "armed": Variant(armed=True),
     "no modules": Variant(guard_filter="skip_guard_on_all_nn_modules_unsafe"),
 }
 
@@ -89,29 +94,40 @@ class Idle:
     def __init__(self, outputs: Sequence[Tensor]) -> None:
         self.outputs, self.entered = tuple(outputs), 0
 
-    def step(self, inputs: Sequence[Any], state: object) -> Sequence[Any]:
+    def step(self, inputs: Sequence[Any], state: object, *_: object) -> Sequence[Any]:
         self.entered = time.perf_counter_ns()
         return self.outputs
 
 
 class Probe:
-    """The backend, with the engine taken out and a clock put in."""
+    """Takes the engine out of what is compiled meanwhile, and puts a clock in."""
 
     def __init__(self) -> None:
         self.called, self.inputs = 0, 0
         self.engine = Idle(())
 
-    def __call__(self, gm: fx.GraphModule, examples: Sequence[Any], **passed: Any) -> Callable[..., Any]:
-        step = dicache_backend(gm, examples, options=DiCacheConfig(lowering="eager", strict=True).options())
-        found = gm.graph.find_nodes(op="output")[0].args[0]
-        self.engine = step.engine = Idle([torch.zeros(tuple(node.meta["example_value"].shape)) for node in found])
-        self.inputs = len(examples)
+    def __enter__(self) -> Probe:
+        self._before = backend.choose_engine, CompiledStep.run
+        backend.choose_engine, CompiledStep.run = self._idle, self._clocked()
+        return self
 
-        def run(*inputs: Any) -> Any:
+    def __exit__(self, *_: object) -> None:
+        backend.choose_engine, CompiledStep.run = self._before
+
+    def _idle(self, found: Any, *_: Any) -> Any:
+        outputs = found.plan.graph_module.graph.find_nodes(op="output")[0].args[0]
+        self.engine = Idle([torch.zeros(tuple(node.meta["example_value"].shape)) for node in outputs])
+        self.inputs = len(found.placeholders)
+        return self.engine
+
+    def _clocked(self) -> Any:
+        run = CompiledStep.run
+
+        def clocked(step: CompiledStep, inputs: Sequence[Any], held: object = None) -> Any:
             self.called = time.perf_counter_ns()
-            return step(*inputs)
+            return run(step, inputs, held)
 
-        return run
+        return clocked
 
 
 def steps() -> Iterator[dict[str, Any]]:
@@ -135,20 +151,28 @@ def timed(model: Callable[..., Any], probe: Probe, calls: Iterator[dict[str, Any
 
 
 def measure(name: str, blocks: int) -> Row:
-    variant, probe, calls = VARIANTS[name], Probe(), steps()
+    variant, calls = VARIANTS[name], steps()
     torch._dynamo.reset()
-    model = flux(blocks, NARROW, "cpu")
-    options = variant.options() or None
+    model: Any = flux(blocks, NARROW, "cpu")
+    config = DiCacheConfig(lowering="eager", strict=True, streams=1)
     guarded, skipped = [], []
-    with torch.no_grad(), variant.settings():
-        compiled = torch.compile(model, backend=probe, fullgraph=True, dynamic=False, options=options)
-        compiled(**next(calls))
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch._dynamo.config.patch(variant.settings()))
+        stack.enter_context(generation(num_steps=ROUNDS * CALLS * 3))
+        probe = stack.enter_context(Probe())
+        if variant.armed:
+            enable_cache(model, config, fullgraph=True, dynamic=False)
+        else:
+            options = {**config.options(), **variant.options()}
+            model = torch.compile(model, backend=dicache_backend, fullgraph=True, dynamic=False, options=options)
+        model(**next(calls))
         gc.collect()
         gc.disable()
         for _ in range(ROUNDS):
-            guarded += timed(compiled, probe, calls)
+            guarded += timed(model, probe, calls)
             with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-                skipped += timed(compiled, probe, calls)
+                skipped += timed(model, probe, calls)
         gc.enable()
     dynamo, without = (statistics.median(first for first, _ in part) / 1000 for part in (guarded, skipped))
     totals = sorted(first + second for first, second in guarded)

@@ -26,7 +26,7 @@ from .cut import Cut, cut, told_timestep
 from .engines.choice import choose_engine
 from .errors import UnsupportedGraphError
 from .graph import operators, values
-from .graph.calling import note_call
+from .graph.calling import is_direct, leaves_no_trace, note_call
 from .graph.fragment import Function, broken_function, own_function, resumed_function
 from .graph.input_names import input_name
 from .graph.work import trunk_work, work
@@ -123,6 +123,7 @@ def _step(
         guided=guided_by_slot(config),
         told_ahead=found.program.reused is not None,
         check=_check(found, config),
+        stays=_stays(gm, found),
     )
 
 
@@ -133,6 +134,14 @@ def _check(found: Cut, config: DiCacheConfig) -> CutCheck | None:
     base = getattr(config.rules_in_force()[0].estimator, "base", "x")
     check = CutCheck(found.program, found.partition.carried, base)
     return check if check.can_tell else None
+
+
+def _stays(gm: fx.GraphModule, found: Cut) -> frozenset[int] | None:
+    """The places of inputs that a call does not bring along; None where a call is more than this graph."""
+    if broken_function(gm) or resumed_function(gm) or not (is_direct(gm) and leaves_no_trace(gm)):
+        return None
+    nodes = enumerate(found.placeholders)
+    return frozenset(place for place, node in nodes if values.is_of_module(node) or values.tensor(node) is None)
 
 
 def _clock(found: Cut, config: DiCacheConfig, function: Function | None) -> Clock:

@@ -50,25 +50,30 @@ def original(model: nn.Module) -> nn.Module:
     return found
 
 
-def capture_all(model: nn.Module) -> None:
+def capture_all(model: nn.Module, room: Callable[[], int]) -> None:
     """Has Dynamo keep results whose shapes their values decide in a model's graph, as it does under `fullgraph=True`.
 
     Else it breaks the graph there, as in each block of Mochi. Only while this model compiles: no other one is touched,
     and a call costs nothing. Where this version of torch is built in another way, nothing is changed. Numbers that are
     read of tensors still break the graph: QwenImage 2.1 branches on some, for which a graph would have to choose.
+
+    Hooks that are registered later are seen, which Dynamo else leaves out.
+
+    Dynamo compiles one function so many times and then runs it uncompiled. All models that are compiled in place are
+    one function to it. `room()` tells how many of them may have that number each.
     """
     for context in _contexts(model):
         callback = getattr(context, "callback", None)
         name = next((name for name in _INNER if name in getattr(callback, "__dict__", {})), None)
         if name is not None:
-            setattr(callback, name, _Capturing(getattr(callback, name)))
+            setattr(callback, name, _Capturing(getattr(callback, name), room))
 
 
 class _Capturing:
     """What compiles a frame, with a setting of Dynamo in force while it does."""
 
-    def __init__(self, convert: Callable[..., Any]) -> None:
-        self._convert = convert
+    def __init__(self, convert: Callable[..., Any], room: Callable[[], int]) -> None:
+        self._convert, self._room = convert, room
         # Dynamo's C code looks for this on each frame that it meets, and would meet `__getattr__`: a plain attribute.
         for name in _INNER:
             setattr(self, name, convert)
@@ -77,7 +82,15 @@ class _Capturing:
         return getattr(self._convert, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with dynamo_config.patch(capture_dynamic_output_shape_ops=True):
+        limit = dynamo_config.recompile_limit * self._room()
+        most = max(limit, dynamo_config.accumulated_recompile_limit)
+        settings = {
+            "capture_dynamic_output_shape_ops": True,
+            "skip_nnmodule_hook_guards": False,
+            "recompile_limit": limit,
+            "accumulated_recompile_limit": most,
+        }
+        with dynamo_config.patch(settings):
             return self._convert(*args, **kwargs)
 
 
@@ -94,6 +107,7 @@ def _contexts(model: nn.Module) -> list[Any]:
     """What `torch.compile` made of a model, and other values beside it."""
     contexts = [getattr(model, "dynamo_ctx", None)]
     in_place = getattr(original(model), "_compiled_call_impl", None)
+    in_place = getattr(in_place, "inner", in_place)  # of an armed one
     for cell in getattr(in_place, "__closure__", None) or ():
         try:
             contexts.append(cell.cell_contents)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from .armed import reason_of
 from .config import DiCacheConfig
 from .cost import left_whole, parts_of, skippable_share, work_of
 from .cut import Cut, cut, told_timestep
@@ -63,6 +64,7 @@ def _last(one: Subject) -> Explanation:
             config=session.told.config,
             engine=session.last_engine.name,
             engine_reason=session.last_engine.reason,
+            host_reason=reason_of(one.model),
         )
     if one.refused is not None:
         return _not_cached(one.refused.reason, 1)

@@ -69,6 +69,7 @@ class Explanation:
     uncut: tuple[Uncut, ...] = ()  # lists of blocks beside the trunk that are as heavy, and run on every step
     engine: str | None = None  # how the last step took its branch; None where nothing is compiled
     engine_reason: str | None = None  # why it did not as the config or the device would have it; None where it did
+    host_reason: str | None = None  # why no step of the last announced generation could go straight to what is compiled
     rules: tuple[SiteReport, ...] = ()  # what each rule decides on, in the config's order
     parts: tuple[Part, ...] = ()  # how the operations are spread, in the order in which parts run
     passes: tuple[PassReport, ...] = ()  # what each pass did, with `passes=True`
@@ -101,6 +102,8 @@ class Explanation:
         if self.engine is not None:
             reason = f" ({self.engine_reason})" if self.engine_reason is not None else ""
             lines = (*lines, f"  engine     {self.engine}{reason}")
+        if self.host_reason is not None:
+            lines = (*lines, f"  host       torch.compile checks the model before every step: {self.host_reason}")
         return "\n".join((*lines, *passes))
 
     def to_dict(self) -> dict[str, Any]:

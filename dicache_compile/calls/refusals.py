@@ -16,6 +16,7 @@ from torch import nn
 from ..config import DiCacheConfig
 from ..errors import UncachedWarning, UnsupportedGraphError
 from .marks import Mark, mark_of, marks_of
+from .overheard import note_graph
 
 _INSIDE = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parents[1]}/")
 
@@ -55,6 +56,7 @@ class Uncached:
 
     def __call__(self, *inputs: Any) -> Any:
         self._tell(inputs)
+        note_graph(None, inputs, ())
         return self.plain(*inputs)
 
     def _tell(self, inputs: Sequence[Any]) -> None:

@@ -26,10 +26,13 @@ class Run:
     # Steps that each stream of each model has done, so that another one that takes over half way knows where it stands.
     done: dict[tuple[int, str], int] = field(default_factory=dict)
     number: int = field(default_factory=lambda: next(_numbers))
+    at_end: list[Callable[[], None]] = field(default_factory=list)
 
     def end(self) -> None:
         """Calls from now on are of the run around it. Does nothing the second time."""
         self.ended = True
+        while self.at_end:
+            self.at_end.pop()()
         if _current.get() is self:
             _current.set(self.outer)
 

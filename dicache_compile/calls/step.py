@@ -19,6 +19,7 @@ from ..write.guidance import role_of
 from .clock import Clock
 from .cut_check import CutCheck
 from .fragments import note_run
+from .overheard import note_graph
 from .progress import follow, follow_count, follow_position, follow_times
 from .runs import Run, current_position, current_run
 from .session import Session, SessionFinder
@@ -58,11 +59,18 @@ class CompiledStep:
     guided: Mapping[str, GuidedEstimator]  # the estimators that go by another call, by the slot of a stream's role
     told_ahead: bool  # whether a step may be known to be reused before it runs
     check: CutCheck | None  # until it is done
+    stays: frozenset[int] | None  # places of inputs that no call brings along; None: a call is more than this graph
     is_wrong: bool = False  # whether every step has to be deep, as the estimates turned out to be none
     number: int = field(default_factory=lambda: next(_numbers))
     layouts: dict[tuple[int, ...], Layout] = field(default_factory=dict)  # by what the shapes depend on
 
     def __call__(self, *inputs: Any) -> Sequence[Any]:
+        outputs = self.run(inputs)
+        note_graph(self, inputs, outputs)
+        return outputs
+
+    def run(self, inputs: Sequence[Any], held: object = None) -> Sequence[Any]:
+        """A step. While `held` is the same object, all that no call brings along lies where it did."""
         session = self.find_session(inputs, self.places.weights)
         run = current_run()
         told, steps = session.telling(run), session.length(run, current_position().steps)
@@ -95,7 +103,7 @@ class CompiledStep:
         note_run(self.function, self.work)
         watch = self.check.watch(state) if self.check is not None and not reused else None
         try:
-            outputs = self.engine.step(inputs, state, reused, watch)
+            outputs = self.engine.step(inputs, state, reused, watch, held)
         except BaseException:
             # The step may have written half of its state.
             session.drop(name)

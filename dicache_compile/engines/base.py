@@ -42,12 +42,18 @@ class Engine(Protocol):
         ...
 
     def step(
-        self, inputs: Sequence[Any], state: State, reused: bool = False, watch: Watch | None = None
+        self,
+        inputs: Sequence[Any],
+        state: State,
+        reused: bool = False,
+        watch: Watch | None = None,
+        held: object = None,
     ) -> Sequence[Any]:
         """The model's outputs for its inputs (in the order of its placeholders); updates `state`.
 
         `reused`: whether it is known that the step is reused; only where `Program.reused` tells what runs then.
-        `watch` is for a look at the values of a step, where the engine can have one.
+        `watch` is for a look at the values of a step, where the engine can have one. While `held` is the same object,
+        weights lie where they did.
         """
         ...
 
@@ -128,7 +134,12 @@ class CallsEngine:
         return "calls"
 
     def step(
-        self, inputs: Sequence[Any], state: State, reused: bool = False, watch: Watch | None = None
+        self,
+        inputs: Sequence[Any],
+        state: State,
+        reused: bool = False,
+        watch: Watch | None = None,
+        held: object = None,
     ) -> Sequence[Any]:
         registers = self.program.registers(inputs, state.values)
         known = self.program.reused
@@ -154,7 +165,12 @@ class CondEngine:
         return "cond"
 
     def step(
-        self, inputs: Sequence[Any], state: State, reused: bool = False, watch: Watch | None = None
+        self,
+        inputs: Sequence[Any],
+        state: State,
+        reused: bool = False,
+        watch: Watch | None = None,
+        held: object = None,
     ) -> Sequence[Any]:
         results = self.single(*self.reads((*inputs, *state.values)))
         for slot, new in zip(self.written, results[self.outputs :], strict=True):

@@ -51,10 +51,15 @@ class CapturedEngine:
         return self._last.reason
 
     def step(
-        self, inputs: Sequence[Any], state: State, reused: bool = False, watch: Watch | None = None
+        self,
+        inputs: Sequence[Any],
+        state: State,
+        reused: bool = False,
+        watch: Watch | None = None,
+        held: object = None,
     ) -> Sequence[Any]:
         recording: Recording | None = state.recording
-        if recording is None or not recording.fits(inputs):
+        if recording is None or not recording.fits(inputs, held):
             if recording is not None:
                 self._count(recording, inputs)
             # Before the next one is made, so that there is room for it.

@@ -60,6 +60,7 @@ class Recording:
         self._recorded, self._captures = recorded, captures
         self.key = shape_key(recorded, inputs)
         self.addresses = Addresses(inputs, recorded.weights)
+        self._held: object = None  # for which the weights were looked at
         self.runs = 0
         self._inputs = static_inputs(inputs, recorded.changing)
         self._streams: set[int] = set()  # CUDA streams that it has run on
@@ -75,9 +76,18 @@ class Recording:
         self.launch: Launch | None = None
         self.rung: Any = None  # how the launch takes the branch, for the engine to tell
 
-    def fits(self, inputs: Sequence[Any]) -> bool:
-        """Whether it was made for these numbers, shapes and places of weights."""
-        return shape_key(self._recorded, inputs) == self.key and self.addresses.hold(inputs)
+    def fits(self, inputs: Sequence[Any], held: object = None) -> bool:
+        """Whether it was made for these numbers, shapes and places of weights.
+
+        While `held` is the same object, the weights lie where they did, and are looked at once.
+        """
+        if shape_key(self._recorded, inputs) != self.key:
+            return False
+        if held is None or held is not self._held:
+            if not self.addresses.hold(inputs):
+                return False
+            self._held = held
+        return True
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """A step. The outputs are the caller's to keep."""

@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dynamo.source import LocalSource
 from torch._dynamo.symbolic_convert import InstructionTranslator
+from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
 from torch._guards import TracingContext
 
 from . import values
 from .input_names import name_of
 
-_NUMBERS, _DIRECT = "dicache_numbers", "dicache_direct"
+_NUMBERS, _DIRECT, _LEAVES = "dicache_numbers", "dicache_direct", "dicache_leaves_no_trace"
 _TORCH = torch.__file__.removesuffix("__init__.py")
+_OWN = __file__.removesuffix("graph/calling.py")
 _COMPILES, _CALLS = f"{_TORCH}_dynamo/convert_frame.py", f"{_TORCH}_dynamo/eval_frame.py"
 
 
@@ -30,6 +33,10 @@ def note_call(gm: fx.GraphModule) -> None:
     except Exception:  # how Dynamo keeps them is its own affair, and this is for messages only
         gm.meta[_NUMBERS] = ()
     gm.meta[_DIRECT] = _is_direct()
+    try:
+        gm.meta[_LEAVES] = not _has_effects()
+    except Exception:  # likewise: then a call is never left out
+        gm.meta[_LEAVES] = False
 
 
 def numbers_of(gm: fx.GraphModule) -> tuple[str, ...]:
@@ -41,6 +48,25 @@ def numbers_of(gm: fx.GraphModule) -> tuple[str, ...]:
 def is_direct(gm: fx.GraphModule) -> bool:
     """Whether the graph is of what was given to `torch.compile`, not of a function that is called in it."""
     return bool(gm.meta.get(_DIRECT, False))
+
+
+def leaves_no_trace(gm: fx.GraphModule) -> bool:
+    """Whether a call does nothing besides running its graph: no attribute, list or variable of before is changed."""
+    return bool(gm.meta.get(_LEAVES, False))
+
+
+def _has_effects() -> bool:
+    output: Any = InstructionTranslator.current_tx().output
+    effects, code = output.side_effects, output.root_tx.f_code
+    # `kwargs` of `def call(*args, **kwargs)` is made for the call; a model may take values out of it.
+    own = code.co_varnames[code.co_argcount + code.co_kwonlyargcount :][:2]
+
+    def outlasts(item: Any) -> bool:
+        made = item.is_immutable() or isinstance(item.mutation_type, (AttributeMutationNew, ValueMutationNew))
+        return not made and not (isinstance(item.source, LocalSource) and item.source.local_name in own)
+
+    changed = any(effects.is_modified(item) for item in effects.id_to_variable.values() if outlasts(item))
+    return changed or bool(effects.tensor_hooks or effects.save_for_backward)
 
 
 def _numbers() -> list[str]:
@@ -66,5 +92,5 @@ def _is_direct() -> bool:
     # From the inside: what compiles, a module's `__call__`, and who called that.
     while files and files[0] != _COMPILES:
         files.pop(0)
-    outside = itertools.dropwhile(lambda file: file != _CALLS and file.startswith(_TORCH), files)
+    outside = itertools.dropwhile(lambda file: file != _CALLS and file.startswith((_TORCH, _OWN)), files)
     return next(outside, None) == _CALLS

@@ -36,9 +36,9 @@ def known(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     found: list[bool] = []
     step = CallsEngine.step
 
-    def watched(self: CallsEngine, inputs: Any, state: Any, reused: bool = False, watch: Any = None) -> Any:
+    def watched(self: CallsEngine, inputs: Any, state: Any, reused: bool = False, *others: Any) -> Any:
         found.append(reused)
-        return step(self, inputs, state, reused, watch)
+        return step(self, inputs, state, reused, *others)
 
     monkeypatch.setattr(CallsEngine, "step", watched)
     return found
