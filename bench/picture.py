@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from torch import Tensor
 
 from dicache_compile.summary import StepRecord
 
@@ -34,6 +35,24 @@ def draw(rows: Sequence[Result], runs: Mapping[str, Sequence[Run]], path: Path) 
         figure.savefig(path)
 
 
+def draw_first(run: Run, path: Path) -> None:
+    """Writes the pictures of one uncached run."""
+    with matplotlib.rc_context({"font.size": 9, "text.color": INK}):
+        figure = Figure(figsize=(9, 2.6), dpi=130, layout="constrained")
+        for axes, pixels, (shape, colour) in zip(
+            figure.subplots(1, len(run.pixels)), run.pixels, prompts(0), strict=True
+        ):
+            _show(axes, pixels)
+            axes.set_title(f"{colour} {shape}", fontsize=9)
+        figure.savefig(path)
+
+
+def _show(axes: Axes, pixels: Tensor) -> None:
+    axes.imshow(((pixels + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
 def _draw_pictures(figure: SubFigure, rows: Sequence[Result], runs: Mapping[str, Sequence[Run]]) -> None:
     figure.suptitle("The same prompts and noise: uncached above, cached below", fontsize=12, weight="bold")
     columns = sum(len(run.pixels) for run in runs[PLAIN][:SHOWN])
@@ -46,10 +65,8 @@ def _draw_pictures(figure: SubFigure, rows: Sequence[Result], runs: Mapping[str,
         pairs = zip(runs[row.name][:SHOWN], runs[PLAIN][:SHOWN], strict=True)
         notes = [f"{q.psnr:.1f} dB" for pair in pairs for q in qualities(*pair)] if row.quality else [""] * columns
         for axes, picture, note in zip(line, pixels, notes, strict=True):
-            axes.imshow(((picture + 1) / 2).permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
+            _show(axes, picture)
             axes.set_xlabel(note, fontsize=8, labelpad=2)
-            axes.spines[:].set_visible(False)
         line[0].set_ylabel(
             f"{row.name}\n{row.deep:.0f} of {STEPS}\nsteps deep",
             rotation="horizontal", ha="right", va="center", labelpad=8,

@@ -29,7 +29,7 @@ PSNR, SSIM  of the pictures against those of torch.compile(model), which starts 
 
 def demonstrate(rounds: int, path: Path, as_json: bool = False) -> None:
     """Samples, prints the table, or its rows as JSON, and draws the picture."""
-    runs = sample(rounds)
+    runs = sample(rounds, path, quiet=as_json)
     rows = results(runs)
     if as_json:
         print(json.dumps({"torch": torch.__version__, "machine": platform.machine(), "rows": plain(rows)}, indent=2))
@@ -40,12 +40,19 @@ def demonstrate(rounds: int, path: Path, as_json: bool = False) -> None:
         print(f"\nThe pictures, and each step's error and decision: {path}")
 
 
-def sample(rounds: int) -> dict[str, list[Run]]:
-    """In every round each system generates the same prompts from the same noise, one system after the other."""
+def sample(rounds: int, path: Path, quiet: bool) -> dict[str, list[Run]]:
+    """In every round each system generates the same prompts from the same noise, one system after the other.
+
+    What the uncached model draws while it compiles is at `path` until there is more to show.
+    """
     models = systems.build()
     for name, model in (bar := tqdm(models.items(), unit="model")):
         bar.set_description(f"compiling {name}")
-        systems.run(name, model, seed=0, steps=STEPS // 3)
+        run = systems.run(name, model, seed=0, steps=STEPS // 3)
+        if name == systems.PLAIN:
+            picture.draw_first(run, path)
+            if not quiet:
+                bar.write(f"The first pictures, uncached and of {STEPS // 3} steps: {path}")
     runs: dict[str, list[Run]] = {name: [] for name in models}
     for seed in tqdm(range(rounds), desc="sampling", unit="round"):
         for name, model in models.items():
