@@ -20,7 +20,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
 from bench.shapes.model import CONFIG
-from dicache_compile import DiCacheConfig, Schedule, generation
+from dicache_compile import DiCacheConfig, Schedule, enable_cache, generation
 from dicache_compile.estimators import Reuse
 
 SIZES = ((256, 128), (1024, 384), (4096, 768))  # tokens, width
@@ -74,7 +74,7 @@ def measure(tokens: int, width: int, rounds: int) -> tuple[float, float, float]:
     by_hand.compile(fullgraph=True)
     ours = flux(width)
     config = DiCacheConfig(schedule=Schedule.steps(0), estimator=Reuse(), streams=1)
-    ours.compile(backend="dicache", fullgraph=True, options=config.options())
+    enable_cache(ours, config, fullgraph=True)
     samples: list[tuple[float, float]] = []
     with torch.no_grad(), generation(num_steps=WARM + rounds + 1):
         for step in range(WARM + rounds + 1):
