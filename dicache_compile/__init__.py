@@ -13,6 +13,7 @@ from .configure import configure
 from .enable import disable_cache, enable_cache
 from .explain import explain
 from .integrations import listen as _listen
+from .packages import export_graph, load_package, save_package
 from .report import report
 from .reset import reset
 from .schedules import Schedule
@@ -34,12 +35,15 @@ __all__ = [
     "disable_cache",
     "enable_cache",
     "explain",
+    "export_graph",
     "generation",
     "load",
+    "load_package",
     "record",
     "report",
     "reset",
     "save",
+    "save_package",
     "stream",
     "summary",
     "tune",

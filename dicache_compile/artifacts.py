@@ -92,9 +92,15 @@ def _header(line: bytes, path: object) -> dict[str, Any]:
 
 def _here() -> dict[str, str]:
     """What the code in a file depends on."""
-    cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name() if cuda else f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    device = machine("cuda" if torch.cuda.is_available() else "cpu")
     return {"torch": torch.__version__, "python": platform.python_version(), "device": device}
+
+
+def machine(kind: str) -> str:
+    """What code for that kind of device depends on: "x86_64 AVX512"."""
+    if kind == "cuda":
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _models(found: Sequence[Subject]) -> list[str]:

@@ -12,7 +12,7 @@ from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from .calls.clock import Clock, CountingClock, EarlierClock, InputClock, has_seen, telling
-from .calls.cut_check import CutCheck
+from .calls.cut_check import CutCheck, Held, held_of
 from .calls.fragments import Fragment
 from .calls.refusals import Refusal, Uncached
 from .calls.session import SessionFinder, release
@@ -107,7 +107,7 @@ def _step(
     settings: Mapping[str, Any],
     function: Function | None,
 ) -> CompiledStep:
-    engine = choose_engine(found, config, _lowering(gm, examples, found, config, settings))
+    engine = choose_engine(found, config, lowering_of(gm, examples, found, config, settings))
     for stack in left_whole(found.plan, {node: work((node,)) for node in found.plan.graph_module.graph.nodes}):
         _log.warning("%s is as heavy as what is cut, and runs on every step: see `explain`", stack.owner)
     return CompiledStep(
@@ -116,7 +116,7 @@ def _step(
         engine=engine,
         slots=found.program.slots,
         sizes=read_sizes(found.plan.graph_module.graph, found.program.slots),
-        places=_places(found),
+        places=places_of(found),
         clock=_clock(found, config, function),
         function=own_function(gm),
         work=trunk_work(Trunk(found.partition.all_blocks)),
@@ -129,11 +129,16 @@ def _step(
 
 def _check(found: Cut, config: DiCacheConfig) -> CutCheck | None:
     """What holds the first rule's cut against the truth; None where that is not asked for, or cannot be."""
+    held = checked_of(found, config)
+    return CutCheck(found.program, held) if held else None
+
+
+def checked_of(found: Cut, config: DiCacheConfig) -> list[Held]:
+    """What of the first rule's cut is held against the truth."""
     if config.all_rules()[0].carried != "auto" or found.partition.rule:
-        return None
+        return []
     base = getattr(config.rules_in_force()[0].estimator, "base", "x")
-    check = CutCheck(found.program, found.partition.carried, base)
-    return check if check.can_tell else None
+    return held_of(found.program, found.partition.carried, base)
 
 
 def _stays(gm: fx.GraphModule, found: Cut) -> frozenset[int] | None:
@@ -161,9 +166,10 @@ def _telling(gm: fx.GraphModule, config: DiCacheConfig, run: Callable[..., Any])
     return telling(run, function, gm.graph.find_nodes(op="placeholder").index(timestep))
 
 
-def _lowering(
+def lowering_of(
     gm: fx.GraphModule, examples: Sequence[Any], found: Cut, config: DiCacheConfig, settings: Mapping[str, Any]
 ) -> Lowering:
+    """How the pieces of a cut graph are lowered."""
     names = [node.name for node in found.placeholders]
     return Lowering(
         partition=found.partition,
@@ -175,7 +181,8 @@ def _lowering(
     )
 
 
-def _places(found: Cut) -> Places:
+def places_of(found: Cut) -> Places:
+    """Where the inputs of a cut graph are."""
     places = {node: place for place, node in enumerate(found.placeholders)}
     weights = _model_weights(found)
     return Places(

@@ -145,6 +145,12 @@ class LoweringError(UnsupportedGraphError):
     asks_for_use = False
 
 
+class ExportError(UnsupportedGraphError):
+    """A model that cannot be put into a package, or be exported as one graph."""
+
+    asks_for_use = False
+
+
 class StepError(RuntimeError):
     """A call of a compiled model that cannot be answered rightly, with what to do about it."""
 

@@ -59,8 +59,11 @@ def _last(one: Subject) -> Explanation:
     """Of the last graph that was compiled of a model."""
     if one.sessions:
         session = one.sessions[-1]
+        # A package has the explanation itself, and no graph.
+        last = session.last_cut
+        found = last if isinstance(last, Explanation) else of_cut(last)
         return dataclasses.replace(
-            _of_cut(session.last_cut, graphs=1),
+            found,
             config=session.told.config,
             engine=session.last_engine.name,
             engine_reason=session.last_engine.reason,
@@ -88,7 +91,7 @@ def _of_graphs(traced: list[Traced], config: DiCacheConfig, passes: bool) -> Exp
         if cuts:
             # As among fragments at run time: the heaviest, and of equal ones the last.
             found, reports = max(reversed(cuts), key=lambda one: trunk_work(Trunk(one[0].partition.all_blocks)))
-            return dataclasses.replace(_of_cut(found, graphs=len(traced)), passes=tuple(reports))
+            return dataclasses.replace(of_cut(found, graphs=len(traced)), passes=tuple(reports))
     if not refused:
         return _not_cached("Dynamo made no graph of this call", graphs=0)
     # Of several graphs the largest is the one that was worth cutting.
@@ -107,7 +110,8 @@ def _not_cached(reason: str, graphs: int) -> Explanation:
     return Explanation(False, reason, graphs, (), (), (), (), (), (), None, 0.0, 0)
 
 
-def _of_cut(found: Cut, graphs: int) -> Explanation:
+def of_cut(found: Cut, graphs: int = 1) -> Explanation:
+    """What is told of a cut graph; `graphs`: how many Dynamo made of the call."""
     carried = [values.tensor(value.x) for one in found.partitions for value in one.carried]
     work = work_of(found.plan)
     numbers = sorted({one.rule for one in found.partitions})

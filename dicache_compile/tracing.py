@@ -8,12 +8,13 @@ import logging
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeAlias
 
 import torch
 from torch import fx, nn
 
-from .graph.calling import note_call
+from .graph.calling import changes, note_call
 
 Traced: TypeAlias = tuple[fx.GraphModule, Sequence[Any]]  # a graph, and what it was traced with
 
@@ -41,6 +42,39 @@ def without_logs() -> Iterator[None]:
         noisy.disabled = disabled
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """One call as one graph, with all that Dynamo does around it."""
+
+    graph_module: fx.GraphModule
+    examples: Sequence[Any]  # what the graph was traced with
+    outputs: Sequence[Any]  # what stood in for the graph's outputs
+    result: Any  # what the call returned, made of them
+    changes: tuple[str, ...]  # the Python objects that the call would have changed
+
+
+def trace_whole(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Whole | None:
+    """One call as one full graph, which is not run; None where there is nothing in it.
+
+    Raises what Dynamo raises where it cannot make one graph.
+    """
+    found: list[tuple[Any, ...]] = []
+
+    def capture(gm: fx.GraphModule, examples: Sequence[Any], **_: Any) -> Any:
+        note_call(gm)
+        (returned,) = gm.graph.find_nodes(op="output")
+        outputs = [torch.empty(0) for _ in returned.args[0]]
+        found.append((gm, examples, outputs, changes()))
+        return lambda *_: outputs
+
+    with without_logs():
+        result = _call(model, args, kwargs, capture, fullgraph=True)
+    if not found:
+        return None
+    gm, examples, outputs, changed = found[0]
+    return Whole(gm, examples, outputs, result, changed)
+
+
 def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], fullgraph: bool) -> list[Traced]:
     found: list[Traced] = []
 
@@ -50,14 +84,22 @@ def _graphs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ful
         # What comes after a graph break is traced only once what is before it has run.
         return _end if fullgraph else gm.forward
 
+    with suppress(_Ended):
+        _call(model, args, kwargs, capture, fullgraph)
+    return found
+
+
+def _call(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], backend: Callable[..., Any], fullgraph: bool
+) -> Any:
+    """Calls a model as compiled by a backend, whatever it is compiled with itself."""
     args, kwargs = _by_name(model, args, kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return model(*args, **kwargs)
 
-    with torch.no_grad(), suppress(_Ended), uncompiled(model):
-        torch.compile(own_code(call), backend=capture, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
-    return found
+    with torch.no_grad(), uncompiled(model):
+        return torch.compile(own_code(call), backend=backend, dynamic=False, fullgraph=fullgraph)(*args, **kwargs)
 
 
 def own_code(function: Callable[..., Any]) -> Callable[..., Any]:

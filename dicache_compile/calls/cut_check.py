@@ -27,7 +27,7 @@ _LOOKS = 32  # at steps, after which it is given up: each waits for the device, 
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class Held:
     """A carried value whose estimate can be held against the truth, and the registers that tell."""
 
     name: str  # of y, in the model's graph
@@ -51,24 +51,29 @@ class Verdict:
         return f"{self.name}: {self.estimate:.3g} off with the residual, {self.reuse:.3g} without"
 
 
+def held_of(program: Program, carried: Sequence[Carried], base: str) -> list[Held]:
+    """What can be held against the truth of the first cut's carried values: those whose estimator keeps y - x under the
+    name "r"; `base`: "h" where that is y - h.
+    """
+    registers = program.registers
+    kept = {slot.name for slot in program.slots if slot.dtype.itemsize > 1}  # float8 has its scales elsewhere
+    found = []
+    for place, one in enumerate(carried):
+        ring = [name for name in (f"r.{place}", *(f"r.{place}.{turn}" for turn in range(8))) if name in kept]
+        name = getattr(one, base).name
+        values = (Value(Kind.INPUT, name), Value(Kind.CROSSING, name))
+        x = next((registers[value] for value in values if value in registers), None)
+        if ring and x is not None and one.form == "residual":
+            found.append(Held(one.y.name, x, tuple(registers[Value(Kind.STATE, name)] for name in ring)))
+    return found
+
+
 class CutCheck:
     """Looks at the steps of one stream, the first that comes, until two were deep."""
 
-    def __init__(self, program: Program, carried: Sequence[Carried], base: str) -> None:
-        """`carried`: of the first cut. Those are looked at whose estimator keeps y - x under the name "r"; `base`: "h"
-        where that is y - h.
-        """
-        registers = self._registers = program.registers
-        self._held: list[_Held] = []
-        kept = {slot.name for slot in program.slots if slot.dtype.itemsize > 1}  # float8 has its scales elsewhere
-        for place, one in enumerate(carried):
-            ring = [name for name in (f"r.{place}", *(f"r.{place}.{turn}" for turn in range(8))) if name in kept]
-            name = getattr(one, base).name
-            values = (Value(Kind.INPUT, name), Value(Kind.CROSSING, name))
-            x = next((registers[value] for value in values if value in registers), None)
-            if ring and x is not None and one.form == "residual":
-                places = tuple(registers[Value(Kind.STATE, name)] for name in ring)
-                self._held.append(_Held(one.y.name, x, places))
+    def __init__(self, program: Program, held: Sequence[Held]) -> None:
+        self._registers = program.registers
+        self._held = held
         self._state: weakref.ref[StreamState] | None = None
         self._before: list[tuple[Tensor, Tensor]] = []
         self._looks = self._generations = 0
@@ -78,11 +83,6 @@ class CutCheck:
     def is_done(self) -> bool:
         """Whether it is known, or will not be: a generation may have one deep step, and that is its first."""
         return bool(self.verdicts) or self._looks >= _LOOKS or self._generations > 1
-
-    @property
-    def can_tell(self) -> bool:
-        """Whether there is anything to look at."""
-        return bool(self._held)
 
     def watch(self, state: StreamState) -> Callable[[Sequence[Any]], None] | None:
         """What is to be told of a step's registers; None: nothing."""

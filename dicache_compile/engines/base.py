@@ -101,7 +101,7 @@ class LoweredProgram:
         return [*inputs, *state, *(None,) * self.given]
 
 
-def lower_program(program: Program, lower: Lowering) -> LoweredProgram:
+def lower_program(program: Program, lower: Callable[[Piece], Callable[..., Sequence[Any]]]) -> LoweredProgram:
     """Compiles the pieces of a program, in the order in which they stand."""
     places = program.registers
 

@@ -55,7 +55,10 @@ def leaves_no_trace(gm: fx.GraphModule) -> bool:
     return bool(gm.meta.get(_LEAVES, False))
 
 
-def _has_effects() -> bool:
+def changes() -> tuple[str, ...]:
+    """The names of what the call that Dynamo is compiling changes besides tensors: attributes, lists and variables of
+    before. Dynamo does that once the graph has run.
+    """
     output: Any = InstructionTranslator.current_tx().output
     effects, code = output.side_effects, output.root_tx.f_code
     # `kwargs` of `def call(*args, **kwargs)` is made for the call; a model may take values out of it.
@@ -65,8 +68,13 @@ def _has_effects() -> bool:
         made = item.is_immutable() or isinstance(item.mutation_type, (AttributeMutationNew, ValueMutationNew))
         return not made and not (isinstance(item.source, LocalSource) and item.source.local_name in own)
 
-    changed = any(effects.is_modified(item) for item in effects.id_to_variable.values() if outlasts(item))
-    return changed or bool(effects.tensor_hooks or effects.save_for_backward)
+    lasting = [item for item in effects.id_to_variable.values() if outlasts(item)]
+    return tuple(name_of(item.source) or "a variable" for item in lasting if effects.is_modified(item))
+
+
+def _has_effects() -> bool:
+    effects: Any = InstructionTranslator.current_tx().output.side_effects
+    return bool(changes() or effects.tensor_hooks or effects.save_for_backward)
 
 
 def _numbers() -> list[str]:

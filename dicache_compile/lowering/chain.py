@@ -14,7 +14,9 @@ Callee = Callable[..., Sequence[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Link:
+class Link:
+    """A stretch, with the places of what it takes and gives."""
+
     run: Callee
     reads: tuple[int, ...]
     gives: tuple[int, ...]
@@ -25,7 +27,7 @@ class _Link:
 class Chain:
     """Takes a piece's inputs in order and returns its outputs in order."""
 
-    links: tuple[_Link, ...]
+    links: tuple[Link, ...]
     given: int  # how many values there are besides the inputs
     outputs: tuple[tuple[int, Any], ...]  # (the place of each, nothing) or (-1, what is no tensor)
 
@@ -53,5 +55,5 @@ def chain(gm: fx.GraphModule, stretches: Sequence[Piece], compiled: Sequence[Cal
     for number, (stretch, run) in enumerate(zip(stretches, compiled, strict=True)):
         reads, gives = (tuple(places[value.name] for value in of) for of in (stretch.reads, stretch.gives))
         over = [place for place in reads if last[place] == number and place >= inputs and place not in kept]
-        links.append(_Link(run, reads, gives, tuple(over)))
+        links.append(Link(run, reads, gives, tuple(over)))
     return Chain(tuple(links), len(names) - inputs, outputs)

@@ -25,6 +25,7 @@ from .forms import form
 from .kept import watched
 from .stretches import stretches
 
+Compiler = Callable[[fx.GraphModule, Sequence[object], Mapping[str, Any]], Callee]
 _KNOWN = {"index": torch.int64, "since": torch.int64, "fresh": torch.bool, "anew": torch.bool}  # of a step
 
 
@@ -41,6 +42,7 @@ class Lowering:
     given: dict[Value, object] = field(default_factory=dict)  # what the pieces lowered so far give: fake values
     forms: dict[Hashable, Callee] = field(default_factory=dict)  # what is compiled once, by its form
     kept: list[fx.GraphModule] = field(default_factory=list)  # whose objects the forms name
+    compiler: Compiler | None = None  # None: `lower_graph`
 
     def __call__(self, piece: Piece) -> Callee:
         """Something that takes the piece's inputs in order and returns its outputs in order."""
@@ -79,7 +81,8 @@ class Lowering:
         assert self.settings is not None
         graph_module._param_name_to_source = self._sources_of_constants(graph_module)  # type: ignore[assignment]
         try:
-            return lower_graph(graph_module, [_for_backends(example) for example in examples], self.settings)
+            compiler = self.compiler or lower_graph
+            return compiler(graph_module, [_for_backends(example) for example in examples], self.settings)
         except Exception as error:  # whatever a piece does that AOTAutograd or Inductor cannot have
             if isinstance(error, TorchDynamoException) and not isinstance(error, InductorError):
                 raise  # not an error: has Dynamo trace the frame anew

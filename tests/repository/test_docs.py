@@ -21,6 +21,7 @@ import dicache_compile
 from dicache_compile import DiCacheConfig, dicache_backend, summary, tune
 from tests import models
 from tests.contract.test_contract import generate
+from tests.helpers import unpacked
 from tests.helpers.pages import DOCS, GUIDE, README, ROOT, blocks
 
 STEPS = 6
@@ -93,6 +94,7 @@ def scope(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     monkeypatch.setattr(dicache_compile, "tune", quickly)
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: (b"what was compiled", None))
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda artifacts: artifacts)
+    unpacked.kept(monkeypatch, tmp_path)
 
     def advance(latents: Tensor, velocity: Tensor, t: Tensor) -> Tensor:
         return latents - velocity / STEPS

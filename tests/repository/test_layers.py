@@ -39,7 +39,7 @@ LAYERS = (
         "explanation",
         "backend",
     ),
-    ("report", "enable", "artifacts"),
+    ("report", "enable", "artifacts", "packages"),
     ("choosing", "tune"),
     ("__init__",),
     ("cli",),
