@@ -72,12 +72,12 @@ class Slot:
     dtype: torch.dtype
     device: torch.device
     initial: float
-    by_row: bool = False  # whether it has one element for each row (the last dimension) of `like`
+    by_token: bool = False  # whether it has one element for each token of `like`, [..., T, 1]
     of_request: bool = False  # whether the streams of a request have one together
 
     def shape_of(self, like: Sequence[Any]) -> tuple[Any, ...]:
         """Its shape, where `like` has that one."""
-        return (*like[:-1], 1) if self.by_row else tuple(like)
+        return (*like[:-1], 1) if self.by_token else tuple(like)
 
     @property
     def value(self) -> Value:

@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from ..program import Kind, Value
-from ..rules import (
-    ESTIMATOR,
-    GATE,
-    CheckedEstimator,
-    Decider,
-    EstimateGate,
-    FollowingEstimator,
-    Gate,
-    Seen,
-    SlotSpec,
-)
+from ..rules import ESTIMATOR, FollowingEstimator, Seen
 from . import control, guidance, record
 from .begin import step_begun
 from .emit import Emitter, write_back
+from .judge import Begun, by_gate, by_schedule, written
 from .parts import Parts, Whole, aid_values
 from .slots import Updates, check_names
 from .trial import method_name
-
-
-@dataclass(frozen=True, slots=True)
-class _Begun:
-    """What is known of a step before a rule's decision."""
-
-    now: Updates  # "index", "time", and the rule's "anchors" and "skipped" as this step finds them
-    told: Updates  # what the host tells the rule of this generation, by its plain name
-    anew: fx.Node  # whether no anchor serves
-    forced: fx.Node  # whether the step runs deep in any case
-    may: fx.Node  # whether it may reuse if the gate says so
-    begins: bool  # whether the rule is the step's first, and the slot "time" still the last step's
-
-
-@dataclass(frozen=True, slots=True)
-class _Decided:
-    reuse: Any
-    shown: tuple[Any, Any, Any]  # of the log: whether there is no error yet, the error, what was compared
-    updates: Updates
 
 
 def write_decision(whole: Whole, parts: Parts, emitter: Emitter, before: Value | None) -> None:
@@ -65,10 +36,10 @@ def write_decision(whole: Whole, parts: Parts, emitter: Emitter, before: Value |
     seen = {place: parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places}
     known = {place: offer_aid(parts, emitter, place, one) for place, one in seen.items()}
     gate = parts.rule.gate
-    decided = _by_schedule(begun)
+    decided = by_schedule(begun)
     if gate is not None:
         earlier = emitter.input(before) if before is not None else emitter.trace(control.asked_first, begun.may)
-        decided = _by_gate(parts, emitter, gate, begun, known, earlier)
+        decided = by_gate(parts, emitter, gate, begun, known, earlier)
     reuse = decided.reuse
     emitter.offer(parts.decision, reuse)
     emitter.offer(parts.step_value("since"), now[control.SKIPPED])
@@ -116,7 +87,7 @@ def log_of(
 
 def _begun(
     whole: Whole, parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: fx.Node, begins: bool
-) -> _Begun:
+) -> Begun:
     """What is forced, and by how many anchors."""
     counts = [emitter.state(parts.own(name)) for name in (control.ANCHORS, control.SKIPPED)]
     now = now | emitter.trace(control.serving, anew, *counts)
@@ -128,7 +99,7 @@ def _begun(
     if parts.is_guided:
         forced = emitter.trace(guidance.either, forced, _apart(whole, parts, emitter, now))
     may = emitter.trace(control.may_reuse, forced, now[control.SKIPPED], told[control.LIMITS])
-    return _Begun(now, told, anew, forced, may, begins)
+    return Begun(now, told, anew, forced, may, begins)
 
 
 def _apart(whole: Whole, parts: Parts, emitter: Emitter, now: Updates) -> fx.Node:
@@ -144,52 +115,6 @@ def _apart(whole: Whole, parts: Parts, emitter: Emitter, now: Updates) -> fx.Nod
     return found
 
 
-def _by_schedule(begun: _Begun) -> _Decided:
-    return _Decided(begun.may, (None, None, None), {})
-
-
-def _by_gate(
-    parts: Parts, emitter: Emitter, gate: Decider, begun: _Begun, known: Mapping[int, Seen], before: fx.Node
-) -> _Decided:
-    """The gate's decision, and what its slots become."""
-    seen = {place: parts.seen(emitter, place, GATE, begun.now, begun.told) for place in parts.judged}
-    errors = [_error(parts, emitter, gate, seen[place], known[place]) for place in seen]
-    error, first = emitter.trace(_largest_error, errors, begun.now["anchors"])
-    shared = {
-        spec.name: emitter.trace(_zero_if, begun.anew, emitter.state(parts.own(spec.name)))
-        for spec in gate.slots()
-        if spec.shared
-    }
-    state, earlier = shared | parts.told(GATE, begun.told), cast(Any, before)
-    judged = replace(seen[parts.judged[0]], state=state, error=error, before=earlier)
-    within, compared = emitter.trace(gate.judge, judged)
-    if parts.rule.joint:
-        old = {name: emitter.state(parts.own(name)) for name in (*control.JOINT, control.LED)}
-        old["time"] = emitter.state("time") if begun.begins else emitter.input(Value(Kind.STEP, "last_time"))
-        reuse, updates = emitter.trace(control.decide_together, begun.now, old, begun.may, within, error)
-    else:
-        reuse, updates = emitter.trace(torch.logical_and, begun.may, within), {}
-    settled = emitter.trace(gate.settle, replace(judged, error=compared, reused=reuse))
-    check_names(gate.settle, settled, list(shared))
-    updates = {parts.own(name): node for name, node in {**updates, **settled}.items()}
-    for place, of_gate in seen.items():
-        updates |= _followed(parts, emitter, gate, place, replace(of_gate, reused=reuse))
-    return _Decided(reuse, (first, error, compared), updates)
-
-
-def _error(parts: Parts, emitter: Emitter, gate: Decider, of_gate: Seen, of_estimator: Seen) -> fx.Node:
-    """The error of a carried value."""
-    error: fx.Node
-    if isinstance(gate, EstimateGate):
-        assert isinstance(parts.rule.estimator, CheckedEstimator)
-        check = emitter.trace(parts.rule.estimator.check, of_estimator)
-        error = emitter.trace(gate.measure_estimate, replace(of_gate, check=check))
-    else:
-        assert isinstance(gate, Gate)
-        error = emitter.trace(gate.measure, of_gate)
-    return error
-
-
 def _aid_values(parts: Parts, place: int, aid: object) -> tuple[Value, ...]:
     """The values of an aid, which is what the trial of the estimator saw."""
     found, tried = aid_values(place, aid), aid_values(place, parts.aids[place])
@@ -197,14 +122,6 @@ def _aid_values(parts: Parts, place: int, aid: object) -> tuple[Value, ...]:
         name = method_name(parts.rule.estimator.aid)
         raise ValueError(f"{name} gives {len(found)} tensors, and {len(tried)} when it is tried: expected as many")
     return found
-
-
-def _followed(parts: Parts, emitter: Emitter, gate: Decider, place: int, seen: Seen) -> Updates:
-    """The gate's slots of a carried value after the decision."""
-    new = emitter.trace(gate.follow, seen)
-    check_names(gate.follow, new, [spec.name for spec in gate.slots()])
-    written = [spec for spec in gate.slots() if spec.name in new]
-    return _written(parts, emitter, place, written, new, seen)
 
 
 def counted(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Updates:
@@ -215,29 +132,4 @@ def counted(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Updates:
     numbers = [spec for spec in estimator.slots() if spec.like == "number"]
     new = emitter.trace(estimator.follow, seen)
     check_names(estimator.follow, new, [spec.name for spec in numbers], "slots that are numbers")
-    return _written(parts, emitter, place, [spec for spec in numbers if spec.name in new], new, seen)
-
-
-def _written(
-    parts: Parts, emitter: Emitter, place: int, specs: Sequence[SlotSpec], new: Updates, seen: Seen
-) -> Updates:
-    updates: Updates = {}
-    for spec in specs:
-        updates |= parts.slots_of(place).write(emitter, spec, new[spec.name], seen.anchors)
-    return updates
-
-
-# Traced into the graph, like the functions of `control`:
-
-
-def _zero_if(anew: Tensor, state: Tensor) -> Tensor:
-    return torch.where(anew, torch.zeros_like(state), state)
-
-
-def _largest_error(errors: list[Tensor], anchors: Tensor) -> tuple[Tensor, Tensor]:
-    """(the step's error, whether there is none because no step before serves). NaN in any stream stays NaN."""
-    largest = errors[0]
-    for error in errors[1:]:
-        largest = torch.maximum(largest, error)
-    first = anchors == 0
-    return torch.where(first, torch.zeros_like(largest), largest), first
+    return written(parts, emitter, place, [spec for spec in numbers if spec.name in new], new, seen)

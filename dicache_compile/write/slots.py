@@ -47,12 +47,12 @@ class CarriedSlots:
                     found.append(Slot(name, None, spec.shape, torch.float32, self.device, 0))
                     continue
                 if spec.like == "tokens":
-                    found.append(Slot(name, self.like, (), torch.float32, self.device, 0, by_row=True))
+                    found.append(Slot(name, self.like, (), torch.float32, self.device, 0, by_token=True))
                     continue
                 of_request = spec.name == PARTNER
                 found.append(Slot(name, self.like, (), self._dtype(spec), self.device, 0, of_request=of_request))
                 if self._is_scaled(spec):
-                    found.append(Slot(_scale(name), self.like, (), torch.float32, self.device, 0, by_row=True))
+                    found.append(Slot(_scale(name), self.like, (), torch.float32, self.device, 0, by_token=True))
         return found
 
     def shown(self, nodes: tuple[fx.Node, fx.Node, fx.Node], specs: Sequence[SlotSpec]) -> Shown:
