@@ -38,7 +38,12 @@ def check(config: DiCacheConfig) -> None:
     if config.num_steps is not None:
         whole("num_steps", config.num_steps, 1)
     _check_choices(
-        config, streams=("auto", 1), lowering=("inductor", "eager"), engine=ENGINES, blocks=("auto", "once", "whole")
+        config,
+        streams=("auto", 1),
+        rows=("together", "independent"),
+        lowering=("inductor", "eager"),
+        engine=ENGINES,
+        blocks=("auto", "once", "whole"),
     )
     _check_flags(config, "ranks_agree", "strict")
     if config.joint is not None:

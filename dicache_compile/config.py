@@ -48,6 +48,12 @@ class DiCacheConfig(SiteRule):
     decide together; so do all whose names have no "/", unnamed ones too. False, as in the scripts: each stream decides
     by itself. None: together, unless a schedule decides for all, or one call is estimated from another."""
 
+    rows: Literal["together", "independent"] = "together"
+    """What the rows of a batch do. "together": one error of all of them decides, and all are reused or none.
+    "independent": each has an error, counters, anchors and generations of its own. The deep blocks run if any row needs
+    them; a row that may be reused takes its estimate even then, so that it is what it would be among any others. The
+    batch has to be the first dimension of the latents and of what the blocks carry."""
+
     state_dtype: torch.dtype | None = None
     """The floating dtype of the tensors that are kept between steps. None: each stream's own. Float8 keeps one float32
     scale a row (the last dimension) beside it; where differences decide something the stream's dtype is kept."""
@@ -162,9 +168,13 @@ class DiCacheConfig(SiteRule):
     def rules_in_force(self) -> tuple[Rule, ...]:
         """What a step decides and estimates with."""
         return tuple(
-            Rule(rule.make_gate(), rule.make_estimator(), self.state_dtype, self.decides_jointly())
+            Rule(rule.make_gate(), rule.make_estimator(), self.state_dtype, self.decides_jointly(), self.by_rows())
             for rule in self.all_rules()
         )
+
+    def by_rows(self) -> bool:
+        """Whether each row of a batch decides for itself."""
+        return self.rows == "independent"
 
     def decides_jointly(self) -> bool:
         """Whether the streams of a request decide together."""

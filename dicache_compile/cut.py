@@ -11,7 +11,7 @@ from torch import fx
 
 from .collecting import no_garbage_collection
 from .config import DiCacheConfig
-from .errors import LatentsError, TrainingError, UnsupportedGraphError
+from .errors import LatentsError, RowsError, TrainingError, UnsupportedGraphError
 from .graph.dataflow import Dataflow
 from .passes.inline import has_checkpoints
 from .passes.pipeline import Passed, run_passes
@@ -68,6 +68,8 @@ def cut(
         rules = config.rules_in_force()
         if plan.inputs.latents is None and any(isinstance(rule.estimator, GuidedEstimator) for rule in rules):
             raise LatentsError("it is not known which input is denoised, by which two calls of a step are told")
+        if config.by_rows() and told and plan.inputs.timestep is None:
+            raise RowsError("the timestep is told by an earlier graph of the same call, one for all rows")
         return Cut(plan, write_program(plan.found, plan.inputs, rules))
 
 

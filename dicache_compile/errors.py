@@ -139,6 +139,13 @@ class LatentsError(UnsupportedGraphError):
     asks_for_use = False
 
 
+class RowsError(UnsupportedGraphError):
+    """It is not known which parts of values are one row's."""
+
+    advice = "leave out rows='independent': the rows of a batch then decide together"
+    asks_for_use = False
+
+
 class LoweringError(UnsupportedGraphError):
     """Inductor cannot compile a part of the cut graph."""
 

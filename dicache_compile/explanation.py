@@ -93,6 +93,7 @@ class Explanation:
             *self._rules(),
             *((f"  beside     {span(self.beside)}, on every step",) if self.beside else ()),
             f"  streams    {streams}",
+            *((f"  rows       each of {self.streams[0].shape[0]} decides for itself",) if self.by_rows else ()),
             f"  timestep   {self.timestep or 'not an input of this graph'}",
             f"  skippable  {self.skippable:.1%} of the floating-point operations{little}",
             *(f"  uncut      {_left(stack)}" for stack in self.uncut),
@@ -105,6 +106,11 @@ class Explanation:
         if self.host_reason is not None:
             lines = (*lines, f"  host       torch.compile checks the model before every step: {self.host_reason}")
         return "\n".join((*lines, *passes))
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether each row of the batch decides for itself."""
+        return self.config is not None and self.config.by_rows()
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, by field, in what JSON can hold: `plain` says how."""

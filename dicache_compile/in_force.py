@@ -17,6 +17,7 @@ class Rule:
     estimator: Estimator
     state_dtype: torch.dtype | None = None  # None: each carried value's own
     joint: bool = False  # whether the streams of a request decide together
+    by_rows: bool = False  # whether each row of a batch decides for itself
 
     def by(self, role: str) -> Decider | Estimator:
         """The gate, where there is one, or the estimator."""

@@ -73,10 +73,13 @@ class Slot:
     device: torch.device
     initial: float
     by_token: bool = False  # whether it has one element for each token of `like`, [..., T, 1]
+    of_rows: bool = False  # whether it has one of `shape` for each row of `like`, [B, *shape]
     of_request: bool = False  # whether the streams of a request have one together
 
     def shape_of(self, like: Sequence[Any]) -> tuple[Any, ...]:
         """Its shape, where `like` has that one."""
+        if self.of_rows:
+            return (like[0], *self.shape)
         return (*like[:-1], 1) if self.by_token else tuple(like)
 
     @property

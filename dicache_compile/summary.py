@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .calls.record import Call, Row
+from .calls.record import Call, Row, of_row
 from .calls.session import Session
 from .config import DiCacheConfig
 from .plain import plain
@@ -75,7 +75,7 @@ class StepRecord:
 class Generation:
     """One denoising run of a stream, with the runs of other streams that began before the next one of any of them."""
 
-    streams: Mapping[str, list[StepRecord]]
+    streams: Mapping[str, list[StepRecord]]  # by name; of rows that decide for themselves by "name[row]"
     config: DiCacheConfig  # that it went by
 
 
@@ -160,10 +160,11 @@ def summary(model: object) -> Summary:
 def _generations(sessions: Mapping[str, Session]) -> list[Generation]:
     """`sessions`: by what stands before the names of their streams."""
     runs = [
-        (before + name, run)
+        (of_row(before + name, row), run)
         for before, session in sessions.items()
         for name, history in session.history.items()
-        for run in history.generations()
+        for row, generations in history.by_row().items()
+        for run in generations
     ]
     generations: list[dict[str, list[tuple[Row, Call]]]] = []
     for name, run in sorted(runs, key=lambda one: one[1][0][1].number):

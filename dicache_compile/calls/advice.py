@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import DiCacheConfig
 from ..errors import CacheWarning, StepError
 from .findings import MAX_ALIKE, findings
-from .record import History
+from .record import History, of_row
 from .state import StreamState
 from .store import Lost
 
@@ -67,7 +67,7 @@ class Advice:
         if run is None and time is not None and lost.run is None:
             self._looks -= 1
             moved = time.float().amax() - lost.time
-            half_way = bool((moved * lost.direction > 0) | ((lost.direction == 0) & (moved != 0)))
+            half_way = bool(((moved * lost.direction > 0) | ((lost.direction == 0) & (moved != 0))).any())
         else:
             half_way = run is not None and run == lost.run
         if half_way:
@@ -93,14 +93,15 @@ class Advice:
         if not self._looks or not self._starts(state):
             return
         self._looks -= 1
-        for what, text in findings(name, history.generations()[:-1]):
-            self.say(what, text)
+        for row, generations in history.by_row().items():
+            for what, text in findings(of_row(name, row), generations[:-1]):
+                self.say(what, text)
 
     def _starts(self, state: StreamState) -> bool:
         """Whether the last step was a generation's first, as far as can be told without waiting for the device."""
         index = state.tensors["index"]
         if state.index is not None or index.device.type == "cpu":
-            return state.calls == 1 if state.index is not None else index.item() == 1
+            return state.calls == 1 if state.index is not None else index.amin().item() == 1
         self._calls += 1
         if self._calls < self._next:
             return False

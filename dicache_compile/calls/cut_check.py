@@ -76,6 +76,7 @@ class CutCheck:
         self._held = held
         self._state: weakref.ref[StreamState] | None = None
         self._before: list[tuple[Tensor, Tensor]] = []
+        self._anchors = 0  # that there were
         self._looks = self._generations = 0
         self.verdicts: list[Verdict] = []
 
@@ -87,7 +88,7 @@ class CutCheck:
     def watch(self, state: StreamState) -> Callable[[Sequence[Any]], None] | None:
         """What is to be told of a step's registers; None: nothing."""
         if self._state is None or self._state() is None:
-            self._state, self._before, self._generations = weakref.ref(state), [], 0
+            self._state, self._before, self._generations, self._anchors = weakref.ref(state), [], 0, 0
         if self.is_done or self._state() is not state:
             return None
         return partial(self._look, state.calls == 0)
@@ -96,11 +97,16 @@ class CutCheck:
         self._looks, self._generations = self._looks + 1, self._generations + first
         if self.is_done or bool(registers[self._registers[DECISION]]):
             return
-        anchors = int(registers[self._registers[Value(Kind.STATE, "anchors")]])
+        number = registers[self._registers[Value(Kind.STATE, "anchors")]]
+        rows = slice(0, 1) if number.dim() else slice(None)  # where each decides for itself, the first one tells
+        anchors = int(number.reshape(-1)[0])
+        if number.dim() and anchors == self._anchors:
+            return  # it was reused
+        self._anchors = anchors
         now = []
         for held in self._held:
             residual = registers[held.residuals[(anchors - 1) % len(held.residuals)]]
-            now.append((registers[held.x].float().clone(), residual.float().clone()))
+            now.append((registers[held.x][rows].float().clone(), residual[rows].float().clone()))
         if self._before:
             pairs = zip(self._held, self._before, now, strict=True)
             self.verdicts = [_verdict(held.name, before, after) for held, before, after in pairs]

@@ -19,6 +19,7 @@ def follow(state: StreamState, run: Run, index: int, serves: bool) -> None:
         return
     if not serves:
         state.renew()
+        state.set_run(ANNOUNCED, index)
     state.move_to(index)
 
 
@@ -30,6 +31,7 @@ def follow_position(state: StreamState, position: Position, serves: bool) -> Non
         state.set_run(ANNOUNCED, position.index or 0)
     elif not serves:
         state.renew()
+        state.set_run(ANNOUNCED, position.index or 0)
     if position.index is not None:
         state.move_to(position.index)
     state.place = position.place
@@ -70,4 +72,4 @@ def follow_count(state: StreamState, steps: int | None, serves: bool) -> None:
     elif not serves:
         state.renew()
     state.index = state.calls  # as the device counts
-    state.set_run(ANNOUNCED, 0)
+    state.set_run(ANNOUNCED, 0 if serves else state.calls)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import DiCacheConfig
 from ..program import of_rule
-from ..write.record import LOG_ROWS, RULE_COLUMNS, STEP_COLUMNS
+from ..write.record import LOG_ROWS, ROW, RULE_COLUMNS, names
 
 Row = Mapping[str, float]  # by column; of later rules by `of_rule`
 
@@ -42,24 +42,44 @@ class History:
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the slots `state.KEPT`
     calls: deque[Call] = field(default_factory=lambda: deque(maxlen=LOG_ROWS))
 
-    def generations(self) -> list[list[tuple[Row, Call]]]:
-        """The rows with their calls, split where a generation starts; waits for the device."""
+    def by_row(self) -> dict[int | None, list[list[tuple[Row, Call]]]]:
+        """What was recorded with its calls, split where a generation starts: of each row of the batch that decides for
+        itself, by its number; else under None. Waits for the device.
+        """
+        steps = self._steps()
+        # A step that failed before it was recorded is a call without a row.
+        found: dict[int | None, list[list[tuple[Row, Call]]]] = {}
+        for step, call in zip(steps, list(self.calls)[-len(steps) :] if steps else [], strict=False):
+            for number, row in step.items():
+                generations = found.setdefault(number, [])
+                # Where the index is known, a stream may begin half way.
+                if not generations or _starts(row, call, *generations[-1][-1]):
+                    generations.append([])
+                generations[-1].append((row, call))
+        return found
+
+    def _steps(self) -> list[dict[int | None, Row]]:
+        """What is recorded of each step, by the row of the batch."""
         if not self.tensors:
             return []
         logged = int(self.tensors["logged"])
         table = self.tensors["log"].tolist()
-        rules = (len(table[0]) - len(STEP_COLUMNS)) // len(RULE_COLUMNS)
-        names = [*STEP_COLUMNS, *(of_rule(name, rule) for rule in range(rules) for name in RULE_COLUMNS)]
-        numbers = range(max(0, logged - LOG_ROWS), logged)
-        rows = [dict(zip(names, table[number % LOG_ROWS], strict=True)) for number in numbers]
-        # A step that failed before it was recorded is a call without a row.
-        found: list[list[tuple[Row, Call]]] = []
-        for row, call in zip(rows, list(self.calls)[-len(rows) :] if rows else [], strict=False):
-            # Where the index is known, a stream may begin half way.
-            if not found or _starts(row, call, *found[-1][-1]):
-                found.append([])
-            found[-1].append((row, call))
-        return found
+        of_step, rules = names(len(table[0]))
+        columns = [*of_step, *(of_rule(name, rule) for rule in range(rules) for name in RULE_COLUMNS)]
+        steps: list[dict[int | None, Row]] = []
+        for place in range(max(0, logged - LOG_ROWS), logged):
+            row = dict(zip(columns, table[place % LOG_ROWS], strict=True))
+            number = int(row.pop(ROW)) if ROW in row else None
+            if not steps or not number:
+                steps.append({})
+            steps[-1][number] = row
+        # Of a batch the first rows may have been overwritten.
+        return steps[1:] if steps and not steps[0].keys() & {0, None} else steps
+
+
+def of_row(name: str, row: int | None) -> str:
+    """What a stream is called in reports: "cond", or "cond[2]" for a row of its batch that decides for itself."""
+    return name if row is None else f"{name}[{row}]"
 
 
 def _starts(row: Row, call: Call, before: Row, call_before: Call) -> bool:

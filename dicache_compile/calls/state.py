@@ -157,9 +157,14 @@ class StreamState:
         self.way = 0.0
 
     def renew(self) -> None:
-        """Has the next step find no anchor, and the count go on; waits for nothing."""
+        """Has the next step find no anchor, and the count go on; waits for nothing.
+
+        Where rows decide for themselves, these may be other rows: they begin, at the step that RUN tells.
+        """
         self.order()
         self.anchored = False
+        if self.tensors["restart"].dim():
+            self.tensors["restart"].fill_(True)
         for slot in (*of_rules(ANCHORS, self.tensors), *of_rules(SKIPPED, self.tensors)):
             self.tensors[slot].zero_()
 
@@ -167,7 +172,7 @@ class StreamState:
         """Has the next step run deep, whatever is told of its generation."""
         self.order()
         for slot in (*of_rules(LIMITS, self.tensors), *of_rules(LIMITS + NOW, self.tensors)):
-            self.tensors[slot][0].fill_(NO_LIMIT)
+            self.tensors[slot][..., 0].fill_(NO_LIMIT)
         self.told = {slot: value for slot, value in self.told.items() if slot not in of_rules(LIMITS, self.tensors)}
 
     def move_to(self, index: int) -> None:

@@ -8,19 +8,20 @@ from torch import fx
 from ..program import Kind, Value
 from . import control
 from .emit import Emitter
-from .parts import Whole, tensor
+from .parts import tensor
 from .slots import Updates
+from .whole import Whole
 
 
 def step_begun(whole: Whole, emitter: Emitter) -> tuple[Updates, fx.Node, fx.Node, Updates]:
     """(the step's index and time, whether a generation starts with it, whether no anchor serves it, the step's slots
     after it).
     """
-    slots = control.step_slots(len(whole.inputs.conditions), len(whole.parts))
+    slots = control.step_slots(len(whole.inputs.conditions), 0)
     old = {slot.name: emitter.state(slot.name) for slot in slots}
     old[control.TIMES] = emitter.state(control.TIMES)
     timestep = whole.inputs.timestep
-    time = old["clock"] if timestep is None else emitter.read(timestep)
+    time = old["clock"] if timestep is None else of_step(whole, emitter, timestep)
     fresh, anew, begun = emitter.trace(control.begin, time, *_checksums(whole, emitter, old), old)
     now = {name: begun[name] for name in ("index", "time")}
     known = {**now, "fresh": fresh, "anew": anew}
@@ -32,6 +33,12 @@ def step_begun(whole: Whole, emitter: Emitter) -> tuple[Updates, fx.Node, fx.Nod
     return now, fresh, anew, {**begun, "index": emitter.trace(control.next_index, now["index"])}
 
 
+def of_step(whole: Whole, emitter: Emitter, timestep: fx.Node) -> fx.Node:
+    """The timestep, as functions take it."""
+    time = emitter.read(timestep)
+    return emitter.by_row(time) if whole.rows is not None and whole.rows.have(timestep) else time
+
+
 def _checksums(whole: Whole, emitter: Emitter, old: Updates) -> tuple[fx.Node, fx.Node]:
     """(the conditions' checksums, their sizes, against which a change of those counts)."""
     if not whole.inputs.conditions:
@@ -39,6 +46,8 @@ def _checksums(whole: Whole, emitter: Emitter, old: Updates) -> tuple[fx.Node, f
     sums, sizes = [], []
     for node in whole.inputs.conditions:
         condition = emitter.read(node)
+        if whole.rows is not None and whole.rows.have(node):
+            condition = emitter.split(condition)
         sums.append(emitter.trace(control.checksum, condition))
         of = control.size if tensor(node).is_floating_point() else control.nothing
         sizes.append(emitter.trace(of, condition))

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from ..program import Slot, of_rule
-from .record import LOG_ROWS, width
+from .record import LOG_ROWS
 
 NO_LIMIT = 2**62
 MASKED_STEPS = 4096  # of a generation, from its start, that can be deep by their number
@@ -43,23 +43,26 @@ class ControlSlot:
     dtype: torch.dtype
     initial: float = 0
     of_request: bool = False  # whether the streams of a request have one together
+    common: bool = False  # whether the rows of a batch have one together, though each decides for itself
 
 
 # What the host tells of each generation, besides the settings of gate and estimator.
 TOLD = (
     # Steps of warm-up; the index from which all steps are forced; the most that are reused in a row.
-    ControlSlot(LIMITS, (3,), torch.int64),
+    ControlSlot(LIMITS, (3,), torch.int64, common=True),
     # Which other steps are forced; the last place is that of all later ones, and never set.
-    ControlSlot(DEEP_STEPS, (MASKED_STEPS + 1,), torch.bool),
+    ControlSlot(DEEP_STEPS, (MASKED_STEPS + 1,), torch.bool, common=True),
 )
 
 
-def step_slots(conditions: int, rules: int) -> tuple[ControlSlot, ...]:
-    """What every stream keeps whatever its rules are, for that many condition inputs."""
+def step_slots(conditions: int, columns: int) -> tuple[ControlSlot, ...]:
+    """What every stream keeps whatever its rules are, for that many condition inputs and columns of its record."""
     return (
         ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
-        ControlSlot("clock", (), torch.float32),  # host: the timestep, where the graph itself does not get it
-        ControlSlot(RUN, (2,), torch.int64),
+        ControlSlot(
+            "clock", (), torch.float32, common=True
+        ),  # host: the timestep, where the graph itself does not get it
+        ControlSlot(RUN, (2,), torch.int64, common=True),
         ControlSlot("index", (), torch.int64),  # steps done in this generation
         ControlSlot("time", (), torch.float32),  # the last step's timestep; of several the largest
         ControlSlot("direction", (), torch.float32),  # the way the timestep moves: -1, 1; 0 unknown
@@ -68,8 +71,8 @@ def step_slots(conditions: int, rules: int) -> tuple[ControlSlot, ...]:
         ControlSlot("repeated", (), torch.bool),  # whether the generation began because the timestep stood still
         ControlSlot("checksums", (conditions,), torch.float32),
         ControlSlot("stable", (conditions,), torch.bool),  # whether it stayed the same while the timestep moved
-        ControlSlot("log", (LOG_ROWS, width(rules)), torch.float32),
-        ControlSlot("logged", (), torch.int64),  # rows ever written
+        ControlSlot("log", (LOG_ROWS, columns), torch.float32, common=True),
+        ControlSlot("logged", (), torch.int64, common=True),  # rows ever written
     )
 
 
@@ -89,11 +92,16 @@ def rule_slots(joint: bool) -> tuple[ControlSlot, ...]:
     )
 
 
-def as_slots(slots: Sequence[ControlSlot], device: torch.device, rule: int = 0) -> list[Slot]:
-    return [
-        Slot(of_rule(one.name, rule), None, one.shape, one.dtype, device, one.initial, of_request=one.of_request)
-        for one in slots
-    ]
+def as_slots(
+    slots: Sequence[ControlSlot], device: torch.device, rule: int = 0, rows: fx.Node | None = None
+) -> list[Slot]:
+    """`rows`: a node with a row for each that decides for itself; None: all decide together."""
+    found = []
+    for one in slots:
+        like, name = None if one.common else rows, of_rule(one.name, rule)
+        of = {"of_rows": like is not None, "of_request": one.of_request}
+        found.append(Slot(name, like, one.shape, one.dtype, device, one.initial, **of))
+    return found
 
 
 def checksum(condition: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class Emitter:
         ValueError that names a method of a gate or an estimator which cannot be traced.
         """
         before = len(self.graph.nodes)
-        wrapped = [_map(argument, self._wrap) for argument in arguments]
+        wrapped = [map_leaves(argument, self._wrap) for argument in arguments]
         try:
             with self._device, PlacesOnDevice(self._tracer):
                 result = function(*wrapped)
@@ -159,9 +159,35 @@ class Emitter:
                 raise
             name = method_name(function)
             raise ValueError(f"{name} cannot be traced into the graph: {type(error).__name__}: {error}") from error
-        result = _map(result, self._unwrap)
+        result = map_leaves(result, self._unwrap)
         self._traced += itertools.islice(reversed(self.graph.nodes), len(self.graph.nodes) - before)
         return result
+
+    def trace_batch(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """As `trace`, for all rows of a batch at once, where each decides for itself."""
+        return self.trace(function, *arguments)
+
+    def split(self, node: fx.Node) -> fx.Node:
+        """A value of the model, [B, ...], as traced functions take it: where rows decide for themselves one by one,
+        each as a batch of its own.
+        """
+        return node
+
+    def by_row(self, node: fx.Node) -> fx.Node:
+        """A number for each row, [B, ...], as traced functions take it then: each row's alone."""
+        return node
+
+    def join(self, node: fx.Node) -> fx.Node:
+        """What traced functions gave of such a form, as the model has it."""
+        return node
+
+    def choose(self, mask: fx.Node, new: fx.Node, other: fx.Node) -> fx.Node:
+        """One of two values, [B, ...], for each row that decides for itself, in the second one's dtype."""
+        raise NotImplementedError("all rows decide together")
+
+    def method(self, node: fx.Node, name: str, *arguments: Any) -> fx.Node:
+        """A tensor method of a value of the model."""
+        return self.graph.call_method(name, (node, *arguments))
 
     def _wrap(self, node: object) -> object:
         return fx.Proxy(node, self._tracer) if isinstance(node, fx.Node) else node
@@ -199,13 +225,14 @@ def memory_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def _map(value: Any, change: Callable[[Any], Any]) -> Any:
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value with what its containers and dataclasses hold changed."""
     if isinstance(value, Mapping):
-        return {key: _map(item, change) for key, item in value.items()}
+        return {key: map_leaves(item, change) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, change) for item in value)
+        return type(value)(map_leaves(item, change) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: _map(getattr(value, field.name), change) for field in dataclasses.fields(value)}
+        parts = {field.name: map_leaves(getattr(value, field.name), change) for field in dataclasses.fields(value)}
         return type(value)(**parts)
     return change(value)
 

@@ -27,7 +27,7 @@ MARK, MET = "mark", "met"  # what is known of the step
 def guidance_slots() -> tuple[ControlSlot, ...]:
     """What is kept for such a rule besides its partner's result."""
     return (
-        ControlSlot(ROLE, (), torch.int64),
+        ControlSlot(ROLE, (), torch.int64, common=True),
         # The partner's last step: its timestep, and the checksum of its latents.
         ControlSlot(PARTNER_MARK, (2,), torch.float32, math.nan, True),
         # How often a generation of the partner has begun, or its conditions have changed.

@@ -14,7 +14,7 @@ from ..rules import GATE, CheckedEstimator, Decider, EstimateGate, Gate, Seen, S
 from . import control
 from .emit import Emitter
 from .parts import Parts
-from .slots import Updates, check_names
+from .slots import Updates, check_names, join, split
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def by_gate(
     errors = [_error(parts, emitter, gate, seen[place], known[place]) for place in seen]
     error, first = emitter.trace(_largest_error, errors, begun.now["anchors"])
     shared = {
-        spec.name: emitter.trace(_zero_if, begun.anew, emitter.state(parts.own(spec.name)))
+        spec.name: emitter.trace(_zero_if, begun.anew, split(emitter, spec, parts.own(spec.name)))
         for spec in gate.slots()
         if spec.shared
     }
@@ -63,6 +63,9 @@ def by_gate(
         reuse, updates = emitter.trace(torch.logical_and, begun.may, within), {}
     settled = emitter.trace(gate.settle, replace(judged, error=compared, reused=reuse))
     check_names(gate.settle, settled, list(shared))
+    for spec in gate.slots():
+        if spec.name in settled:
+            settled[spec.name] = join(emitter, spec, settled[spec.name])
     updates = {parts.own(name): node for name, node in {**updates, **settled}.items()}
     for place, of_gate in seen.items():
         updates |= _followed(parts, emitter, gate, place, replace(of_gate, reused=reuse))

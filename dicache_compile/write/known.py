@@ -10,17 +10,19 @@ from typing import Any, cast
 
 from ..program import Kind, Piece, Value
 from ..rules import ESTIMATOR
-from . import control, record
+from . import control
+from .begin import of_step
 from .emit import Emitter, write_back
-from .parts import Parts, Whole
-from .probe import counted, log_of, offer_aid
+from .parts import Parts
+from .probe import counted, log_of, logged, offer_aid
+from .whole import Whole
 
 
 def write_known(whole: Whole, parts: Parts, emitter: Emitter, rest: Piece) -> Piece:
     """What comes before the estimate and all after it, which is `rest`: gives what that reads."""
     old = {name: emitter.state(name) for name in ("index", "stable", control.TIMES)}
     timestep = whole.inputs.timestep
-    time = emitter.state("clock") if timestep is None else emitter.read(timestep)
+    time = emitter.state("clock") if timestep is None else of_step(whole, emitter, timestep)
     now, updates = emitter.trace(control.go_on, time, old)
     counts = {name: emitter.state(parts.own(name)) for name in (control.ANCHORS, control.SKIPPED)}
     # Who reads it comes after it is written.
@@ -35,7 +37,7 @@ def write_known(whole: Whole, parts: Parts, emitter: Emitter, rest: Piece) -> Pi
     forced = emitter.trace(control.not_forced, reuse)
     columns = log_of(parts, emitter, known, now, reuse, forced, (None, None, None))
     log = {name: emitter.state(name) for name in ("log", "logged")}
-    updates |= emitter.trace(record.record, now, columns, log, 0, 1)
+    updates |= logged(whole, emitter, now, columns, log, 0)
     updates[parts.own(control.SKIPPED)] = emitter.trace(control.skipped_after, now[control.SKIPPED], reuse)
     for place, one in known.items():
         updates |= counted(parts, emitter, place, replace(one, reused=cast(Any, reuse)))

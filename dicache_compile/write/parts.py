@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..graph import symbols, values
+from ..graph import values
 from ..in_force import Rule
 from ..passes.crossing import ABOVE
-from ..plan import Carried, Inputs, Partition, Region
+from ..plan import Carried, Partition, Region
 from ..program import Kind, Slot, Value, of_rule
 from ..rules import ESTIMATOR, GATE, Aid, Estimator, GuidedEstimator, Seen, TokenEstimator, setting_slot
 from . import control
+from .control import ControlSlot
 from .emit import Emitter
 from .guidance import guidance_slots
+from .rows import STAYS, Rows
 from .slots import CarriedSlots, Updates
 from .trial import try_rule
 
@@ -35,6 +35,7 @@ class Parts:
     rule: Rule
     cuts: tuple[Partition, ...]  # in the order in which they run
     first: int  # the place of its first carried value among those of all rules
+    rows: Rows | None  # that decide for themselves; None: all of a batch together
     slots: tuple[Slot, ...] = field(init=False)  # what a stream keeps for it
     aids: Mapping[int, Aid] = field(init=False)  # what the estimator's aids look like, by carried value
 
@@ -86,6 +87,11 @@ class Parts:
     def decision(self) -> Value:
         return Value(Kind.DECISION, str(self.number) if self.number else "")
 
+    @property
+    def reuses(self) -> Value:
+        """Whether its sites are reused, for each row that decides for itself."""
+        return self.decision if self.rows is None else self.step_value(STAYS)
+
     def own(self, name: str) -> str:
         """The slot of that name that is the rule's own."""
         return of_rule(name, self.number)
@@ -124,11 +130,11 @@ class Parts:
         """X and h. An estimator to which a value is given as it is sees nothing that it could be added to."""
         carried = self.carried[place]
         if carried.form == "residual" or role != ESTIMATOR:
-            return emitter.read(carried.x), emitter.read(carried.h)
+            return emitter.split(emitter.read(carried.x)), emitter.split(emitter.read(carried.h))
         nothing: fx.Node = emitter.trace(torch.zeros, ())
         if carried.by_token is not None:
-            return emitter.read(carried.by_token.entry), nothing
-        return nothing, emitter.read(carried.h) if place in self.measured else nothing
+            return emitter.split(emitter.read(carried.by_token.entry)), nothing
+        return nothing, emitter.split(emitter.read(carried.h)) if place in self.measured else nothing
 
     def _aid(self, emitter: Emitter, place: int) -> object:
         """The estimator's aid in a later piece."""
@@ -143,18 +149,25 @@ class Parts:
     def slots_of(self, place: int) -> CarriedSlots:
         x = self.carried[place].x
         own, dtype = tensor(x).dtype, self.rule.state_dtype
-        return CarriedSlots(place, x, own, dtype or own, tensor(x).device, self.number)
+        return CarriedSlots(place, x, own, dtype or own, tensor(x).device, self.number, self.rows is not None)
+
+    @property
+    def row_like(self) -> fx.Node | None:
+        """What has as many rows as decide for themselves."""
+        return self.cuts[0].carried[0].x if self.rows is not None else None
 
     @property
     def device(self) -> torch.device:
         return tensor(self.cuts[0].carried[0].x).device
 
     def _slots(self) -> list[Slot]:
-        found = control.as_slots(control.rule_slots(self.rule.joint), self.device, self.number)
-        found += control.as_slots(guidance_slots(), self.device, self.number) if self.is_guided else []
-        for name, setting in self.rule.settings().items():
-            both = (name, name + control.NOW)
-            found += [Slot(self.own(slot), None, setting.shape, torch.float32, self.device, 0) for slot in both]
+        of_rule = (*control.rule_slots(self.rule.joint), *(guidance_slots() if self.is_guided else ()))
+        of_settings = (
+            ControlSlot(name + of, setting.shape, torch.float32, common=not of)
+            for name, setting in self.rule.settings().items()
+            for of in ("", control.NOW)
+        )
+        found = control.as_slots((*of_rule, *of_settings), self.device, self.number, self.row_like)
         gate = self.rule.gate
         if gate is not None and any(spec.history for spec in gate.slots()):
             raise ValueError("a gate's slot cannot have a history: `follow` writes it on every step")
@@ -169,59 +182,6 @@ class Parts:
                 if spec in specs[place]:
                     found += self.slots_of(place).slots([spec])
         return found
-
-
-@dataclass(frozen=True)
-class Whole:
-    """A cut graph with its rules, each with its parts."""
-
-    cuts: tuple[Partition, ...]  # in the order in which they run; one inside of another comes later
-    inputs: Inputs
-    parts: tuple[Parts, ...]  # by rule
-    slots: tuple[Slot, ...] = field(init=False)  # the tensors of a stream's state
-
-    def __post_init__(self) -> None:
-        timestep, device = self.inputs.timestep, self.parts[0].device
-        shaped = timestep if timestep is not None and values.tensor(timestep) is not None else None
-        own = control.step_slots(len(self.inputs.conditions), len(self.parts))
-        found = control.as_slots(own, device)
-        found.append(Slot(control.TIMES, shaped, (), torch.float32, device, math.nan))
-        found += [slot for parts in self.parts for slot in parts.slots]
-        names = [slot.name for slot in found]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two slots are named {name!r}: the gate and the estimator need names of their own")
-        object.__setattr__(self, "slots", tuple(found))
-
-    @property
-    def graph_module(self) -> fx.GraphModule:
-        return self.cuts[0].graph_module
-
-    def emitter(self, name: str) -> Emitter:
-        shaped_like = {slot.value: slot.like for slot in self.slots if slot.like is not None}
-        autocast, device = self.cuts[-1].autocast, self.parts[0].device
-        return Emitter(name, self.graph_module, autocast, shaped_like, self._sizes, device, self._blocks)
-
-    @cached_property
-    def _blocks(self) -> Mapping[fx.Node, int]:
-        blocks = self.cuts[0].all_blocks
-        return {node: place for place, block in enumerate(blocks) for node in block.nodes}
-
-    @cached_property
-    def _sizes(self) -> Mapping[Any, fx.Node]:
-        """The nodes that give the symbols of shapes; of those of a deep region nobody else knows."""
-        nodes = self.graph_module.graph.nodes
-        deep = {node for cut in self.cuts for node in cut.nodes(Region.DEEP)}
-        return symbols.definers(node for node in nodes if node not in deep)
-
-
-def whole(cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rule]) -> Whole:
-    """Raises TypeError or ValueError where the rules' methods give what they may not."""
-    parts: list[Parts] = []
-    for number, rule in enumerate(rules):
-        own = tuple(cut for cut in cuts if cut.rule == number)
-        parts.append(Parts(number, rule, own, sum(len(before.carried) for before in parts)))
-    return Whole(tuple(cuts), inputs, tuple(parts))
 
 
 def _in_nodes(x: fx.Node, h: fx.Node, state: Mapping[str, fx.Node], counts: Mapping[str, fx.Node]) -> Seen:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from ..program import Kind, Value
@@ -14,16 +15,20 @@ from . import control, guidance, record
 from .begin import step_begun
 from .emit import Emitter, write_back
 from .judge import Begun, by_gate, by_schedule, written
-from .parts import Parts, Whole, aid_values
+from .parts import Parts, aid_values
+from .rows import ASKED, of_asked, unless_asked
 from .slots import Updates, check_names
 from .trial import method_name
+from .whole import Whole
 
 
-def write_decision(whole: Whole, parts: Parts, emitter: Emitter, before: Value | None) -> None:
+def write_decision(
+    whole: Whole, parts: Parts, emitter: Emitter, before: Value | None, around: Parts | None = None
+) -> None:
     """What ends the piece before a rule's choice: gives the decision, what is known of the step, the estimator's aids.
 
     That of the rule that is asked first also begins the step. `before`: the decision of the rule asked before, in the
-    same way of the same choices; None: there is none.
+    same way of the same choices; None: there is none. `around`: the rule inside of whose deep way this one is asked.
     """
     begins = parts.cuts[0] is whole.cuts[0]
     if begins:
@@ -41,15 +46,18 @@ def write_decision(whole: Whole, parts: Parts, emitter: Emitter, before: Value |
         earlier = emitter.input(before) if before is not None else emitter.trace(control.asked_first, begun.may)
         decided = by_gate(parts, emitter, gate, begun, known, earlier)
     reuse = decided.reuse
-    emitter.offer(parts.decision, reuse)
+    asked = _decided(parts, emitter, reuse, around)
     emitter.offer(parts.step_value("since"), now[control.SKIPPED])
 
     columns = log_of(parts, emitter, known, now, reuse, begun.forced, decided.shown)
     log = {name: emitter.state(name) for name in ("log", "logged")}
     if begins:
-        updates |= emitter.trace(record.record, now, columns, log, parts.number, len(whole.parts))
-    else:
+        updates |= logged(whole, emitter, now, columns, log, parts.number)
+    elif whole.rows is None:
         updates["log"] = emitter.trace(record.record_more, columns, log["log"], log["logged"], parts.number)
+    else:
+        known_log = (log["log"], log["logged"], parts.number, whole.rows.count)
+        updates["log"] = emitter.trace_batch(record.record_more_rows, columns, asked, *known_log)
     skipped = emitter.trace(control.skipped_after, now[control.SKIPPED], reuse)
     own = {control.ANCHORS: now[control.ANCHORS], control.SKIPPED: skipped}
     own |= {name + control.NOW: node for name, node in begun.told.items()}
@@ -57,7 +65,33 @@ def write_decision(whole: Whole, parts: Parts, emitter: Emitter, before: Value |
     updates |= decided.updates
     for place in places:
         updates |= counted(parts, emitter, place, replace(known[place], reused=reuse))
-    write_back(emitter, updates)
+    write_back(emitter, updates if asked is None else of_asked(emitter, updates, asked))
+
+
+def _decided(parts: Parts, emitter: Emitter, reuse: fx.Node, around: Parts | None) -> fx.Node | None:
+    """Offers the decision. Where rows decide for themselves: which of them ask the rule; None: all do."""
+    if parts.rows is None:
+        emitter.offer(parts.decision, reuse)
+        return None
+    asked, stays = None, reuse
+    if around is not None:
+        asked = emitter.trace(torch.logical_not, emitter.input(around.reuses))
+        stays = emitter.trace(unless_asked, reuse, asked)
+        emitter.offer(parts.step_value(ASKED), asked)
+    emitter.offer(parts.reuses, stays)
+    emitter.offer(parts.decision, emitter.trace_batch(torch.all, stays))
+    return asked
+
+
+def logged(
+    whole: Whole, emitter: Emitter, now: Updates, columns: tuple[fx.Node, ...], log: Updates, rule: int
+) -> Updates:
+    """The record with this step, of which one rule's columns are known."""
+    if whole.rows is None:
+        found: Updates = emitter.trace(record.record, now, columns, log, rule, len(whole.parts))
+    else:
+        found = emitter.trace_batch(record.record_rows, now, columns, log, rule, len(whole.parts), whole.rows.count)
+    return found
 
 
 def offer_aid(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Seen:
@@ -108,7 +142,7 @@ def _apart(whole: Whole, parts: Parts, emitter: Emitter, now: Updates) -> fx.Nod
     assert latents is not None  # or the graph would not have been cut
     names = (guidance.ROLE, control.PARTNER_MARK, guidance.PARTNER_EPOCH, guidance.PAIRED)
     state = {name: emitter.state(parts.own(name)) for name in names}
-    mark, met, apart = emitter.trace(guidance.meet, now["time"], emitter.read(latents), state)
+    mark, met, apart = emitter.trace(guidance.meet, now["time"], emitter.split(emitter.read(latents)), state)
     emitter.offer(parts.step_value(guidance.MARK), mark)
     emitter.offer(parts.step_value(guidance.MET), met)
     found: fx.Node = apart

@@ -37,6 +37,7 @@ class CarriedSlots:
     dtype: torch.dtype  # in which its tensors are kept, but for those that float8 is too coarse for
     device: torch.device
     rule: int = 0
+    by_rows: bool = False  # whether each row of a batch has numbers of its own
 
     def slots(self, specs: Sequence[SlotSpec]) -> list[Slot]:
         """All that these specs need."""
@@ -44,7 +45,8 @@ class CarriedSlots:
         for spec in specs:
             for name in self.names(spec):
                 if spec.like == "number":
-                    found.append(Slot(name, None, spec.shape, torch.float32, self.device, 0))
+                    like = self.like if self.by_rows else None
+                    found.append(Slot(name, like, spec.shape, torch.float32, self.device, 0, of_rows=self.by_rows))
                     continue
                 if spec.like == "tokens":
                     found.append(Slot(name, self.like, (), torch.float32, self.device, 0, by_token=True))
@@ -61,6 +63,7 @@ class CarriedSlots:
         kept = {spec.name: torch.float32 if self._is_scaled(spec) else self._dtype(spec) for spec in specs}
         # Any size does where only running tells it, but for 1, which another is broadcast to.
         shape = tuple(values.hint(size) or UNKNOWN for size in x.shape)
+        shape = (1, *shape[1:]) if self.by_rows else shape
         return Shown(shape, (x.dtype, h.dtype, y.dtype), kept)
 
     def names(self, spec: SlotSpec) -> tuple[str, ...]:
@@ -71,8 +74,8 @@ class CarriedSlots:
     def stored(self, emitter: Emitter, spec: SlotSpec) -> tuple[list[fx.Node], list[fx.Node]]:
         """(what is stored in each place of a spec's ring, the scales of it where there are any)."""
         names = self.names(spec)
-        scales = [emitter.state(_scale(name)) for name in names] if self._is_scaled(spec) else []
-        return [emitter.state(name) for name in names], scales
+        scales = [split(emitter, spec, _scale(name)) for name in names] if self._is_scaled(spec) else []
+        return [split(emitter, spec, name) for name in names], scales
 
     def read(self, emitter: Emitter, specs: Sequence[SlotSpec], anchors: fx.Node) -> Updates:
         """The values of specs as a gate or an estimator reads them ("r1", "r2"), after that many anchors."""
@@ -90,10 +93,12 @@ class CarriedSlots:
         names = self.names(spec)
         stored, scales = self.stored(emitter, spec)
         if not scales:
-            return self._turned(emitter, names, stored, new, anchors, _put)
-        bits, scale = emitter.trace(scaled, new, self.dtype)
-        updates = self._turned(emitter, names, stored, bits, anchors, _put_bytes)
-        return updates | self._turned(emitter, [_scale(name) for name in names], scales, scale, anchors, _put)
+            updates = self._turned(emitter, names, stored, new, anchors, _put)
+        else:
+            bits, scale = emitter.trace(scaled, new, self.dtype)
+            updates = self._turned(emitter, names, stored, bits, anchors, _put_bytes)
+            updates |= self._turned(emitter, [_scale(name) for name in names], scales, scale, anchors, _put)
+        return {name: join(emitter, spec, value) for name, value in updates.items()}
 
     @staticmethod
     def _turned(
@@ -108,6 +113,17 @@ class CarriedSlots:
 
     def _is_scaled(self, spec: SlotSpec) -> bool:
         return spec.like == "carried" and self._dtype(spec) in FLOAT8
+
+
+def split(emitter: Emitter, spec: SlotSpec, name: str) -> fx.Node:
+    """A slot of that name as methods see what `spec` describes."""
+    node = emitter.state(name)
+    return node if spec.like == "number" else emitter.split(node)
+
+
+def join(emitter: Emitter, spec: SlotSpec, new: fx.Node) -> fx.Node:
+    """What methods give for it as the slot holds it."""
+    return new if spec.like == "number" else emitter.join(new)
 
 
 def check_names(

@@ -25,12 +25,10 @@ def renewed(parts: Parts, emitter: Emitter, place: int) -> tuple[Seen, Updates]:
     emitter.copy(node for node in by_token.before if not emitter.has(node))
     seen = parts.later(emitter, place)
     places = emitter.trace(estimator.pick, seen)
-    rank = tensor(carried.y).dim()
-    own = {
-        node: emitter.trace(_taken, emitter.read(node), rank - tensor(node).dim(), places) for node in by_token.taken
-    }
+    rank, taken = tensor(carried.y).dim(), emitter.join(places)
+    own = {node: emitter.trace(_taken, emitter.read(node), rank - tensor(node).dim(), taken) for node in by_token.taken}
     emitter.copy(by_token.after, own)
-    given: Any = own[carried.y]
+    given: Any = emitter.split(own[carried.y])
     new = emitter.trace(estimator.renew, replace(seen, places=places, y=given))
     check_names(estimator.renew, new, [spec.name for spec in estimator.slots()], all_of_them=True)
     return replace(seen, state={**seen.state, **new}), new

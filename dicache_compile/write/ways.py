@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from ..plan import Partition
@@ -14,41 +15,67 @@ from ..rules import ANCHOR_STEP, ANCHOR_TIME, GATE, GIVEN_SLOTS, PARTNER, Keepin
 from . import control, guidance, strides
 from .emit import Emitter, memory_of, write_back
 from .parts import Parts, tensor
+from .rows import ASKED, merged, of_asked
 from .slots import Updates, check_names
 from .tokens import renewed
 
 
-def write_deep(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[fx.Node], last: bool) -> None:
-    """D: deep blocks and new anchor. Of several sites also what runs between them. `last`: of the rule's cuts."""
-    updates: Updates = {}
+def write_deep(
+    parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[fx.Node], last: bool, within: bool
+) -> None:
+    """D: deep blocks and new anchor. Of several sites also what runs between them. `last`: of the rule's cuts.
+    `within`: whether it is asked in another rule's deep way alone. Where rows decide for themselves, those that reuse
+    take their estimates here, and keep their anchors.
+    """
+    updates, kept = Updates(), Updates()
     stretches, rest = _up_to_each(parts, cut, nodes)
     for place, up_to in stretches:
         # What comes after may write to y.
         emitter.copy(up_to)
         updates |= _anchored(parts, emitter, place, apart=cut.in_turns)
         updates |= _learned(parts, emitter, place, apart=cut.in_turns)
+        if parts.rows is not None:
+            kept |= _stood_in(parts, emitter, place, emitter.read(parts.carried[place].y))
     emitter.copy(rest)
     if last:
         anchors = parts.own(control.ANCHORS)
         updates = {anchors: emitter.trace(_one_more, emitter.state(anchors)), **updates}
         updates |= _met(parts, emitter)
+    if parts.rows is not None:
+        kept = of_asked(emitter, kept, emitter.input(parts.step_value(ASKED))) if within else kept
+        stays = emitter.input(parts.reuses)
+        updates = merged(emitter, emitter.trace(torch.logical_not, stays), updates, kept)
     write_back(emitter, updates)
 
 
-def write_stand_in(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[fx.Node]) -> None:
-    """R: the estimates of what the deep blocks would give. Of several sites also what runs between them."""
+def write_stand_in(parts: Parts, cut: Partition, emitter: Emitter, nodes: Sequence[fx.Node], within: bool) -> None:
+    """R: the estimates of what the deep blocks would give. Of several sites also what runs between them. `within` as in
+    `write_deep`.
+    """
     updates: Updates = {}
     stretches, rest = _up_to_each(parts, cut, nodes)
     for place, up_to in stretches:
         emitter.copy(up_to)
-        seen, new = renewed(parts, emitter, place)
-        estimate = _estimated(parts, emitter, place, seen)
-        emitter.replace(parts.carried[place].y, estimate)
-        # It is written at the end, and what comes before may write to the estimate.
-        kept = {**new, **_kept(parts, emitter, place, seen, estimate)}
-        updates |= _written(parts, emitter, place, kept, estimate, apart=True)
+        updates |= _stood_in(parts, emitter, place)
     emitter.copy(rest)
+    if within and parts.rows is not None:
+        updates = of_asked(emitter, updates, emitter.input(parts.step_value(ASKED)))
     write_back(emitter, updates)
+
+
+def _stood_in(parts: Parts, emitter: Emitter, place: int, result: fx.Node | None = None) -> Updates:
+    """Puts the estimate of a carried value in its place, and says what its slots become. `result`: what the deep blocks
+    gave, which the rows keep that need it.
+    """
+    seen, new = renewed(parts, emitter, place)
+    estimate = _estimated(parts, emitter, place, seen)
+    stood_in = estimate
+    if result is not None:
+        stood_in = emitter.choose(emitter.input(parts.reuses), estimate, result)
+    emitter.replace(parts.carried[place].y, stood_in)
+    # It is written at the end, and what comes before may write to the estimate.
+    kept = {**new, **_kept(parts, emitter, place, seen, estimate)}
+    return _written(parts, emitter, place, kept, estimate, apart=True)
 
 
 def _up_to_each(
@@ -69,7 +96,7 @@ def _up_to_each(
 def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates:
     """A carried value's new anchor; `apart`: in memory of its own, because it is written later."""
     estimator, y = parts.estimator(place), emitter.read(parts.carried[place].y)
-    given: Any = y
+    given: Any = emitter.split(y)
     seen = replace(parts.later(emitter, place), y=given)
     new = emitter.trace(estimator.anchor, seen)
     own = [spec.name for spec in estimator.slots() if spec.name not in GIVEN_SLOTS]
@@ -77,7 +104,7 @@ def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Update
     new |= {ANCHOR_TIME: seen.time, ANCHOR_STEP: seen.index}
     if parts.is_guided:
         role = emitter.state(parts.own(guidance.ROLE))
-        new[PARTNER] = emitter.trace(guidance.partner_after, role, y, seen.partner)
+        new[PARTNER] = emitter.trace(guidance.partner_after, role, given, seen.partner)
     return _written(parts, emitter, place, new, y, apart)
 
 
@@ -110,7 +137,8 @@ def _kept(parts: Parts, emitter: Emitter, place: int, seen: Seen, estimate: Any)
     estimator = parts.estimator(place)
     if not isinstance(estimator, KeepingEstimator):
         return {}
-    new: Updates = emitter.trace(estimator.keep, replace(seen, y=estimate))
+    given: Any = emitter.split(estimate)
+    new: Updates = emitter.trace(estimator.keep, replace(seen, y=given))
     own = [spec.name for spec in estimator.slots() if not spec.history]
     check_names(estimator.keep, new, own, "slots without a history")
     return new
@@ -121,7 +149,7 @@ def _learned(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates
     gate, y = parts.rule.gate, emitter.read(parts.carried[place].y)
     if not isinstance(gate, LearningGate) or place != parts.judged[0]:
         return {}
-    given: Any = y
+    given: Any = emitter.split(y)
     new = emitter.trace(gate.learn, replace(parts.later(emitter, place, GATE), y=given))
     check_names(gate.learn, new, [spec.name for spec in gate.slots()])
     updates: Updates = {}
@@ -135,17 +163,17 @@ def _learned(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates
 def _apart(emitter: Emitter, value: Any, *others: fx.Node) -> Any:
     """A value in memory that is not the others'."""
     theirs = {memory for other in others for memory in (other, memory_of(other))}
-    return emitter.graph.call_method("clone", (value,)) if memory_of(value) in theirs else value
+    return emitter.method(value, "clone") if memory_of(value) in theirs else value
 
 
 def _estimated(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> fx.Node:
     """What stands in for a carried value's y, as that is: of its dtype, lying in memory as it does."""
     carried = parts.carried[place]
-    y: fx.Node = emitter.trace(parts.estimator(place).estimate, seen)
+    y: fx.Node = emitter.join(emitter.trace(parts.estimator(place).estimate, seen))
     recorded = tensor(carried.y)
     if memory_of(y).op == "placeholder":  # the model's caller must not get hold of the state
-        y = emitter.graph.call_method("clone", (y,))
-    y = emitter.graph.call_method("to", (y, recorded.dtype))
+        y = emitter.method(y, "clone")
+    y = emitter.method(y, "to", recorded.dtype)
     if (order := strides.order_of(recorded, tensor(carried.x))) is not None:
         y = emitter.trace(strides.laid_out, y, order)
     return y

@@ -20,10 +20,11 @@ from ..plan import Inputs, Partition, Region
 from ..program import Choose, Kind, Op, Piece, Program, Run, Value, pieces_of
 from .emit import Emitter
 from .known import write_known
-from .parts import Whole, whole
+from .parts import Parts
 from .probe import write_decision
 from .tail import duplicate_tail, joined
 from .ways import write_deep, write_outputs, write_stand_in
+from .whole import Whole, whole
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,11 @@ class _Writer:
         self._whole = parts
 
     def stretch(
-        self, nodes: Sequence[fx.Node], cuts: Sequence[Partition]
+        self, nodes: Sequence[fx.Node], cuts: Sequence[Partition], around: Parts | None = None
     ) -> tuple[list[Emitter | _Choice], list[fx.Node]]:
-        """Writes what runs of some nodes up to the last of the cuts in them; and the nodes that are left."""
+        """Writes what runs of some nodes up to the last of the cuts in them; and the nodes that are left. `around`: the
+        rule whose deep way they are of.
+        """
         found: list[Emitter | _Choice] = []
         left, rest = list(cuts), list(nodes)
         before: Value | None = None
@@ -74,13 +77,18 @@ class _Writer:
             cut = left.pop(0)
             inner = [other for other in left if is_inside(other, cut)]
             left = [other for other in left if other not in inner]
-            opened, rest = self._choice(cut, inner, rest, before)
+            opened, rest = self._choice(cut, inner, rest, before, around)
             found += opened
-            before = self._whole.parts[cut.rule].decision
+            before = self._whole.parts[cut.rule].reuses
         return found, rest
 
     def _choice(
-        self, cut: Partition, inner: Sequence[Partition], nodes: Sequence[fx.Node], before: Value | None
+        self,
+        cut: Partition,
+        inner: Sequence[Partition],
+        nodes: Sequence[fx.Node],
+        before: Value | None,
+        around: Parts | None,
     ) -> tuple[list[Emitter | _Choice], list[fx.Node]]:
         """Writes what runs before a choice, and the choice; and the nodes that come after it."""
         parts, number = self._whole.parts[cut.rule], self._whole.cuts.index(cut) + 1
@@ -89,13 +97,13 @@ class _Writer:
         probe.copy(above)
         decides, last = cut is parts.cuts[0], cut is parts.cuts[-1]
         if decides:
-            write_decision(self._whole, parts, probe, before)
+            write_decision(self._whole, parts, probe, before, around)
         after = after_last(cut) if cut.in_turns else set(cut.nodes(Region.EPILOGUE))
         between = [node for node in nodes if cut.regions[node] is Region.EPILOGUE and node not in after]
         inside = set(between) | set(cut.nodes(Region.DEEP))
-        way, rest = self.stretch([node for node in nodes if node in inside], inner)
-        write_deep(parts, cut, deep, rest, last)
-        write_stand_in(parts, cut, reused, between)
+        way, rest = self.stretch([node for node in nodes if node in inside], inner, parts)
+        write_deep(parts, cut, deep, rest, last, around is not None)
+        write_stand_in(parts, cut, reused, between, around is not None)
         choice = _Choice(parts.decision, [*way, deep], reused)
         return [*([probe] if decides or above else []), choice], [node for node in nodes if node in after]
 

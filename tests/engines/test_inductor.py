@@ -21,9 +21,11 @@ from dicache_compile.errors import UncachedWarning
 from dicache_compile.lowering import lower
 from tests import models
 from tests.contract.test_contract import generate
+from tests.contract.test_rows import course, deep_steps, run, run_alone
 from tests.helpers.cells import first
 from tests.helpers.published import published
 from tests.oracles.plain_oracle import PlainDiCache
+from tests.oracles.row_oracle import PlainRows
 from tests.passes import test_forms
 
 STEPS = 9
@@ -75,6 +77,19 @@ def test_compiled_pieces_decide_and_estimate_as_the_oracle(kind: type[models.Mod
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=f"step {step}")
     for step, gamma in zip(steps, oracle.gammas, strict=True):
         assert step.gamma == (pytest.approx(gamma, rel=1e-3) if gamma is not None else None)
+
+
+def test_compiled_rows_decide_and_estimate_as_the_oracle_has_them_alone() -> None:
+    model = models.make(models.SingleStream, depth=DEPTH)
+    courses = (course((4, 4), 1), course((8,), 21))
+    config = {"threshold": math.inf, "max_consecutive_skips": 2, "warmup_steps": 2}
+    ours = run(compiled(model, rows="independent", **config), model, courses)
+    oracle = PlainRows(lambda: PlainDiCache(model, math.inf, warmup=2, max_skips=2))
+    theirs = run_alone(oracle, model, courses)
+    assert deep_steps(model, 2) == [oracle.deep(0), oracle.deep(1)]
+    assert oracle.deep(0) != oracle.deep(1)
+    for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):  # bounds as above
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=f"step {step}")
 
 
 @pytest.mark.parametrize("kind", [models.SingleStream, pytest.param(models.Controlled, marks=pytest.mark.exhaustive)])

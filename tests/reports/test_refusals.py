@@ -138,7 +138,7 @@ def test_every_refusal_of_the_passes_is_of_a_kind_with_advice() -> None:
     kinds = {kind.__name__ for path in GRAPH_AND_PASSES for kind in made_in(path.read_text())}
     assert kinds == {
         "NoTrunkError", "NothingToSkipError", "NotCarriedError", "NoCounterpartError", "TokenOrderError", "EffectError",
-        "CrossingError", "CollectiveError", "TimestepError", "MixedTokensError",
+        "CrossingError", "CollectiveError", "TimestepError", "MixedTokensError", "RowsError",
     }  # fmt: skip
     assert all(getattr(errors, kind).advice for kind in kinds)
 
