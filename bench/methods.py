@@ -100,7 +100,13 @@ SYSTEMS = (
         "a draft is tried on the first block before the others run, not on the last one after",
         "",
     ),
-    System("FlowCache", "later", "", "decisions for each chunk of rows: all rows decide together yet", ""),
+    System(
+        "FlowCache",
+        "later",
+        "",
+        "decisions for each chunk of a sequence: rows can decide for themselves, parts of one cannot",
+        "",
+    ),
     System(
         "MixCache",
         "partly",

@@ -19,7 +19,8 @@ class ProjectedDCTA(DCTA):
 
     It is the gamma with which P2 + gamma (P1 - P2) is nearest to p. A probe that turns round gives less than 0 before
     clipping, where the ratio of norms gives the same as if it went on; a probe that moves sideways does not raise it.
-    The published range is (0.2, 1.8). One gamma for all rows, where the published code takes one for each.
+    The published range is (0.2, 1.8). One gamma for all rows; with `rows="independent"` one for
+    each, as in the published code.
     """
 
     def slots(self) -> tuple[SlotSpec, ...]:

@@ -17,6 +17,8 @@ from ..explain import explain
 from ..explanation import Explanation
 from ..subject import Subject, subjects, why_nothing_ran
 from ..summary import Summary, summary
+from ..write.record import ROW
+from ..write.record import names as columns_of
 from .tracks import Past, past
 
 
@@ -149,7 +151,8 @@ def _owners(session: Session) -> dict[str, str]:
 def _kept(name: str, tensor: Tensor, owners: Mapping[str, str]) -> Kept:
     what = owners.get(name.partition(".")[0], "control")
     if name == "log":
-        what = f"the record of the last {tensor.shape[0]} steps"
+        of_rows = ROW in columns_of(tensor.shape[1])[0]
+        what = f"the record of the last {tensor.shape[0]} steps{' of single rows' if of_rows else ''}"
     return Kept(name, what, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."), _bytes([tensor]))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from dicache_compile import Schedule, configure, dicache_backend, explain, generation, reset, stream, summary
+from dicache_compile import Schedule, configure, dicache_backend, explain, generation, report, reset, stream, summary
 from dicache_compile.errors import RowsError, UnsupportedGraphError
 from dicache_compile.estimators import GuidanceDifference, Reuse
 from dicache_compile.rules import Estimator, Seen, SlotSpec
@@ -276,3 +277,13 @@ def test_rows_are_together_or_independent() -> None:
         compiled(models.make(models.SingleStream), rows="alone")
     assert issubclass(RowsError, UnsupportedGraphError)
     assert "rows='independent'" in RowsError.advice
+
+
+def test_the_page_has_a_course_for_each_row(tmp_path: Path) -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, rows="independent", **ALL)
+    run(call, model, MIXED[1:])
+    page = report(call, tmp_path / "page.html").read_text()
+    assert "0[0]" in page
+    assert "0[1]" in page
+    assert "steps of single rows" in page
