@@ -114,7 +114,8 @@ def _slot(text: Text) -> Slot:
         dtype=dtype_of(text["dtype"]),
         device=torch.device(text["device"]),
         initial=float(text["initial"]),
-        by_row=text["by_row"],
+        by_token=text["by_token"],
+        of_rows=text["of_rows"],
         of_request=text["of_request"],
     )
 
