@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import DiCacheConfig, Schedule, dicache_backend, summary
+from dicache_compile import DiCacheConfig, Schedule, dicache_backend, enable_cache, summary
 from dicache_compile.estimators import GuidanceDifference
 from tests.helpers import shared
 from tests.helpers.published import published
@@ -20,7 +17,6 @@ diffusers = pytest.importorskip("diffusers", reason="the pipelines are diffusers
 
 pytestmark = pytest.mark.shares_traces
 
-HOST_COST = Path(__file__).parents[2] / "docs" / "host-cost.md"
 STEPS = 8
 FLUX = {
     "patch_size": 1,
@@ -183,25 +179,20 @@ def test_a_run_that_raises_half_way_leaves_nothing_for_the_next(build: Any, afte
 
 
 @FLUX_FIRST
-def test_the_documented_way_to_check_guards_once_gives_the_same_result(build: Any) -> None:
-    (recipe,) = re.findall(r"```python\n(def trust\(.*?)```", HOST_COST.read_text(), re.DOTALL)
-    pipeline, arguments = compiled(build, apart=True)
-    expected = run(pipeline, arguments)
-    stances: list[bool] = []
-
-    def pipe(prompt: str, **more: Any) -> Any:
-        def noted(*step: Any) -> Any:
-            stances.append(torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe)
-            return told(*step)
-
-        told = more.pop("callback_on_step_end")
-        return SimpleNamespace(images=[run(pipeline, arguments, callback_on_step_end=noted, **more)])
-
-    scope = {"torch": torch, "pipe": pipe, "prompt": "a red square"}
-    exec(recipe, scope)
-    assert torch.equal(scope["image"], expected)
-    assert stances == [False] + [True] * (STEPS - 1)
-    assert not torch._dynamo.eval_frame._stance.skip_guard_eval_unsafe
+def test_steps_after_the_first_go_straight_and_give_the_same_result(build: Any) -> None:
+    results = []
+    for straight in (True, False):
+        pipeline, arguments = build()
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.transformer.requires_grad_(False)
+        enable_cache(pipeline, threshold=10.0, compile=False)
+        armed = pipeline.transformer._compiled_call_impl
+        if not straight:
+            pipeline.transformer._compiled_call_impl = armed.inner
+        results.append(run(pipeline, arguments))
+        assert armed.reason is None
+        assert armed.calls == (2 * STEPS - 1 if straight else 0)  # with two calls a step, of one form
+    assert torch.equal(*results)
 
 
 @FLUX_FIRST
