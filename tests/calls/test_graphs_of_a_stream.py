@@ -130,6 +130,7 @@ CASES: dict[str, Case] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the model was compiled again")
 @cells("case, counted", list(CASES), [True, False])
 def test_the_same_seed_gives_the_same_result_in_a_fresh_process_and_a_used_one(case: str, counted: bool) -> None:
     """With the steps of a generation counted by the config, and in a run that is announced."""
