@@ -14,6 +14,7 @@ from .options import split_options
 
 NAME = "dicache"  # by which torch.compile finds the backend
 MARK = "_is_dicache_backend"  # an attribute of the backend, by which it is known without importing it
+_captured = 0  # how often `capture_all` was called in this process
 # Under which Dynamo's wrappers keep what they wrap; the second name is that of torch before 2.10.
 _INNER = ("_torchdynamo_orig_backend", "_torchdynamo_orig_callable")
 
@@ -50,7 +51,7 @@ def original(model: nn.Module) -> nn.Module:
     return found
 
 
-def capture_all(model: nn.Module, room: Callable[[], int]) -> None:
+def capture_all(model: nn.Module) -> None:
     """Has Dynamo keep results whose shapes their values decide in a model's graph, as it does under `fullgraph=True`.
 
     Else it breaks the graph there, as in each block of Mochi. Only while this model compiles: no other one is touched,
@@ -60,20 +61,22 @@ def capture_all(model: nn.Module, room: Callable[[], int]) -> None:
     Hooks that are registered later are seen, which Dynamo else leaves out.
 
     Dynamo compiles one function so many times and then runs it uncompiled. All models that are compiled in place are
-    one function to it. `room()` tells how many of them may have that number each.
+    one function to it: with each one here there is room for that many more.
     """
+    global _captured
+    _captured += 1
     for context in _contexts(model):
         callback = getattr(context, "callback", None)
         name = next((name for name in _INNER if name in getattr(callback, "__dict__", {})), None)
         if name is not None:
-            setattr(callback, name, _Capturing(getattr(callback, name), room))
+            setattr(callback, name, _Capturing(getattr(callback, name)))
 
 
 class _Capturing:
     """What compiles a frame, with a setting of Dynamo in force while it does."""
 
-    def __init__(self, convert: Callable[..., Any], room: Callable[[], int]) -> None:
-        self._convert, self._room = convert, room
+    def __init__(self, convert: Callable[..., Any]) -> None:
+        self._convert = convert
         # Dynamo's C code looks for this on each frame that it meets, and would meet `__getattr__`: a plain attribute.
         for name in _INNER:
             setattr(self, name, convert)
@@ -82,7 +85,7 @@ class _Capturing:
         return getattr(self._convert, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        limit = dynamo_config.recompile_limit * self._room()
+        limit = dynamo_config.recompile_limit * _captured
         most = max(limit, dynamo_config.accumulated_recompile_limit)
         settings = {
             "capture_dynamic_output_shape_ops": True,

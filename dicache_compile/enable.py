@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,6 @@ from .summary import Summary, summary
 DENOISERS = ("transformer", "transformer_2", "transformer_3")  # the components of a pipeline that are compiled
 # What a model was called by before: None, or what it was compiled with.
 _before: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-_times = Counter[str]()  # how often a cache was enabled in this process
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +108,7 @@ def enable_cache(
         model.compile(
             backend=dicache_backend, fullgraph=fullgraph, dynamic=dynamic, options={**found.options(), **settings}
         )
-        _times["enabled"] += 1
-        capture_all(model, lambda: _times["enabled"])
+        capture_all(model)
         model._compiled_call_impl = Armed(model)
     return Enabled(models, found)
 

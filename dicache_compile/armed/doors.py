@@ -19,6 +19,7 @@ from typing import Any
 
 from torch import nn
 from torch._dynamo.callback import callback_handler
+from torch.utils.hooks import RemovableHandle
 
 # Attributes, parameters, buffers and submodules, `train`, `to`, `load_state_dict`, and hooks.
 _OF_MODULES = (
@@ -26,31 +27,18 @@ _OF_MODULES = (
     *("register_parameter", "register_buffer", "add_module", "register_module"),
     *("register_forward_hook", "register_forward_pre_hook"),
 )
-# Of diffusers' models, and of peft's layers and models, that change what is no attribute of a module.
-_OF_CLASSES = frozenset(
-    (
-        *("set_attn_processor", "set_default_attn_processor", "set_attention_backend", "reset_attention_backend"),
-        *("load_lora_adapter", "unload_lora", "set_adapters", "set_adapter", "add_adapter", "delete_adapter"),
-        *(
-            "delete_adapters",
-            "enable_adapters",
-            "disable_adapters",
-            "enable_lora",
-            "disable_lora",
-            "enable_lora_hotswap",
-        ),
-        *("fuse_lora", "unfuse_lora", "merge", "unmerge", "merge_adapter", "unmerge_adapter"),
-        *(
-            "set_scale",
-            "scale_layer",
-            "unscale_layer",
-            "update_layer",
-            "enable_adapter_layers",
-            "disable_adapter_layers",
-        ),
-        *("fuse_qkv_projections", "unfuse_qkv_projections", "enable_cache", "disable_cache"),
-    )
-)
+# What changes more than attributes of a module: of PyTorch's lists and dicts of modules, of diffusers' models, and of
+# peft's layers and models.
+_OF_CLASSES = {
+    *("insert", "__delitem__", "clear"),
+    *("set_attn_processor", "set_default_attn_processor", "set_attention_backend", "reset_attention_backend"),
+    *("load_lora_adapter", "unload_lora", "fuse_lora", "unfuse_lora", "enable_lora_hotswap"),
+    *("add_adapter", "delete_adapter", "delete_adapters", "set_adapter", "set_adapters", "update_layer"),
+    *("enable_adapters", "disable_adapters", "enable_adapter_layers", "disable_adapter_layers"),
+    *("enable_lora", "disable_lora", "merge", "unmerge", "merge_adapter", "unmerge_adapter"),
+    *("set_scale", "scale_layer", "unscale_layer"),
+    *("fuse_qkv_projections", "unfuse_qkv_projections", "enable_cache", "disable_cache"),
+}
 _Place = tuple[type, str]
 
 _lock = threading.RLock()
@@ -104,6 +92,7 @@ def watch(model: nn.Module) -> Watch:
 
 
 def _places(modules: Sequence[nn.Module]) -> Iterator[_Place]:
+    yield RemovableHandle, "remove"  # of a hook, which is of no module
     yield from ((nn.Module, name) for name in _OF_MODULES)
     kinds = dict.fromkeys(base for kind in dict.fromkeys(map(type, modules)) for base in kind.__mro__)
     for kind in kinds:
@@ -167,8 +156,21 @@ def _compilation_ends(_: object) -> None:
 def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
-        for one in _watched.get(id(self), ()):
+        for one in _watches_of(self):
             one.changed = True
         return method(self, *args, **kwargs)
 
     return telling
+
+
+def _watches_of(changed: object) -> Sequence[Watch]:
+    """Those on a module, or on a module that has the hook of this handle."""
+    if not isinstance(changed, RemovableHandle):
+        return _watched.get(id(changed), ())
+    hooks = changed.hooks_dict_ref()
+    everyone = {id(one): one for watches in _watched.values() for one in watches}.values()
+    return [one for one in everyone if any(hooks is own for module in one.modules for own in _hooks_of(module))]
+
+
+def _hooks_of(module: nn.Module) -> tuple[object, object]:
+    return module._forward_hooks, module._forward_pre_hooks

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dicache_compile import DiCacheConfig, configure, disable_cache, enable_cache, explain, reset, summary
+from dicache_compile import DiCacheConfig, Schedule, configure, disable_cache, enable_cache, explain, reset, summary
 from dicache_compile.calls.session import sessions_of
 from tests import models
 from tests.contract.test_contract import generate
@@ -66,6 +66,16 @@ def test_one_line_caches_a_pipeline_and_another_one_undoes_it(build: Any) -> Non
         disable_cache(pipe)
     enable_cache(pipe, threshold=10.0, compile=False)  # what `configure` changed is forgotten
     assert torch.equal(run(pipe, arguments), cached)
+
+
+@torch.no_grad()
+def test_one_more_config_than_dynamo_compiles_of_a_function_is_cached_too() -> None:
+    model = models.make(models.SingleStream, depth=2)
+    for steps in range(1, torch._dynamo.config.recompile_limit + 2):
+        enabled = enable_cache(model, DiCacheConfig(schedule=Schedule.every(2), num_steps=steps), compile=False)
+        model(*models.inputs(model, 0, 2))
+        assert len(enabled.summary().generations) == 1
+        disable_cache(model)
 
 
 def test_a_cache_is_undone_in_the_middle_of_a_generation() -> None:
