@@ -30,7 +30,7 @@ _OF_MODULES = (
 # What changes more than attributes of a module: of PyTorch's lists and dicts of modules, of diffusers' models, and of
 # peft's layers and models.
 _OF_CLASSES = {
-    *("insert", "__delitem__", "clear"),
+    *(method.__name__ for method in (nn.ModuleList.insert, nn.ModuleList.__delitem__, nn.ModuleDict.clear)),
     *("set_attn_processor", "set_default_attn_processor", "set_attention_backend", "reset_attention_backend"),
     *("load_lora_adapter", "unload_lora", "fuse_lora", "unfuse_lora", "enable_lora_hotswap"),
     *("add_adapter", "delete_adapter", "delete_adapters", "set_adapter", "set_adapters", "update_layer"),
