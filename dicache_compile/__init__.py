@@ -7,6 +7,7 @@ from .artifacts import load, save
 from .backend import dicache_backend
 from .calibration import Recording, calibrate, record
 from .calls.generation import generation
+from .calls.guidance_batch import split_guidance
 from .calls.streams import stream
 from .config import DiCacheConfig
 from .configure import configure
@@ -44,6 +45,7 @@ __all__ = [
     "reset",
     "save",
     "save_package",
+    "split_guidance",
     "stream",
     "summary",
     "tune",

@@ -109,8 +109,9 @@ def _backends(model: nn.Module) -> Iterator[Any]:
 def _contexts(model: nn.Module) -> list[Any]:
     """What `torch.compile` made of a model, and other values beside it."""
     contexts = [getattr(model, "dynamo_ctx", None)]
-    in_place = getattr(original(model), "_compiled_call_impl", None)
-    in_place = getattr(in_place, "inner", in_place)  # of an armed one
+    in_place: Any = getattr(original(model), "_compiled_call_impl", None)
+    while hasattr(in_place, "inner"):  # of an armed one, or of one that takes a batch of guidance apart
+        in_place = in_place.inner
     for cell in getattr(in_place, "__closure__", None) or ():
         try:
             contexts.append(cell.cell_contents)

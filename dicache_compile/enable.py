@@ -13,6 +13,7 @@ from torch import nn
 from .armed import Armed
 from .backend import dicache_backend
 from .calls.adjustments import forget
+from .calls.guidance_batch import ORDERS, GuidanceBatch, Order
 from .calls.session import sessions_of
 from .compiled import capture_all, original, own_config
 from .config import DiCacheConfig
@@ -81,6 +82,7 @@ def enable_cache(
     compile: bool = True,
     fullgraph: bool = False,
     dynamic: bool | None = None,
+    guidance_batch: Order | None = None,
     **fields: Any,
 ) -> Enabled:
     """Compiles the denoisers of a diffusers pipeline, or one model, in place with `dicache_backend`.
@@ -89,12 +91,16 @@ def enable_cache(
     place of those of `config`. `preset` stands in for `config`: "published" is that of the paper's scripts for the
     models' class, and the others are those of `DiCacheConfig.preset`, whose parameters are `fields`, too. With
     `compile=False` the cut graph runs uncompiled, to look for faults; it is bit-exact then. `fullgraph` and `dynamic`
-    are those of torch.compile. A model that has a cache of ours already gets the new config.
+    are those of torch.compile. A model that has a cache of ours already gets the new config. `guidance_batch` is for
+    pipelines that send both branches of guidance as one batch: "negative first", as nearly all do, or "negative last".
+    Each branch is then a call and a stream of its own (`split_guidance`), as preset="fastercache" needs it.
 
     Raises TypeError for what is neither a pipeline nor a model, and for a pipeline that denoises with a UNet;
     ValueError where another cache is enabled, for a preset that there is none of, and as DiCacheConfig does. Then
     nothing is changed.
     """
+    if guidance_batch is not None and guidance_batch not in ORDERS:
+        raise ValueError(f"guidance_batch: expected 'negative first', 'negative last' or None, got {guidance_batch!r}")
     models = denoisers(pipe_or_model)
     base, more = _base(config, preset, fields, models)
     options = {**base.options(), **more, **({} if compile else {"lowering": "eager"})}
@@ -110,6 +116,8 @@ def enable_cache(
         )
         capture_all(model)
         model._compiled_call_impl = Armed(model)
+        if guidance_batch is not None:
+            model._compiled_call_impl = GuidanceBatch(model._compiled_call_impl, model._call_impl, guidance_batch)
     return Enabled(models, found)
 
 

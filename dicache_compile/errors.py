@@ -162,6 +162,14 @@ class StepError(RuntimeError):
     """A call of a compiled model that cannot be answered rightly, with what to do about it."""
 
 
+class GuidanceBatchError(RuntimeError):
+    """A batch of both branches of guidance that cannot be computed half by half."""
+
+    def __init__(self, found: str) -> None:
+        advice = "leave out guidance_batch, or have the model be called with each branch by itself"
+        super().__init__(f"{found}; {advice}")
+
+
 class CaptureError(RuntimeError):
     """A step that cannot be captured; it runs on another engine, for this reason."""
 

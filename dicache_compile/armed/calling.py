@@ -68,6 +68,8 @@ class Armed:
 def reason_of(model: nn.Module) -> str | None:
     """Why no step of the last announced generation could go straight; None where one could, or none was announced."""
     armed = getattr(model, "_compiled_call_impl", None)
+    if not isinstance(armed, Armed):  # of one that takes a batch of guidance apart
+        armed = getattr(armed, "inner", None)
     return armed.reason if isinstance(armed, Armed) else None
 
 

@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 
 from ..config import DiCacheConfig
 from ..program import of_rules
+from ..rules import GuidedEstimator
 from ..site_rule import SiteRule
 from .record import Call, Row
+from .streams import SINGLE
 
 MAX_ALIKE = 6  # generations of one step in a row, or sessions of one call, that are worth a word
 _SHORT = 4  # steps of the shortest generation that is worth a word
 _MUCH, _LONG = 0.9, 10  # share of reused steps that is, in a generation of so many at least
 _IN_TURN = 4  # generations that are by turns long and short
+BOTH = "cond_uncond"  # what diffusers calls a batch of both branches
 _SATURATED = 8  # reused steps of a generation, of which more than half saturated are
 Recorded = Sequence[tuple[Row, Call]]
 
@@ -27,6 +30,7 @@ def findings(name: str, generations: Sequence[Recorded]) -> Iterator[tuple[str, 
         yield from _not_finite(name, steps[-1], configs[-1].all_rules()[0])
         # Of what is reused too often the estimate is saturated, too: one word is enough.
         yield from list(_much(name, steps[-1])) or _saturated(name, steps[-1], configs[-1].all_rules()[0])
+        yield from _unpaired(name, configs[-1])
     if len(steps) > 1:
         yield from _nothing(name, steps[-2:], configs[-2:])
     if len(steps) >= _IN_TURN:
@@ -94,6 +98,22 @@ def _nothing(
     else:
         text += f"smallest error {min(errors):.2g}. Loosen the gate or max_consecutive_skips"
     yield "nothing", text
+
+
+def _unpaired(name: str, config: DiCacheConfig) -> Iterator[tuple[str, str]]:
+    """Where one call of guidance is to be estimated from another, and nobody says which call is which."""
+    last = name.rpartition("/")[2]
+    guided = next((one for rule in config.all_rules() if isinstance(one := rule.estimator, GuidedEstimator)), None)
+    if guided is None or last in (guided.stream, guided.partner):
+        return
+    if last.isdigit() or last in (SINGLE, BOTH):
+        yield (
+            "unpaired",
+            f"{guided.stream!r} is to be estimated from {guided.partner!r}, and the calls of stream {name!r} are "
+            "neither, so nothing of that rule is reused. Where a call brings both branches as one batch, set "
+            "enable_cache(..., guidance_batch='negative first') or use split_guidance; else name each call, as with "
+            f"stream({guided.partner!r})",
+        )
 
 
 def _unlike(name: str, generations: Sequence[Recorded]) -> Iterator[tuple[str, str]]:

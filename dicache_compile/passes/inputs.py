@@ -15,6 +15,7 @@ from ..errors import TimestepError
 from ..graph import values
 from ..graph.dataflow import Dataflow
 from ..graph.input_names import named, passed
+from ..graph.latents import latents
 from ..plan import Inputs, Partition, Plan, Region
 from .crossing import ABOVE
 from .timestep import find_timestep, why_no_timestep
@@ -43,9 +44,9 @@ def find_inputs(flow: Dataflow, partition: Partition, timestep_input: str | None
     looked_at = partition.nodes(*Region) if partition.parts == MODEL else partition.nodes(*ABOVE)
     reads = flow.upstream(looked_at)
     others = [n for n in from_caller if n is not timestep and n in reads and _is_summable(n)]
-    latents = _latents(flow, partition, others)
-    conditions = tuple(n for n in others if n is not latents and not _is_like_a_timestep(n, timestep, partition))
-    return Inputs(timestep, conditions, weights, latents)
+    denoised = _latents(flow, partition, others)
+    conditions = tuple(n for n in others if n is not denoised and not _is_like_a_timestep(n, timestep, partition))
+    return Inputs(timestep, conditions, weights, denoised)
 
 
 def _latents(flow: Dataflow, partition: Partition, others: list[fx.Node]) -> fx.Node | None:
@@ -55,7 +56,14 @@ def _latents(flow: Dataflow, partition: Partition, others: list[fx.Node]) -> fx.
         return sources[0]
     results = {values.size_text(node) for node in flow.needs(flow.order[-1])}
     alike = [node for node in sources if values.size_text(node) in results]
+    if not alike:  # as of a model that also tells how sure it is, with as many channels more
+        alike = [node for node in latents(flow) if node in sources and _rank(node) in map(_rank, results)]
     return alike[0] if len(alike) == 1 else None
+
+
+def _rank(of: fx.Node | tuple[str, ...] | None) -> int | None:
+    size = values.size_text(of) if isinstance(of, fx.Node) else of
+    return len(size) if size is not None else None
 
 
 def _is_like_a_timestep(node: fx.Node, timestep: fx.Node | None, partition: Partition) -> bool:

@@ -80,7 +80,7 @@ def pab(
 @method(
     "fastercache",
     "FasterCache, arXiv 2410.19355",
-    "the windows are of steps, where they are of timesteps; guidance in two calls of their own, where it is one batch",
+    "the windows are of steps, where they are of timesteps; a batch of both branches is computed in two halves",
 )
 def fastercache(
     interval: int = 2,
@@ -99,8 +99,9 @@ def fastercache(
     The unconditional call runs on multiples of `guidance`; else it is the conditional one's result and the last
     difference, whose bands grow by `low` and `high` within windows of theirs.
 
-    The windows are the published ones of timesteps of 1000, where these fall evenly. For a model without guidance of
-    two calls set `guidance=None`. One that gives tokens needs their `grid` of (rows, columns).
+    The windows are the published ones of timesteps of 1000, where these fall evenly. For a pipeline that sends both
+    branches as one batch set `guidance_batch` of `enable_cache`, for a model without guidance `guidance=None`. One that
+    gives tokens needs their `grid` of (rows, columns).
     """
     attentions: Fields = {
         "sites": "attention",
