@@ -101,7 +101,7 @@ def split_guidance(model: nn.Module, order: Order = "negative first") -> Callabl
     return GuidanceBatch(model, whole, order)
 
 
-def _form(leaf: Any) -> tuple[Hashable, ...]:
+def _form(leaf: Any) -> tuple[Any, ...]:
     return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else (type(leaf),)
 
 
