@@ -24,7 +24,7 @@ class System:
     """One published cache."""
 
     name: str
-    covered: Literal["yes", "partly", "later", "no"]
+    covered: Literal["yes", "partly", "no"]
     how: str  # a preset's name; or words
     reason: str  # of what is not; of a preset what it says itself stands before it
     test: str  # "file: function"
@@ -102,18 +102,18 @@ SYSTEMS = (
     ),
     System(
         "FlowCache",
-        "later",
-        "",
-        "decisions for each chunk of a sequence: rows can decide for themselves, parts of one cannot",
-        "",
+        "yes",
+        "flowcache",
+        "chunks are calls or rows; a model that hands on several as one sequence has one decision, and one that writes "
+        "its keys into a buffer in the blocks is refused",
+        f"{_PUBLISHED}: test_flowcache",
     ),
     System(
         "MixCache",
         "partly",
-        "`rules=[...]`: guidance, steps and blocks",
-        "each has its own schedule or gate, and the first that may reuse does; when to begin, and which to take by the "
-        "paper's measure: no code is published",
-        "test_guidance.py: test_guidance_steps_and_blocks_are_reused_in_one_run",
+        "mixcache",
+        "",
+        "test_guidance.py: test_mixcache_reuses_calls_steps_or_blocks_as_in_plain_pytorch",
     ),
     System("QuantCache", "no", "", "its cache's interval is AdaCache's idea; the rest is quantisation. No code", ""),
     System(
@@ -131,7 +131,7 @@ SYSTEMS = (
     System("CDT", "no", "", "a tokenizer of videos", ""),
     System("TFUP", "no", "", "a memory of samples for classification", ""),
 )
-_WORDS = {"yes": "covered", "partly": "partly", "later": "not yet", "no": "outside"}
+_WORDS = {"yes": "covered", "partly": "partly", "no": "outside"}
 
 
 def page() -> str:

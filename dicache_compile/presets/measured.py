@@ -114,6 +114,28 @@ def worldcache(threshold: float = 0.1, warmup_steps: int = 3) -> Fields:
 
 
 @method(
+    "flowcache",
+    "FlowCache, arXiv 2602.10825",
+    "adds the blocks' last residual, as its code for SkyReels-V2 does, where that for MAGI-1 repeats the sampler's "
+    "last step; its limits on kept keys and values are no cache of steps",
+)
+def flowcache(threshold: float = 0.01, warmup_steps: int = 5) -> Fields:
+    """How much a chunk of frames has changed where it enters the blocks, added up for each chunk by itself.
+
+    A chunk is a call with a name of its own (`stream("chunk 3")`), as in both published codes, or a row of a batch in
+    which each has its own timestep. `warmup_steps` counts the steps of each chunk.
+    """
+    return {
+        **_OPEN,
+        "warmup_steps": warmup_steps,
+        "probe_depth": 0,
+        "gate": ProbeError(threshold),
+        "estimator": Reuse(),
+        "rows": "independent",
+    }
+
+
+@method(
     "adacache",
     "AdaCache, arXiv 2411.02397",
     "measures the trunk's result, where it measures one block's, and has no motion term",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..estimators import Reuse
+from ..estimators import GuidanceDifference, Reuse
 from ..gates import ResidualChange
+from ..schedules import Schedule
 from ..site_rule import SiteRule
 from .method import Fields, method
 
@@ -35,3 +36,34 @@ def h2cache(
             ),
         ),
     }
+
+
+@method(
+    "mixcache",
+    "MixCache, arXiv 2508.12691",
+    "no code is published: guidance, then steps, then blocks are asked in this order, and the first that may reuse "
+    "does, where the paper chooses for each step; a warm-up and the gate say when to begin",
+)
+def mixcache(
+    blocks: tuple[int, int],
+    threshold: float = 0.05,
+    guidance: int | None = 2,
+    every: int = 2,
+    warmup_steps: int = 5,
+    stream: str = "uncond",
+    partner: str = "cond",
+) -> Fields:
+    """Reuses one of guidance's calls, whole steps, or a range of blocks, in one generation.
+
+    The call of `stream` is estimated from that of `partner` but on each so manyth step (`guidance`; None: never).
+    Whole steps are reused while the first block's residual is near to that of the last deep step (`threshold`). On
+    the steps that are left the `blocks`, as (4, 8) for blocks 4 to 7, are reused but on each so manyth (`every`).
+    """
+    warm: Fields = {"warmup_steps": warmup_steps, "max_consecutive_skips": None}
+    steps = SiteRule(gate=ResidualChange(threshold), estimator=Reuse("h"), **warm)
+    ranges = SiteRule(sites=blocks, schedule=Schedule.every(every, after=warmup_steps), estimator=Reuse())
+    if guidance is None:
+        return {"joint": False, "rules": (steps, ranges)}
+    schedule = Schedule.every(guidance, after=warmup_steps)
+    calls = SiteRule(sites="model", schedule=schedule, estimator=GuidanceDifference(stream, partner))
+    return {"joint": False, "rules": (calls, steps, ranges)}

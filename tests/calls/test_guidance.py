@@ -343,3 +343,77 @@ def test_a_model_whose_latents_cannot_be_told_is_refused_with_that_reason() -> N
     )
     with pytest.raises(Exception, match=r"not known which input is denoised.*leave out the rule"), torch.no_grad():
         call(latents, latents.clone(), timestep, prompt)
+
+
+class _PlainMix:
+    """One stream of MixCache's ways in plain PyTorch: the whole call, all blocks but the first, a range of them."""
+
+    def __init__(self, model: models.Model, config: DiCacheConfig) -> None:
+        self._model, self._rules, self._step = model, config.all_rules(), -1
+        self._of_step: dict[str, Tensor] = {}
+        self._of_blocks: Tensor | None = None
+        self._difference: Tensor | None = None
+        self.did = ""  # of each step: "g" guidance reused, "s" the step, "b" the blocks, "d" none
+
+    def __call__(self, latents: Tensor, timestep: Tensor, prompt: Tensor, partner: Tensor | None) -> Tensor:
+        self._step += 1
+        guidance, steps, blocks = self._rules
+        if partner is not None and self._difference is not None and self._may(guidance):
+            self.did += "g"
+            return partner + self._difference
+        carried = self._model.run(self._model.enter(latents, timestep, prompt), 0, 1)
+        h, x = carried["x"], self._model.enter(latents, timestep, prompt)["x"]
+        last = self._of_step.get("p")
+        near = last is not None and float((h - x - last).abs().mean() / last.abs().mean()) < steps.gate.threshold
+        if near and self._step >= steps.warmup_steps:
+            self.did += "s"
+            y = h + self._of_step["r"]
+        else:
+            y = self._deep(carried, blocks)
+            self._of_step = {"p": h - x, "r": y - h}
+        out = self._model.leave({**carried, "x": y})
+        if partner is not None:
+            self._difference = out - partner
+        return out
+
+    def _deep(self, carried: Any, blocks: Any) -> Tensor:
+        first, last = blocks.sites
+        entered = self._model.run(carried, 1, first)
+        x = entered["x"]
+        if self._of_blocks is not None and self._may(blocks):
+            self.did += "b"
+            left = {**entered, "x": x + self._of_blocks}
+        else:
+            self.did += "d"
+            left = self._model.run(entered, first, last)
+            self._of_blocks = left["x"] - x
+        y: Tensor = self._model.run(left, last, self._model.depth)["x"]
+        return y
+
+    def _may(self, rule: Any) -> bool:
+        return self._step not in rule.schedule.deep_steps(STEPS)
+
+
+@pytest.mark.parametrize("engine", ["calls", "conditional"])
+@torch.no_grad()
+def test_mixcache_reuses_calls_steps_or_blocks_as_in_plain_pytorch(engine: str) -> None:
+    model = models.make(models.SingleStream, depth=6)
+    config = DiCacheConfig.preset("mixcache", blocks=(2, 5), threshold=0.1, guidance=3, every=4, warmup_steps=2)
+    call = compiled(model, engine=engine, joint=False, rules=config.rules)
+    plain = {name: _PlainMix(model, config) for name in BOTH}
+    for step in range(STEPS):
+        given = {name: arguments(model, name, step) for name in BOTH}
+        cond = plain["cond"](*given["cond"], None)
+        theirs = {"cond": cond, "uncond": plain["uncond"](*given["uncond"], cond)}
+        for name in BOTH:
+            with stream(name):
+                assert_near([call(*given[name])], [theirs[name]])
+    record = summary(model).generations[-1].streams
+    letters = {name: "".join(map(_way, record[name])) for name in BOTH}
+    assert letters == {name: plain[name].did for name in BOTH}
+    assert set("".join(letters.values())) == set("gsbd")
+
+
+def _way(step: Any) -> str:
+    reused = [rule is not None and not rule.deep for rule in step.decisions]
+    return "gsb"[reused.index(True)] if any(reused) else "d"

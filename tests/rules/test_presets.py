@@ -52,6 +52,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "dpcache": {"deep_steps": (0, 1, 4, 8)},
     "learning-to-cache": {"routers": [[(1, step % 2 == 0)] * 4 for step in range(STEPS)]},
     "h2cache": {"double": 2, "single": 2, "pools": (2, 3)},
+    "mixcache": {"blocks": (2, 4), "warmup_steps": 2},
 }
 # Their thresholds are of other models; with these a tiny one reuses some steps.
 LOOSE: dict[str, dict[str, Any]] = {
@@ -59,6 +60,8 @@ LOOSE: dict[str, dict[str, Any]] = {
     "dbcache": {"threshold": 0.3},
     "easycache": {"threshold": 0.5},
     "worldcache": {"threshold": 0.5},
+    "flowcache": {"threshold": 0.5},
+    "mixcache": {"threshold": 0.3},
     "h2cache": {"first": 0.3, "second": 0.3},
     "hunyuan": {"threshold": 0.5},
     "wan": {"threshold": 0.5},
@@ -82,7 +85,7 @@ def test_a_preset_runs_deep_on_some_steps_and_reuses_others(name: str) -> None:
     config = made(name, lowering="eager", strict=True)
     results = generate(torch.compile(model, backend=dicache_backend, options=config.options()), model)
     assert all(result.isfinite().all() for result in results)
-    record = summary(model).generations[-1].streams["0"]
+    record = next(iter(summary(model).generations[-1].streams.values()))  # of "0", or of its first row
     assert record[0].deep
     assert {one.deep for step in record for one in step.decisions if one is not None} == {True, False}
 
@@ -132,6 +135,8 @@ def test_a_gate_has_the_published_numbers() -> None:
     assert DiCacheConfig.preset("seacache", grid=(21, 30, 52)).gate == SpectralChange(0.25, (21, 30, 52))
     assert DiCacheConfig.preset("worldcache").estimator == ProjectedDCTA((0.2, 1.8))
     assert DiCacheConfig.preset("worldcache").gate == ProbeError(0.1)
+    flow = DiCacheConfig.preset("flowcache")
+    assert (flow.gate, flow.rows, flow.probe_depth, flow.warmup_steps) == (ProbeError(0.01), "independent", 0, 5)
     assert DiCacheConfig.preset("bwcache").gate == Planned(((0.15, 5),), per_step=False)
     inf = float("inf")
     plan = ((0.08, 5), (0.16, 4), (0.24, 3), (0.32, 2), (0.4, 1), (inf, 0))

@@ -126,6 +126,24 @@ def test_teacache(case: dict[str, Any]) -> None:
     assert all(math.isfinite(total) for total in ours.compared.values())
 
 
+@pytest.mark.parametrize("case", fixture("flowcache")["runs"], ids=lambda one: f"{one['threshold']}-{one['warmup']}")
+@pytest.mark.parametrize("chunk", range(4))
+def test_flowcache(case: dict[str, Any], chunk: int) -> None:
+    steps = case["steps"]
+    # A chunk has been denoised two steps less than the one before it; the first and the last step are computed whole.
+    warm = [step for step in range(steps) if max(0, step - 2 * chunk) < case["warmup"]]
+
+    def x(step: int) -> Tensor:
+        return turning((1 + 0.35 * chunk) * step, steps).float()
+
+    gate = DiCacheConfig.preset("flowcache", threshold=case["threshold"]).gate
+    assert isinstance(gate, Gate)
+    ours = run(gate, Reuse(), lambda step: tiny_model(x(step)), {0, steps - 1, *warm}, steps, x=x, h=x)
+    assert ours.computed(steps) == case["computed"][f"chunk {chunk}"]
+    for step in ours.estimates:
+        assert ours.compared[step] == pytest.approx(case["accumulated"][step][chunk], rel=COMPARED)
+
+
 @pytest.mark.parametrize("case", fixture("easycache")["runs"], ids=lambda one: f"{one['model']}-{one['threshold']}")
 def test_easycache(case: dict[str, Any]) -> None:
     steps = case["steps"]
