@@ -159,13 +159,11 @@ def summary(model: object) -> Summary:
 
 def _generations(sessions: Mapping[str, Session]) -> list[Generation]:
     """`sessions`: by what stands before the names of their streams."""
-    runs = [
-        (of_row(before + name, row), run)
-        for before, session in sessions.items()
-        for name, history in session.history.items()
-        for row, generations in history.by_row().items()
-        for run in generations
-    ]
+    runs = []
+    for before, session in sessions.items():
+        with session.lock:  # another thread may be at a step
+            by_row = [(before + name, history.by_row()) for name, history in session.history.items()]
+        runs += [(of_row(name, row), run) for name, rows in by_row for row, own in rows.items() for run in own]
     generations: list[dict[str, list[tuple[Row, Call]]]] = []
     for name, run in sorted(runs, key=lambda one: one[1][0][1].number):
         # A stream that starts again starts a generation; one that has no part in the newest joins it. Of several models

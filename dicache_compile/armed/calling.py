@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,14 +27,20 @@ class Armed:
         assert model._compiled_call_impl is not None
         self.inner: Callable[..., Any] = model._compiled_call_impl
         self.calls = 0  # that went straight
+        # Threads that call at once would each compile the same: Dynamo looks before it waits for its turn, not after.
+        self._turn = threading.RLock()
         self.reason: str | None = None  # why the last generation that could not, could not
         self._model = weakref.ref(model)
         self._generations: weakref.WeakKeyDictionary[Run, _Generation] = weakref.WeakKeyDictionary()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         run = current_run()
-        if run is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
             return self.inner(*args, **kwargs)
+        with self._turn:
+            return self.inner(*args, **kwargs) if run is None else self._call(run, args, kwargs)
+
+    def _call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         generation = self._generations.get(run)
         if generation is None:
             generation = self._generations[run] = _Generation()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import StepError
 from ..graph.fragment import Function
+from ..write.control import CLOCK
 from .state import StreamState
 
 
@@ -58,7 +59,7 @@ class CountingClock:
 
     def write(self, state: StreamState, time: Tensor | None) -> None:
         state.order()
-        state.tensors["clock"].fill_(-state.calls)
+        state.tensors[CLOCK].fill_(-state.calls)
 
 
 @dataclass(slots=True)
@@ -83,7 +84,7 @@ class EarlierClock:
         assert time is not None
         state.order()
         # Of a vector the mean, which moves where anything does; exactly the value of equal elements.
-        state.tensors["clock"].copy_(time.double().mean())
+        state.tensors[CLOCK].copy_(time.double().mean())
 
 
 _numbers = itertools.count()

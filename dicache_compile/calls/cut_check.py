@@ -11,14 +11,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..plan import Carried
 from ..program import DECISION, Kind, Program, Value
-from .state import StreamState
 
 # Times as far off as plain reuse. On all of diffusers' models but one the estimate of a right cut is closer than that
 # (0.1 to 0.95). Where y has nothing to do with how x moves it is sqrt(1 + |x's change|^2 / |y's change|^2).
@@ -68,13 +67,22 @@ def held_of(program: Program, carried: Sequence[Carried], base: str) -> list[Hel
     return found
 
 
+class Course(Protocol):
+    """A stream, or a request."""
+
+    @property
+    def calls(self) -> int:
+        """Steps of its generation that are done, as far as the host can tell."""
+        ...
+
+
 class CutCheck:
-    """Looks at the steps of one stream, the first that comes, until two were deep."""
+    """Looks at the steps of one stream, the first that comes, until two were deep. Of a batch the first row tells."""
 
     def __init__(self, program: Program, held: Sequence[Held]) -> None:
         self._registers = program.registers
         self._held = held
-        self._state: weakref.ref[StreamState] | None = None
+        self._state: weakref.ref[Course] | None = None
         self._before: list[tuple[Tensor, Tensor]] = []
         self._anchors = 0  # that there were
         self._looks = self._generations = 0
@@ -85,7 +93,7 @@ class CutCheck:
         """Whether it is known, or will not be: a generation may have one deep step, and that is its first."""
         return bool(self.verdicts) or self._looks >= _LOOKS or self._generations > 1
 
-    def watch(self, state: StreamState) -> Callable[[Sequence[Any]], None] | None:
+    def watch(self, state: Course) -> Callable[[Sequence[Any]], None] | None:
         """What is to be told of a step's registers; None: nothing."""
         if self._state is None or self._state() is None:
             self._state, self._before, self._generations, self._anchors = weakref.ref(state), [], 0, 0

@@ -24,6 +24,7 @@ class Call:
     number: int  # among the calls of all models
     run: int | None  # the announced run that it was of
     config: DiCacheConfig  # that it was told
+    rows: tuple[str, ...] | None = None  # what its rows are called, where they are requests
     began: float = field(default_factory=perf_counter)
     returned: float = math.nan  # NaN while it runs, and of one that failed
 
@@ -41,17 +42,19 @@ class History:
 
     tensors: dict[str, Tensor] = field(default_factory=dict)  # the slots `state.KEPT`
     calls: deque[Call] = field(default_factory=lambda: deque(maxlen=LOG_ROWS))
+    entries: int = 0  # of the log, that calls have made whose rows are requests
 
-    def by_row(self) -> dict[int | None, list[list[tuple[Row, Call]]]]:
+    def by_row(self) -> dict[int | str | None, list[list[tuple[Row, Call]]]]:
         """What was recorded with its calls, split where a generation starts: of each row of the batch that decides for
-        itself, by its number; else under None. Waits for the device.
+        itself, by its number, or by its name where it is a request; else under None. Waits for the device.
         """
         steps = self._steps()
         # A step that failed before it was recorded is a call without a row.
-        found: dict[int | None, list[list[tuple[Row, Call]]]] = {}
+        found: dict[int | str | None, list[list[tuple[Row, Call]]]] = {}
         for step, call in zip(steps, list(self.calls)[-len(steps) :] if steps else [], strict=False):
             for number, row in step.items():
-                generations = found.setdefault(number, [])
+                who = call.rows[number] if call.rows is not None and number is not None else number
+                generations = found.setdefault(who, [])
                 # Where the index is known, a stream may begin half way.
                 if not generations or _starts(row, call, *generations[-1][-1]):
                     generations.append([])
@@ -77,8 +80,12 @@ class History:
         return steps[1:] if steps and not steps[0].keys() & {0, None} else steps
 
 
-def of_row(name: str, row: int | None) -> str:
-    """What a stream is called in reports: "cond", or "cond[2]" for a row of its batch that decides for itself."""
+def of_row(name: str, row: int | str | None) -> str:
+    """What a stream is called in reports: "cond", or "cond[2]" for a row of its batch that decides for itself. A row
+    that is a request has a name of its own.
+    """
+    if isinstance(row, str):
+        return row
     return name if row is None else f"{name}[{row}]"
 
 

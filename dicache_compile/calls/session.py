@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from .ahead import Ahead
 from .findings import MAX_ALIKE
 from .marks import Mark, mark_of, marks_of
 from .numbering import Numbering
+from .pool import Pools
 from .record import Call, Calls
 from .runs import Run
 from .settings import Told
@@ -29,12 +31,14 @@ _clock = itertools.count(1)  # numbers the calls of all models
 
 
 class Session(Store):
-    """The streams of one model under one config. Not safe for calls from several threads at once."""
+    """The streams of one model under one config, for whoever holds its `lock`."""
 
     def __init__(self, config: DiCacheConfig) -> None:
         super().__init__(config.max_streams)
         self.config = config  # that of the compiled graphs
         self.told = Told(config)  # what its next generations go by, which may differ at run time
+        self.lock = threading.RLock()  # that a step holds, so that calls from several threads take turns
+        self.pools = Pools(config.max_streams)  # of requests that are rows of batches
         self.numbering = Numbering()  # of calls that are of no announced run
         self.last_call, self.calls = 0, Calls()
         self.last_cut: Any = None  # what was cut, for `explain`,
@@ -110,11 +114,13 @@ class Session(Store):
         """What the host knows of a stream."""
         return self._ahead.setdefault(state, Ahead())
 
-    def begin_call(self, name: str, run: Run | None, config: DiCacheConfig) -> Call:
-        """A step of a stream begins; `config` is the one that it was told."""
+    def begin_call(
+        self, name: str, run: Run | None, config: DiCacheConfig, rows: tuple[str, ...] | None = None
+    ) -> Call:
+        """A step of a stream begins; `config` is the one that it was told, `rows` what its rows are called."""
         self.last_call = next(_clock)
         self.calls.number += 1
-        call = Call(self.last_call, run.number if run is not None else None, config)
+        call = Call(self.last_call, run.number if run is not None else None, config, rows)
         self.history[name].calls.append(call)
         return call
 
@@ -128,12 +134,20 @@ class Session(Store):
         for state in self.streams.values():
             if state.run not in lasting:
                 state.restart()
+        self.pools.end_all()
         self.numbering.reset()
 
     def reset(self) -> None:
         """Forgets the state of every stream, and frees it and what was captured for it."""
         self.clear()
+        self.pools.clear()
         self._forget_numbers()
+
+    def end(self, request: str) -> None:
+        """Forgets a request, or a stream, of that name; what the place of a row held is kept for the next one."""
+        self.pools.end(request)
+        for name in [name for name in self.streams if name == request or name.startswith(f"{request}/")]:
+            self.drop(name)
 
     def _forget_numbers(self) -> None:
         for numbering in (self.numbering, *(lane.numbering for lane in self._lanes.values())):
@@ -150,12 +164,16 @@ class _Lane:
 
 
 _sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+_finding = threading.RLock()  # held where sessions are looked for: two threads that begin at once have one
 
 
 def release() -> None:
     """Frees the state of all models, and what was captured for it."""
-    for session in list(_sessions):
-        session.reset()
+    with _finding:
+        known = list(_sessions)
+    for session in known:
+        with session.lock:
+            session.reset()
 
 
 def session_for(marks: Sequence[Mark], config: DiCacheConfig) -> Session:
@@ -179,10 +197,11 @@ def session_for(marks: Sequence[Mark], config: DiCacheConfig) -> Session:
 
 def sessions_of(model: nn.Module) -> list[Session]:
     """The sessions of a model, the compiled or the original one; the one that was called last comes last."""
-    if not _sessions:
-        return []
-    marks = _marks(model)
-    return sorted((session for session in _sessions if session.is_of(marks)), key=lambda session: session.last_call)
+    with _finding:
+        if not _sessions:
+            return []
+        marks = _marks(model)
+        return sorted((session for session in _sessions if session.is_of(marks)), key=lambda session: session.last_call)
 
 
 def _marks(model: nn.Module) -> set[Mark]:
@@ -206,13 +225,15 @@ class SessionFinder:
     def __call__(self, inputs: Sequence[Any], weights: Sequence[int]) -> Session:
         """`weights`: where the inputs are by which the model is known, the best first."""
         if not weights:
-            self._nameless = self._nameless or self._session(())
-            return self._nameless
+            with _finding:
+                self._nameless = self._nameless or self._session(())
+                return self._nameless
         mark = mark_of(inputs[weights[0]])
-        session = self._found.get(mark)
-        if session is None:
-            session = self._found[mark] = self._session([mark_of(inputs[place]) for place in weights])
-        return session
+        with _finding:
+            session = self._found.get(mark)
+            if session is None:
+                session = self._found[mark] = self._session([mark_of(inputs[place]) for place in weights])
+            return session
 
     def _session(self, marks: Sequence[Mark]) -> Session:
         session = session_for(marks, self._config)
@@ -225,4 +246,5 @@ class SessionFinder:
 def forget_ended(model: nn.Module) -> None:
     """The next call of every stream of a model starts a generation, but for those of runs that last."""
     for session in sessions_of(model):
-        session.forget_ended()
+        with session.lock:
+            session.forget_ended()

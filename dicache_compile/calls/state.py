@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..program import Slot, of_rules
 from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, PARTNER_MARK, RUN, SKIPPED, TIMES
 from .settings import Settings
+from .slot_values import allocate, write
 
 KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps
 _OF_CONDITIONS = ("checksums", "stable")  # slots that mean the same in graphs with the same conditions only
@@ -36,6 +36,18 @@ class Layout:
         if slot.name.startswith(PARTNER_MARK):  # it is of results of these shapes
             of = tuple(self.shapes[one.name] for one in self.slots if one.of_request and one.like is not None)
         return slot.name, self.shapes[slot.name], slot.dtype, slot.device, of
+
+    @property
+    def rows(self) -> int | None:
+        """How many rows decide for themselves; None: all together."""
+        restart = self.shapes["restart"]
+        return restart[0] if restart else None
+
+    def row_form(self, slot: Slot) -> Form:
+        """Its form but for how many rows there are, of a slot that has a part of each."""
+        name, shape, dtype, device, of = self.form(slot)
+        rest = tuple(one[1:] for one in of) if slot.name.startswith(PARTNER_MARK) else of
+        return name, shape[1:], dtype, device, rest
 
     def carried(self) -> frozenset[Form]:
         """The forms of what anchors are made of; those of two graphs serve each other where all are alike."""
@@ -126,6 +138,9 @@ class StreamState:
         if view is None:
             view = self._views[layout.key] = self._new(layout)
         self._view = view
+        # What it holds for other rows is not what the last one was told.
+        for slot in [slot for slot in self.told if before.tensors.get(slot) is not view.tensors.get(slot)]:
+            del self.told[slot]
         if view.carried == before.carried:
             return True
         self._keep(lambda other: other is view or other.recording is not None)
@@ -200,12 +215,7 @@ class StreamState:
             return
         self.order()
         for slot, value in changed.items():
-            if self.tensors[slot].dtype is torch.bool:  # a mask
-                _mark(self.tensors[slot], value)
-            else:
-                # One place at a time: a copy from the host would wait for the device.
-                for place, number in zip(self.tensors[slot].reshape(-1), value, strict=True):
-                    place.fill_(number)
+            write(self.tensors[slot], value)
         self.told.update(changed)
 
     def _new(self, layout: Layout) -> View:
@@ -213,28 +223,13 @@ class StreamState:
         for slot in layout.slots:
             form, shape = forms[slot.name], layout.shapes[slot.name]
             if form not in self._pool:
-                self._pool[form] = self._shared.tensor(form, slot, shape) if slot.of_request else allocate(slot, shape)
+                self._pool[form] = self._tensor(form, slot, shape)
         return View(layout, {name: self._pool[form] for name, form in forms.items()}, layout.carried())
+
+    def _tensor(self, form: Form, slot: Slot, shape: tuple[int, ...]) -> Tensor:
+        return self._shared.tensor(form, slot, shape) if slot.of_request else allocate(slot, shape)
 
     def _keep(self, wanted: Any) -> None:
         self._views = {key: view for key, view in self._views.items() if wanted(view)}
         held = {id(tensor) for view in self._views.values() for tensor in view.values}
         self._pool = {form: tensor for form, tensor in self._pool.items() if id(tensor) in held}
-
-
-def _mark(mask: Tensor, steps: Sequence[float]) -> None:
-    """Sets the places of these steps, in order, and no other: all that are as far apart as two neighbours at once."""
-    mask.fill_(False)
-    places = [int(step) for step in steps]
-    while places:
-        gap = places[1] - places[0] if len(places) > 1 else 1
-        count = next((n for n, place in enumerate(places) if place != places[0] + n * gap), len(places))
-        mask[places[0] : places[count - 1] + 1 : gap].fill_(True)
-        places = places[count:]
-
-
-def allocate(slot: Slot, shape: tuple[int, ...]) -> Tensor:
-    """A new tensor for a slot."""
-    # Outside of inference mode, or a later call under plain no_grad could not write to it.
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.full(shape, slot.initial, dtype=slot.dtype, device=slot.device)

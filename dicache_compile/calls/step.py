@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -17,15 +18,17 @@ from ..program import Slot
 from ..rules import GuidedEstimator
 from ..write.guidance import role_of
 from .clock import Clock
-from .cut_check import CutCheck
+from .cut_check import Course, CutCheck
 from .fragments import note_run
 from .overheard import note_graph
 from .progress import follow, follow_count, follow_position, follow_times
+from .record import Call
+from .row_step import batch_of
 from .runs import Run, current_position, current_run
 from .session import Session, SessionFinder
 from .sizes import Sizes
 from .state import Layout, StreamState
-from .streams import SINGLE, current_name, in_request
+from .streams import SINGLE, RowNames, current_name, current_rows, in_request
 
 _numbers = itertools.count()
 MAX_LAYOUTS = 64  # shapes that a graph remembers
@@ -72,6 +75,13 @@ class CompiledStep:
     def run(self, inputs: Sequence[Any], held: object = None) -> Sequence[Any]:
         """A step. While `held` is the same object, all that no call brings along lies where it did."""
         session = self.find_session(inputs, self.places.weights)
+        with session.lock:
+            rows = current_rows()
+            if rows is not None:
+                return self._step_of_rows(session, inputs, held, rows)
+            return self._step(session, inputs, held)
+
+    def _step(self, session: Session, inputs: Sequence[Any], held: object) -> Sequence[Any]:
         run = current_run()
         told, steps = session.telling(run), session.length(run, current_position().steps)
         settings = told.settings(steps)  # first, as it may refuse the call
@@ -95,30 +105,55 @@ class CompiledStep:
                 session.advice.compiled_again(name, state)
         state.tell(settings)
         state.take_roles({slot: role_of(estimator, plain) for slot, estimator in self.guided.items()})
-        if self.is_wrong:
-            state.force_deep()
         self.clock.write(state, time)
         reused = self.told_ahead and not self.is_wrong and self._is_reused(session, state, inputs)
         call = session.begin_call(name, run, told.config)
-        note_run(self.function, self.work)
-        watch = self.check.watch(state) if self.check is not None and not reused else None
-        try:
-            outputs = self.engine.step(inputs, state, reused, watch, held)
-        except BaseException:
-            # The step may have written half of its state.
-            session.drop(name)
-            raise
-        call.returned = perf_counter()
+        outputs = self._run(session, inputs, state, state, call, reused, held, partial(session.drop, name))
         state.calls += 1
         state.anchored = True
-        if watch is not None:
-            self._judge(session)
         if state.index is not None:
             state.index += 1
             if run is not None:
                 run.done[session.number, plain] = state.index
         if steps != 1:
             session.advice.stepped(name, session.history[name], state)
+        return outputs
+
+    def _step_of_rows(self, session: Session, inputs: Sequence[Any], held: object, rows: RowNames) -> Sequence[Any]:
+        time, run = self.clock.time(inputs), current_run()
+        batch = batch_of(session, self._layout(inputs), rows, run, self.guided, self.clock.counts)
+        if not self.clock.counts:
+            self.clock.write(batch.state, time)
+        first = batch.rows[0]
+        outputs = self._run(session, inputs, batch.state, first, batch.call, False, held, batch.failed)
+        batch.made()
+        return outputs
+
+    def _run(
+        self,
+        session: Session,
+        inputs: Sequence[Any],
+        state: StreamState,
+        course: Course,
+        call: Call,
+        reused: bool,
+        held: object,
+        failed: Callable[[], None],
+    ) -> Sequence[Any]:
+        """Has the engine make a step, of which all is prepared. `failed` is called where it raises."""
+        if self.is_wrong:
+            state.force_deep()
+        note_run(self.function, self.work)
+        watch = self.check.watch(course) if self.check is not None and not reused else None
+        try:
+            outputs = self.engine.step(inputs, state, reused, watch, held)
+        except BaseException:
+            # The step may have written half of its state.
+            failed()
+            raise
+        call.returned = perf_counter()
+        if watch is not None:
+            self._judge(session)
         return outputs
 
     def _is_reused(self, session: Session, state: StreamState, inputs: Sequence[Any]) -> bool:

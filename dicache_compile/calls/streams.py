@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from ..errors import StepError
 from .runs import current_run, resume, suspend
@@ -16,6 +16,14 @@ SINGLE = "main"  # the stream of unnamed calls where all are of one
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class RowNames:
+    """Which request each row of a batch is."""
+
+    names: tuple[str, ...]
+    steps: tuple[int | None, ...]  # of each one's generation; None: nobody said
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +35,7 @@ class _Entry:
     base: str  # what a stream entered inside of it stands below
     outer: _Entry | None
     resumed: bool = False  # whether it brought its run along
+    rows: RowNames | None = None  # whose the rows of a batch are
 
 
 _entered: ContextVar[_Entry | None] = ContextVar("dicache_stream", default=None)
@@ -41,21 +50,30 @@ class stream:  # noqa: N801
     threads too; `stream("a").call(model, x)` makes one call inside it, in whatever thread that runs. Made inside of a
     `generation`, its calls are of that one as long as it lasts, in threads that know of none.
 
-    Raises TypeError or ValueError for a name that is no text or empty, and StepError where it is left in another order
-    than it was entered.
+    `stream(["req-1", "req-7"])` names the rows of a batch, each of which is a request of its own, for a config with
+    `rows="independent"`. Requests may come, go and change places from call to call. `num_steps` says how many steps
+    each makes: one number, or one for each row. A request that has made them gives its place to a new one; one that is
+    given up is ended by `reset(model, "req-1")`. A stream that is entered inside, as "cond", is one of each request.
+
+    Raises TypeError or ValueError for a name that is no text, empty or there twice, or a number of steps that is none,
+    and StepError where it is left in another order than it was entered.
     """
 
-    __slots__ = ("_run", "name")
+    __slots__ = ("_rows", "_run", "name")
 
-    def __init__(self, name: str) -> None:
-        self.name = checked("stream", name)
+    def __init__(self, name: str | Sequence[str], *, num_steps: int | Sequence[int | None] | None = None) -> None:
+        self._rows = None if isinstance(name, str) else _row_names(name, num_steps)
+        if self._rows is None and num_steps is not None:
+            raise TypeError("num_steps is of requests that are rows, as in stream([...], num_steps=30): got one name")
+        self.name = checked("stream", name) if self._rows is None else list(self._rows.names)
         self._run = current_run()
 
     def __repr__(self) -> str:
         return f"stream({self.name!r})"
 
     def __enter__(self) -> stream:
-        enter(self, self.name, resumed=resume(self._run))
+        name = self.name if isinstance(self.name, str) else ""
+        enter(self, name, resumed=resume(self._run), rows=self._rows)
         return self
 
     def __exit__(
@@ -69,6 +87,29 @@ class stream:  # noqa: N801
             return model(*args, **kwargs)
 
 
+def _row_names(names: object, num_steps: object) -> RowNames:
+    """Raises TypeError or ValueError where rows cannot be called so, or have no such numbers of steps."""
+    if not isinstance(names, Sequence):
+        raise TypeError(f"stream: expected a name, or a list with one for each row, got {names!r}")
+    found = tuple(checked("stream", name) for name in names)
+    if not found:
+        raise ValueError("stream: expected a name for each row, got an empty list")
+    for name in found:
+        if found.count(name) > 1:
+            raise ValueError(
+                f"stream: a request is one row of a batch, and {name!r} is there {found.count(name)} times"
+            )
+    steps: tuple[Any, ...] = tuple(num_steps) if isinstance(num_steps, Sequence) else (num_steps,) * len(found)
+    if len(steps) != len(found):
+        raise ValueError(f"stream: expected num_steps for each of {len(found)} rows, got {len(steps)} of them")
+    for number in steps:
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
+            raise TypeError(f"stream: num_steps: expected a whole number, got {number!r}")
+        if number is not None and number < 1:
+            raise ValueError(f"stream: num_steps: expected at least 1, got {number}")
+    return RowNames(found, steps)
+
+
 def checked(what: str, name: object) -> str:
     """A name; raises TypeError or ValueError if it is none."""
     if not isinstance(name, str):
@@ -78,12 +119,19 @@ def checked(what: str, name: object) -> str:
     return name
 
 
-def enter(owner: object, name: str, is_request: bool = False, resumed: bool = False) -> None:
-    """Puts a name in force. Those entered inside a request stand below its name, others take its place."""
+def enter(
+    owner: object, name: str, is_request: bool = False, resumed: bool = False, rows: RowNames | None = None
+) -> None:
+    """Puts a name in force. Those entered inside a request stand below its name, others take its place.
+
+    `rows` are requests themselves: what is entered inside of them is a stream of each.
+    """
     outer = _entered.get()
     base = outer.base if outer is not None else ""
     path = _joined(outer.path if outer is not None and is_request else base, name)
-    _entered.set(_Entry(owner, path, path if is_request else base, outer, resumed))
+    if rows is None and outer is not None:
+        rows = outer.rows
+    _entered.set(_Entry(owner, path, path if is_request else base, outer, resumed, rows))
 
 
 def leave(owner: object, quiet: bool = False) -> None:
@@ -140,6 +188,12 @@ def current_name() -> str | None:
     if inner is not None:
         return _joined(current_request(), inner)
     return entry.path if entry is not None and entry.path != entry.base else None
+
+
+def current_rows() -> RowNames | None:
+    """Which requests the rows of a batch are, if somebody has said so here."""
+    entry = _entered.get()
+    return entry.rows if entry is not None else None
 
 
 def in_request(name: str) -> str:

@@ -21,7 +21,7 @@ def step_begun(whole: Whole, emitter: Emitter) -> tuple[Updates, fx.Node, fx.Nod
     old = {slot.name: emitter.state(slot.name) for slot in slots}
     old[control.TIMES] = emitter.state(control.TIMES)
     timestep = whole.inputs.timestep
-    time = old["clock"] if timestep is None else of_step(whole, emitter, timestep)
+    time = old[control.CLOCK] if timestep is None else of_step(whole, emitter, timestep)
     fresh, anew, begun = emitter.trace(control.begin, time, *_checksums(whole, emitter, old), old)
     now = {name: begun[name] for name in ("index", "time")}
     known = {**now, "fresh": fresh, "anew": anew}

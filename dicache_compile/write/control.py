@@ -23,6 +23,7 @@ LEADER_TIME, LEADER_REUSES = JOINT = ("leader_time", "leader_reuses")
 PARTNER_MARK = "partner_mark"
 WHEN_SHARED = (LEADER_TIME, PARTNER_MARK)  # which tell of which step it is; NaN: of none
 LED = "led"
+CLOCK = "clock"
 LIMITS, DEEP_STEPS = "limits", "deep_steps"  # what the host tells of each generation, for a rule
 ANCHORS, SKIPPED = "anchors", "skipped"
 # The slot in which the host says what starts generations, and the index of a generation's first step.
@@ -49,9 +50,9 @@ class ControlSlot:
 # What the host tells of each generation, besides the settings of gate and estimator.
 TOLD = (
     # Steps of warm-up; the index from which all steps are forced; the most that are reused in a row.
-    ControlSlot(LIMITS, (3,), torch.int64, common=True),
+    ControlSlot(LIMITS, (3,), torch.int64),
     # Which other steps are forced; the last place is that of all later ones, and never set.
-    ControlSlot(DEEP_STEPS, (MASKED_STEPS + 1,), torch.bool, common=True),
+    ControlSlot(DEEP_STEPS, (MASKED_STEPS + 1,), torch.bool),
 )
 
 
@@ -59,10 +60,8 @@ def step_slots(conditions: int, columns: int) -> tuple[ControlSlot, ...]:
     """What every stream keeps whatever its rules are, for that many condition inputs and columns of its record."""
     return (
         ControlSlot("restart", (), torch.bool, True),  # the host asks for a new generation
-        ControlSlot(
-            "clock", (), torch.float32, common=True
-        ),  # host: the timestep, where the graph itself does not get it
-        ControlSlot(RUN, (2,), torch.int64, common=True),
+        ControlSlot(CLOCK, (), torch.float32),  # host: the timestep, where the graph itself does not get it
+        ControlSlot(RUN, (2,), torch.int64),
         ControlSlot("index", (), torch.int64),  # steps done in this generation
         ControlSlot("time", (), torch.float32),  # the last step's timestep; of several the largest
         ControlSlot("direction", (), torch.float32),  # the way the timestep moves: -1, 1; 0 unknown

@@ -22,7 +22,7 @@ def write_known(whole: Whole, parts: Parts, emitter: Emitter, rest: Piece) -> Pi
     """What comes before the estimate and all after it, which is `rest`: gives what that reads."""
     old = {name: emitter.state(name) for name in ("index", "stable", control.TIMES)}
     timestep = whole.inputs.timestep
-    time = emitter.state("clock") if timestep is None else of_step(whole, emitter, timestep)
+    time = emitter.state(control.CLOCK) if timestep is None else of_step(whole, emitter, timestep)
     now, updates = emitter.trace(control.go_on, time, old)
     counts = {name: emitter.state(parts.own(name)) for name in (control.ANCHORS, control.SKIPPED)}
     # Who reads it comes after it is written.

@@ -51,10 +51,10 @@ def course(lengths: Sequence[int], seed: int, of: int = STEPS) -> Course:
 def batch(model: models.Model, courses: Sequence[Course], call: int, **sizes: int) -> tuple[Any, ...]:
     """The arguments of one call, with a row for each course."""
     rows = [models.inputs(model, one.steps[call], one.of, seed=one.seeds[call], batch=1, **sizes) for one in courses]
-    return tuple(_together(parts) for parts in zip(*rows, strict=True))
+    return tuple(together(parts) for parts in zip(*rows, strict=True))
 
 
-def _together(parts: Sequence[Any]) -> Any:
+def together(parts: Sequence[Any]) -> Any:
     return (
         torch.cat(list(parts)) if isinstance(parts[0], Tensor) else [torch.cat(one) for one in zip(*parts, strict=True)]
     )

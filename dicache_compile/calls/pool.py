@@ -1,0 +1,223 @@
+"""The state of requests that are rows of batches.
+
+A pool has places for a fixed number of requests. What is kept of each is one row of its tensors, [places, ...]. A batch
+of B requests has the first B places: a compiled step for that size reads and writes the first B rows, where they lie.
+Nothing is copied from step to step; where a batch has other requests than the one before, rows change their places.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..errors import StepError
+from ..kernels.float8 import FLOAT8
+from ..program import Slot
+from ..write.control import RUN
+from .seats import Request, seated
+from .settings import Settings
+from .slot_values import allocate, write
+from .state import Form, Key, Layout, Shared, StreamState
+
+MAX_POOLS = 4  # each for requests of another size
+MAX_BATCHES = 16  # sizes of a batch, or graphs, for which a lane keeps what is captured
+
+
+class Pools:
+    """Those of one model. Not safe for calls from several threads at once."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._known: OrderedDict[frozenset[Form], Pool] = OrderedDict()
+
+    def pool(self, layout: Layout) -> Pool:
+        """That of requests of one size. Raises StepError where too many sizes are in use."""
+        form = frozenset(layout.row_form(slot) for slot in layout.slots if slot.like is not None and not slot.of_rows)
+        if form not in self._known:
+            if len(self._known) >= MAX_POOLS:
+                self._give_way()
+            self._known[form] = Pool(self._capacity)
+        self._known.move_to_end(form)
+        return self._known[form]
+
+    def _give_way(self) -> None:
+        unused = next((form for form, pool in self._known.items() if pool.is_unused), None)
+        if unused is None:
+            raise StepError(
+                f"requests of {MAX_POOLS} sizes have state, and one of another size is new: end those that are given "
+                "up by reset(model, name), or run fewer sizes at a time"
+            )
+        del self._known[unused]
+
+    def end(self, name: str) -> None:
+        """A request is given up: its place is free."""
+        for pool in self._known.values():
+            pool.end(name)
+
+    def end_all(self) -> None:
+        for pool in self._known.values():
+            pool.end_all()
+
+    def clear(self) -> None:
+        """Forgets all requests, and frees what was kept and captured for them."""
+        self._known.clear()
+
+    def tensors(self) -> list[Tensor]:
+        """All that is kept."""
+        return [tensor for pool in self._known.values() for tensor in pool.tensors()]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """One row for each place."""
+
+    rows: Tensor
+    initial: float
+    is_small: bool  # whether a new request finds the initial value; the others are not read before they are written
+
+
+class Pool:
+    """Places for requests of one size, whatever the size of their batch."""
+
+    def __init__(self, capacity: int) -> None:
+        self._places: tuple[Request | None, ...] = (None,) * capacity
+        self._lanes: dict[str, Lane] = {}
+        self._kept: dict[tuple[str | None, Form], _Kept] = {}  # by lane, None for what those of a request share
+        self._common: dict[tuple[str, Form], Tensor] = {}  # what all requests have together, by lane
+
+    @property
+    def is_unused(self) -> bool:
+        return all(one is None or one.is_done for one in self._places)
+
+    def lane(self, name: str) -> Lane:
+        """What requests have of calls of one kind, such as "cond"."""
+        return self._lanes.setdefault(name, Lane(name, self))
+
+    def seat(self, names: Sequence[str]) -> list[Request]:
+        """Requests of these names, which now have the first places in this order. Waits for nothing.
+
+        Raises StepError where there is no place for all; then nothing has changed.
+        """
+        seating = seated(self._places, names)
+        if seating.moves or seating.new:
+            self.order()
+            try:
+                self._move(seating.moves)
+                for place in seating.new:
+                    self._renew(place)
+            except BaseException:
+                self.end_all()  # rows may be half-way
+                raise
+        self._places = seating.places
+        return [one for one in seating.places[: len(names)] if one is not None]
+
+    def end(self, name: str) -> None:
+        self._places = tuple(None if one is not None and one.name == name else one for one in self._places)
+
+    def end_all(self) -> None:
+        self._places = (None,) * len(self._places)
+
+    def order(self) -> None:
+        """To be called before the host writes to rows: a captured step may still run on another CUDA stream."""
+        for state in (state for lane in self._lanes.values() for state in lane.states.values()):
+            if state.recording is not None:
+                state.recording.order()  # one waits for all of a device
+                return
+
+    def rows(self, lane: str | None, form: Form, slot: Slot) -> Tensor:
+        """A slot of which each request has a part, [places, ...]."""
+        found = self._kept.get((lane, form))
+        if found is None:
+            rows = allocate(slot, (len(self._places), *form[1]))
+            found = self._kept[lane, form] = _Kept(rows, slot.initial, slot.of_rows)
+        return found.rows
+
+    def common(self, lane: str, form: Form, slot: Slot) -> Tensor:
+        """A slot that all requests have together."""
+        if (lane, form) not in self._common:
+            self._common[lane, form] = allocate(slot, form[1])
+        return self._common[lane, form]
+
+    def tensors(self) -> list[Tensor]:
+        return [*(one.rows for one in self._kept.values()), *self._common.values()]
+
+    def _move(self, moves: Sequence[tuple[int, int]]) -> None:
+        if not moves:
+            return
+        devices = {one.rows.device for one in self._kept.values()}
+        to, of = ({device: _on(device, places) for device in devices} for places in zip(*moves, strict=True))
+        with torch.inference_mode(False), torch.no_grad():
+            for one in self._kept.values():
+                rows = one.rows.view(torch.uint8) if one.rows.dtype in FLOAT8 else one.rows
+                rows.index_copy_(0, to[rows.device], rows.index_select(0, of[rows.device]))
+
+    def _renew(self, place: int) -> None:
+        """A new request finds nothing of the one that had its place."""
+        for one in self._kept.values():
+            if one.is_small:
+                one.rows[place].fill_(one.initial)
+
+
+def _on(device: torch.device, places: Sequence[int]) -> Tensor:
+    """Places as a tensor on a device, which the host does not wait for."""
+    on_host = torch.tensor(places, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return on_host.to(device, non_blocking=True)
+
+
+@dataclass(eq=False)
+class Lane:
+    """What the requests of a pool have of calls of one kind."""
+
+    name: str
+    pool: Pool
+    told: dict[str, tuple[float, ...]] = field(default_factory=dict)  # what the slots hold that they have together
+    states: OrderedDict[Key, LaneState] = field(default_factory=OrderedDict)
+
+    def state(self, layout: Layout, known: Mapping[str, Tensor]) -> LaneState:
+        """The first places as one graph knows them. `known`: tensors that it takes over, by slot."""
+        found = self.states.get(layout.key)
+        if found is None:
+            found = self.states[layout.key] = LaneState(layout, known, self)
+            while len(self.states) > MAX_BATCHES:
+                self.states.popitem(last=False)
+        self.states.move_to_end(layout.key)
+        return found
+
+
+class LaneState(StreamState):
+    """The first places of a lane, as a batch of that size."""
+
+    def __init__(self, layout: Layout, known: Mapping[str, Tensor], lane: Lane) -> None:
+        self._lane, self._layout = lane, layout
+        super().__init__(layout, known, Shared())
+        self.told = lane.told  # graphs of other sizes have these slots, too
+        self._of_rows = frozenset(slot.name for slot in layout.slots if slot.like is not None)
+
+    def order(self) -> None:
+        # What is captured for a batch of another size writes to the same rows.
+        self._lane.pool.order()
+
+    def tell(self, settings: Settings) -> None:
+        """What all requests go by together."""
+        self._write({slot: value for slot, value in settings.values.items() if slot not in self._of_rows})
+
+    def tell_row(self, place: int, settings: Settings) -> None:
+        """What the request at a place goes by alone."""
+        for slot, value in settings.values.items():
+            if slot in self._of_rows:
+                write(self.tensors[slot][place : place + 1], value)
+
+    def begin_row(self, place: int, mode: int, start: int) -> None:
+        """The request at a place begins at that step: see `write.control.RUN`."""
+        self.tensors["restart"][place].fill_(True)
+        write(self.tensors[RUN][place : place + 1], (mode, start))
+
+    def _tensor(self, form: Form, slot: Slot, shape: tuple[int, ...]) -> Tensor:
+        pool, lane = self._lane.pool, self._lane.name
+        if slot.like is None:
+            return pool.common(lane, form, slot)
+        return pool.rows(None if slot.of_request else lane, self._layout.row_form(slot), slot)[: shape[0]]
