@@ -124,10 +124,6 @@ class Session(Store):
         self.history[name].calls.append(call)
         return call
 
-    def drop(self, name: str) -> None:
-        super().drop(name)
-        self._forget_numbers()
-
     def forget_ended(self) -> None:
         """The next call of every stream starts a generation, but for those of runs that last."""
         lasting = {run.number for run in self._lanes if not run.ended}
@@ -141,7 +137,7 @@ class Session(Store):
         """Forgets the state of every stream, and frees it and what was captured for it."""
         self.clear()
         self.pools.clear()
-        self._forget_numbers()
+        self.forget_numbers()
 
     def end(self, request: str) -> None:
         """Forgets a request, or a stream, of that name; what the place of a row held is kept for the next one."""
@@ -149,7 +145,8 @@ class Session(Store):
         for name in [name for name in self.streams if name == request or name.startswith(f"{request}/")]:
             self.drop(name)
 
-    def _forget_numbers(self) -> None:
+    def forget_numbers(self) -> None:
+        """The next unnamed call is the first of its step."""
         for numbering in (self.numbering, *(lane.numbering for lane in self._lanes.values())):
             numbering.reset()
 

@@ -77,9 +77,13 @@ class CompiledStep:
         session = self.find_session(inputs, self.places.weights)
         with session.lock:
             rows = current_rows()
-            if rows is not None:
-                return self._step_of_rows(session, inputs, held, rows)
-            return self._step(session, inputs, held)
+            try:
+                if rows is not None:
+                    return self._step_of_rows(session, inputs, held, rows)
+                return self._step(session, inputs, held)
+            except BaseException:
+                session.forget_numbers()  # this call may have got one, and then it comes again
+                raise
 
     def _step(self, session: Session, inputs: Sequence[Any], held: object) -> Sequence[Any]:
         run = current_run()
