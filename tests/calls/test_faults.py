@@ -130,9 +130,8 @@ def test_what_breaks_off_anywhere_leaves_the_next_generation_as_it_is_in_a_fresh
             loop(call, model, rng.choice((2, 3, 4)))
         reached += broken.is_reached
         seed = rng.choice((1, 2))
-        found = (
-            in_another_thread(lambda seed=seed: loop(call, model, seed)) if time % 8 == 0 else loop(call, model, seed)
-        )
+        run = partial(loop, call, model, seed)
+        found = in_another_thread(run) if time % 8 == 0 else run()
         assert all(torch.equal(one, other) for one, other in zip(found, expected[seed], strict=True)), (time, error)
     assert reached > 0.6 * times
 
