@@ -96,7 +96,7 @@ class CarriedSlots:
             updates = self._turned(emitter, names, stored, new, anchors, _put)
         else:
             bits, scale = emitter.trace(scaled, new, self.dtype)
-            updates = self._turned(emitter, names, stored, bits, anchors, _put_bytes)
+            updates = self._turned_bytes(emitter, names, stored, bits, anchors)
             updates |= self._turned(emitter, [_scale(name) for name in names], scales, scale, anchors, _put)
         return {name: join(emitter, spec, value) for name, value in updates.items()}
 
@@ -107,6 +107,15 @@ class CarriedSlots:
         if len(names) == 1:
             return {names[0]: new}
         return {name: emitter.trace(put, anchors, turn, ring, new) for turn, name in enumerate(names)}
+
+    def _turned_bytes(
+        self, emitter: Emitter, names: Sequence[str], ring: list[fx.Node], new: fx.Node, anchors: fx.Node
+    ) -> Updates:
+        if not self.by_rows or len(names) == 1:
+            return self._turned(emitter, names, ring, new, anchors, _put_bytes)
+        # All rows at once: `torch.vmap` takes no bytes of one before torch 2.13.
+        turns = [emitter.trace(_is_turn, anchors, turn, len(ring)) for turn in range(len(names))]
+        return {name: emitter.choose(turns[turn], new, ring[turn]) for turn, name in enumerate(names)}
 
     def _dtype(self, spec: SlotSpec) -> torch.dtype:
         return self.own if spec.measured and self.dtype in FLOAT8 else self.dtype
@@ -163,6 +172,10 @@ def _pick(anchors: Tensor, age: int, ring: list[Tensor]) -> Tensor:
 def _put(anchors: Tensor, turn: int, ring: list[Tensor], new: Tensor) -> Tensor:
     """One place of the ring with a new anchor: the new value if it is its turn, else what it holds."""
     return torch.where(anchors % len(ring) == turn, new.type_as(ring[turn]), ring[turn])
+
+
+def _is_turn(anchors: Tensor, turn: int, places: int) -> Tensor:
+    return anchors % places == turn
 
 
 def _put_bytes(anchors: Tensor, turn: int, ring: list[Tensor], new: Tensor) -> Tensor:
