@@ -86,8 +86,20 @@ def _sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, rule: AskedRule, nu
     for place, blocks in enumerate(_ranges(trunk, rule)):
         new = flow if not (number or place) else Dataflow(gm.graph)  # an earlier site may have added nodes
         of = rule if not place else dataclasses.replace(rule, probe_depth=0, measures=False)
-        found.append(dataclasses.replace(partition(gm, new, blocks, of), rule=number))
+        cut = partition(gm, new, blocks, of) if len(blocks.blocks) > 1 else _one_block(gm, new, trunk, blocks, of)
+        found.append(dataclasses.replace(cut, rule=number))
     return lambda apart: found if apart or len(found) == 1 else [_joined(found)]
+
+
+def _one_block(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, site: Trunk, rule: AskedRule) -> Partition:
+    """The partition at one block: as that after a probe of the block before it, which then runs on every step."""
+    place = trunk.blocks.index(site.blocks[0])
+    pair = Trunk(trunk.blocks[place - 1 : place + 1])
+    cut = partition(gm, flow, pair, dataclasses.replace(rule, probe_depth=1, measures=True))
+    carried = tuple(dataclasses.replace(value, x=value.h) for value in cut.carried)
+    regions = {n: Region.PROLOGUE if region is Region.PROBE else region for n, region in cut.regions.items()}
+    crossing = find_crossing(gm, regions, carried)
+    return dataclasses.replace(cut, trunk=site, probe_depth=0, regions=regions, carried=carried, crossing=crossing)
 
 
 def _joined(found: Sequence[Partition]) -> Partition:
@@ -146,7 +158,9 @@ def _ranges(trunk: Trunk, rule: AskedRule) -> list[Trunk]:
         return [trunk]
     end, found = 0, list[Trunk]()
     for site in rule.sites:
-        found.append(_range(trunk, site, end, max(2, 1 + (0 if found else rule.probe_depth))))
+        # A block says by the one before it what it is given; the trunk's first one has none.
+        alone = bool(site.blocks and site.blocks[0] % len(trunk.blocks))
+        found.append(_range(trunk, site, end, max(2 - alone, 1 + (0 if found else rule.probe_depth))))
         end = trunk.blocks.index(found[-1].blocks[-1]) + 1
     return found
 
