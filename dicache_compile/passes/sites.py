@@ -18,7 +18,7 @@ from ..errors import NothingToSkipError
 from ..graph.dataflow import Dataflow
 from ..plan import Asked, AskedRule, AskedSite, Partition, Region, Trunk
 from .crossing import ABOVE, find_crossing
-from .partition import partition
+from .partition import check_effects, partition
 from .sublayers import cut_sublayers
 from .whole_model import MODEL, cut_model
 
@@ -92,12 +92,22 @@ def _sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, rule: AskedRule, nu
 
 
 def _one_block(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, site: Trunk, rule: AskedRule) -> Partition:
-    """The partition at one block: as that after a probe of the block before it, which then runs on every step."""
-    place = trunk.blocks.index(site.blocks[0])
+    """The partition at one block, from that of a pair which it is in, with a probe of the pair's first block: what
+    enters it is what leaves that probe, and what leaves the trunk's first block is what leaves its probe.
+    """
+    place = max(trunk.blocks.index(site.blocks[0]), 1)
     pair = Trunk(trunk.blocks[place - 1 : place + 1])
     cut = partition(gm, flow, pair, dataclasses.replace(rule, probe_depth=1, measures=True))
-    carried = tuple(dataclasses.replace(value, x=value.h) for value in cut.carried)
-    regions = {n: Region.PROLOGUE if region is Region.PROBE else region for n, region in cut.regions.items()}
+    regions, carried = dict(cut.regions), cut.carried
+    if site.blocks[0] is pair.blocks[0]:
+        moved = {Region.PROBE: Region.DEEP, Region.DEEP: Region.EPILOGUE}
+        carried = tuple(dataclasses.replace(value, h=value.x, y=value.h) for value in carried)
+    else:
+        moved = {Region.PROBE: Region.PROLOGUE}
+        carried = tuple(dataclasses.replace(value, x=value.h) for value in carried)
+    regions = {node: moved.get(region, region) for node, region in regions.items()}
+    regions.update({value.x: Region.PROLOGUE for value in carried if value.x in regions})
+    check_effects(flow, regions, carried)
     crossing = find_crossing(gm, regions, carried)
     return dataclasses.replace(cut, trunk=site, probe_depth=0, regions=regions, carried=carried, crossing=crossing)
 
@@ -158,9 +168,7 @@ def _ranges(trunk: Trunk, rule: AskedRule) -> list[Trunk]:
         return [trunk]
     end, found = 0, list[Trunk]()
     for site in rule.sites:
-        # A block says by the one before it what it is given; the trunk's first one has none.
-        alone = bool(site.blocks and site.blocks[0] % len(trunk.blocks))
-        found.append(_range(trunk, site, end, max(2 - alone, 1 + (0 if found else rule.probe_depth))))
+        found.append(_range(trunk, site, end, 1 + (0 if found else rule.probe_depth)))
         end = trunk.blocks.index(found[-1].blocks[-1]) + 1
     return found
 

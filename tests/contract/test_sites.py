@@ -117,7 +117,7 @@ def test_the_probe_of_a_range_is_its_first_block() -> None:
     "kind, engine, sites",
     [models.SingleStream, models.TwoStream, models.Mixed],
     ["calls", "cond", "conditional"],
-    [((2, 3),), ((1, 2), (3, 5)), ((1, 2), (3, 4), (5, 6))],
+    [((2, 3),), ((0, 1), (3, 5)), ((1, 2), (3, 4), (5, 6))],
 )
 def test_a_range_may_be_one_block(kind: type[models.Model], engine: str, sites: tuple[tuple[int, int], ...]) -> None:
     model = models.make(kind, depth=6)
@@ -128,13 +128,6 @@ def test_a_range_may_be_one_block(kind: type[models.Model], engine: str, sites: 
     assert [step.deep for step in summary(model).generations[-1].streams["0"]] == [s in DEEP for s in range(STEPS)]
     left_out = sum(last - first for first, last in sites)
     assert len(explain(model).beside) == 6 - left_out
-
-
-def test_the_trunks_first_block_alone_is_no_range() -> None:
-    model = models.make(models.SingleStream)
-    call = compiled(model, sites=(0, 1), schedule=Schedule.every(2), estimator=Reuse(), strict=False)
-    found = explain(call, *models.inputs(model, 0, STEPS))
-    assert "sites: (0, 1) is no such range of the trunk's 4 blocks; give ranges in order of at least 2" in str(found)
 
 
 @pytest.mark.parametrize("sites", [(3, 1), (0, 9), (2, 3), (-9, -1), ((2, 4), (0, 2)), ((0, 3), (2, 4))])
