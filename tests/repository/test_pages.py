@@ -140,3 +140,10 @@ def test_the_demo_prints_nothing_that_other_libraries_have_to_say() -> None:
 
 def test_the_picture_is_small_enough_to_load_at_once() -> None:
     assert (ROOT / "docs" / "demo.png").stat().st_size < 300_000
+
+
+@pytest.mark.parametrize("model", ["flux", "wan"])
+def test_the_page_of_quantised_models_has_the_rows_that_were_measured(model: str) -> None:
+    low_precision = pytest.importorskip("bench.low_precision", reason="it measures them")
+    text = (ROOT / "docs" / "low-precision.md").read_text()
+    assert low_precision.table(low_precision.read(), model) in text
