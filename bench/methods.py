@@ -16,7 +16,6 @@ PAGE = Path(__file__).parents[1] / "docs" / "methods.md"
 HEAD = Path(__file__).with_name("methods_head.md")  # what no preset says of itself
 
 _PUBLISHED, _PRESETS, _PLANNING = "test_published_rules.py", "test_presets.py", "test_planning.py"
-_RUNS = f"{_PRESETS}: test_a_preset_runs_deep_on_some_steps_and_reuses_others"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,13 @@ SYSTEMS = (
         "",
         f"{_PUBLISHED}: test_fastercaches_guidance",
     ),
-    System("ProfilingDiT", "partly", "profilingdit", "", _RUNS),
+    System(
+        "ProfilingDiT",
+        "yes",
+        "profilingdit",
+        "",
+        f"{_PUBLISHED}: test_profilingdit",
+    ),
     System(
         "ToCa",
         "partly",

@@ -53,7 +53,8 @@ def tune(
     Returns what was found, with what to expect of it: `tuned.config` goes into `enable_cache`.
 
     Raises TypeError as `enable_cache` does; ValueError for no aim or several, an aim that cannot be reached, less than
-    one run of a kind, a function that does not call the model, and a sampler whose steps are no sums.
+    one run of a kind, a function that does not call the model, and a sampler whose steps are no sums of results and
+    latents, also not of a few steps before and of noise by the seed.
     """
     models = denoisers(pipe_or_model)
     if len(models) > 1:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .rehearsal import Rehearsal, Take
+from .rehearsal import Rehearsal
+from .sums import MOST, Passed, Take, passed
 
 RIDGE = 1e-3  # of each term's own size: what no data tells stays near the line through two anchors
 ROUNDS = 2  # of Gauss and Newton: what comes after the trunk is not linear, but nearly
@@ -23,11 +24,11 @@ RESIDUALS, INPUTS = 4, 2  # anchors, and differences of x, that have weights
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """What a deep step leaves of one call."""
+    """What a deep step leaves of one call, of each carried value."""
 
     step: int
-    residual: Tensor
-    x: Tensor
+    residuals: tuple[Tensor, ...]
+    xs: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class State:
     take: Take
     latents: Tensor  # that the step is given
     anchors: tuple[tuple[Anchor, ...], ...]  # of each call, the newest first
+    before: tuple[Passed, ...] = ()  # the steps before it that a sampler may look back on, the newest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,11 @@ def deep_step(rehearsal: Rehearsal, step: int, state: State) -> tuple[State, Ten
     """(the state after a step that runs deep, how far its latents are from the recorded ones)."""
     pieces, results, anchors = rehearsal.pieces, list[Tensor](), list[tuple[Anchor, ...]]()
     for call, held in enumerate(state.anchors):
-        outputs, x, _, y = pieces.whole(*rehearsal.inputs(state.take, step, call, state.latents))
-        x, y = x.float(), y.float()
+        outputs, *ends = pieces.whole(*rehearsal.inputs(state.take, step, call, state.latents))
+        xs, ys = _bases(rehearsal, ends), [y.float() for y in ends[-len(pieces.carried) :]]
         results.append(outputs[0])
-        anchors.append((Anchor(step, y - x, x), *held)[:RESIDUALS])
+        residuals = tuple(y - x for x, y in zip(xs, ys, strict=True))
+        anchors.append((Anchor(step, residuals, tuple(xs)), *held)[:RESIDUALS])
     return _after(rehearsal, step, state, results, tuple(anchors))
 
 
@@ -78,44 +81,48 @@ class _Problem:
     def __init__(self, rehearsal: Rehearsal, step: int, state: State) -> None:
         self.state, self._rehearsal, self._step = state, rehearsal, step
         self._inputs = [rehearsal.inputs(state.take, step, call, state.latents) for call in range(len(state.anchors))]
-        self.x = [rehearsal.pieces.above(*inputs)[0].float() for inputs in self._inputs]
-        self.base = [x + _estimate(_line(step, held), held) for x, held in zip(self.x, state.anchors, strict=True)]
-        self.terms = [_terms(x, held) for x, held in zip(self.x, state.anchors, strict=True)]
+        above = [_bases(rehearsal, rehearsal.pieces.above(*inputs)) for inputs in self._inputs]
+        pairs = list(zip(above, state.anchors, strict=True))
+        self._base = [_estimate(_line(step, held), held, xs) for xs, held in pairs]
+        self.terms = [_terms(xs, held) for xs, held in pairs]
 
     def results(self, weights: Tensor) -> list[Tensor]:
         """What the model would give of each call."""
-        return [self._below(call, y) for call, y in enumerate(self._estimates(weights))]
+        return [self._below(call, ys) for call, ys in enumerate(self._estimates(weights))]
 
     def linear(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """(how far the latents after the step are off, how that changes with each weight: [..., terms]), float64."""
         estimates = self._estimates(weights)
-        results = [self._below(call, y) for call, y in enumerate(estimates)]
-        off = self._off(results)
+        results = [self._below(call, ys) for call, ys in enumerate(estimates)]
+        off = self._rehearsal.off(self.state.take, self._step, _window(self.state, results))
         columns = []
         for term in range(len(weights)):
             total = torch.zeros_like(off)
-            for call, y in enumerate(estimates):
-                direction = self.terms[call][term]
-                size = NUDGE * y.abs().mean() / direction.abs().mean().clamp(min=1e-12)
-                moved = (self._below(call, y + size * direction) - results[call]) / size
+            for call, ys in enumerate(estimates):
+                directions = self.terms[call][term]
+                size = NUDGE * _size(ys) / _size(directions).clamp(min=1e-12)
+                nudged = [y + size * direction for y, direction in zip(ys, directions, strict=True)]
                 others = [torch.zeros_like(result) for result in results]
-                others[call] = moved
-                total = total + self._rehearsal.moved(self._step, torch.zeros_like(self.state.latents), others)
+                others[call] = (self._below(call, nudged) - results[call]) / size
+                alone = passed(torch.zeros_like(self.state.latents), others)
+                total = total + self._rehearsal.moved(self._step, [alone])
             columns.append(total)
         return off.double().reshape(-1), torch.stack(columns, dim=-1).double().reshape(-1, len(weights))
 
-    def _estimates(self, weights: Tensor) -> list[Tensor]:
-        return [
-            y + sum((weight * term for weight, term in zip(weights.float(), terms, strict=True)), torch.zeros_like(y))
-            for y, terms in zip(self.base, self.terms, strict=True)
-        ]
+    def _estimates(self, weights: Tensor) -> list[list[Tensor]]:
+        """Of each call the estimate of each carried value."""
+        found = []
+        for base, terms in zip(self._base, self.terms, strict=True):
+            ys = list(base)
+            for weight, term in zip(weights.float(), terms, strict=True):
+                ys = [y + weight * one for y, one in zip(ys, term, strict=True)]
+            found.append(ys)
+        return found
 
-    def _off(self, results: Sequence[Tensor]) -> Tensor:
-        return self._rehearsal.off(self.state.take, self._step, self.state.latents, results)
-
-    def _below(self, call: int, y: Tensor) -> Tensor:
+    def _below(self, call: int, ys: Sequence[Tensor]) -> Tensor:
         pieces = self._rehearsal.pieces
-        found: Tensor = pieces.below(*self._inputs[call], y.to(pieces.y_dtype))[0]
+        given = [y.to(dtype) for y, dtype in zip(ys, pieces.y_dtypes, strict=True)]
+        found: Tensor = pieces.below(*self._inputs[call], *given)[0]
         return found
 
 
@@ -133,10 +140,26 @@ def _newton(problems: Sequence[_Problem], weights: Tensor) -> Tensor:
 def _after(
     rehearsal: Rehearsal, step: int, state: State, results: Sequence[Tensor], anchors: tuple[tuple[Anchor, ...], ...]
 ) -> tuple[State, Tensor]:
-    off = rehearsal.off(state.take, step, state.latents, results)
+    window = _window(state, results)
+    off = rehearsal.off(state.take, step, window)
     last = step + 1 == rehearsal.num_steps
     latents = off if last else rehearsal.latents(state.take, step + 1) + off
-    return State(state.take, latents, anchors), off
+    return State(state.take, latents, anchors, tuple(window[: MOST - 1])), off
+
+
+def _window(state: State, results: Sequence[Tensor]) -> list[Passed]:
+    """A step with these results, and those before it."""
+    return [passed(state.latents, results), *state.before]
+
+
+def _bases(rehearsal: Rehearsal, ends: Sequence[Tensor]) -> list[Tensor]:
+    """What an estimate of each carried value is added to: x, or nothing where y is kept as it is."""
+    pairs = zip(rehearsal.pieces.carried, ends, strict=False)
+    return [x.float() if one.form == "residual" else torch.zeros_like(x, dtype=torch.float32) for one, x in pairs]
+
+
+def _size(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([value.abs().mean() for value in values]).mean()
 
 
 def _line(step: int, anchors: Sequence[Anchor]) -> list[float]:
@@ -147,15 +170,22 @@ def _line(step: int, anchors: Sequence[Anchor]) -> list[float]:
     return [1 + share, -share]
 
 
-def _estimate(weights: Sequence[float], anchors: Sequence[Anchor]) -> Tensor:
-    return sum((w * a.residual for w, a in zip(weights, anchors, strict=False)), torch.zeros_like(anchors[0].residual))
+def _estimate(weights: Sequence[float], anchors: Sequence[Anchor], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Of each carried value."""
+    found = list(xs)
+    for weight, anchor in zip(weights, anchors, strict=False):
+        found = [y + weight * residual for y, residual in zip(found, anchor.residuals, strict=True)]
+    return found
 
 
-def _terms(x: Tensor, anchors: Sequence[Anchor]) -> list[Tensor]:
-    """What weights are fitted of: differences of residuals, then of x, of which no sum is 0."""
-    residuals = [newer.residual - older.residual for newer, older in itertools.pairwise(anchors)]
-    places = [x, *(anchor.x for anchor in anchors)][: INPUTS + 1]
-    return [*residuals, *(newer - older for newer, older in itertools.pairwise(places))]
+def _terms(xs: Sequence[Tensor], anchors: Sequence[Anchor]) -> list[list[Tensor]]:
+    """What weights are fitted of: differences of residuals, then of x, of which no sum is 0; of each carried value."""
+    places = [xs, *(anchor.xs for anchor in anchors)][: INPUTS + 1]
+    pairs = [(newer.residuals, older.residuals) for newer, older in itertools.pairwise(anchors)]
+    return [
+        [new - old for new, old in zip(newer, older, strict=True)]
+        for newer, older in (*pairs, *itertools.pairwise(places))
+    ]
 
 
 def _row_of(weights: Tensor, line: Sequence[float], state: State) -> Row:

@@ -1,7 +1,7 @@
-"""Recorded generations, which can be gone through again step by step with another result of the model.
+"""Recorded generations, which can be gone through again step by step with other results of the model.
 
-Between two steps a sampler adds up what it has: the next latents are a sum of these latents and the model's results.
-With which factors is read from the recording. So nothing of the sampler runs again.
+Between two steps a sampler adds up what it has: with which factors is read from the recording (`sums`). So nothing of
+the sampler runs again.
 """
 
 from __future__ import annotations
@@ -14,27 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..config import DiCacheConfig
-from .standing import Place, standing
+from .standing import Place, Standing, standing
+from .sums import MOST, Call, Course, Factors, Passed, Take, disturbed, passed, read, summed
 from .taps import Inputs, Taps
-
-ALIKE = 1e-3  # of the latents' change: what a sampler's step may be off from a sum, besides the latents' own rounding
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call of the model in a recorded generation."""
-
-    inputs: Inputs
-    result: Tensor  # the first output
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """One recorded generation."""
-
-    seed: int
-    steps: tuple[tuple[Call, ...], ...]  # of each the calls, such as those of guidance
-    result: Any  # what the user's function returned
 
 
 @dataclass(frozen=True)
@@ -43,8 +25,7 @@ class Rehearsal:
 
     pieces: Taps
     takes: tuple[Take, ...]
-    # Of each step: of the latents, then of each call's result. Of the last one only where the function returns latents.
-    factors: tuple[tuple[float, ...], ...]
+    factors: tuple[Factors, ...]  # of each step; of the last one only where the function returns latents
 
     @property
     def num_steps(self) -> int:
@@ -56,18 +37,18 @@ class Rehearsal:
         found: Tensor = take.steps[step][0].inputs[self.pieces.latents]
         return found.float()
 
-    def moved(self, step: int, latents: Tensor, results: Sequence[Tensor]) -> Tensor:
-        """A step's share in the next latents: the sum with its factors; a last step without any has those before it."""
-        keep, *of = self.factors[min(step, len(self.factors) - 1)]
-        return keep * latents + sum(
-            (factor * as_latents(result.float(), latents) for factor, result in zip(of, results, strict=True)),
-            torch.zeros_like(latents),
-        )
+    def passed(self, take: Take, step: int) -> Passed:
+        """A step as it was recorded."""
+        return passed(self.latents(take, step), [call.result for call in take.steps[step]])
 
-    def off(self, take: Take, step: int, latents: Tensor, results: Sequence[Tensor]) -> Tensor:
-        """How far the next latents are from the recorded ones."""
-        recorded = [call.result for call in take.steps[step]]
-        return self.moved(step, latents, results) - self.moved(step, self.latents(take, step), recorded)
+    def moved(self, step: int, steps: Sequence[Passed]) -> Tensor:
+        """What steps give of the next latents, the newest first; a last step without factors has those before it."""
+        return summed(self.factors[min(step, len(self.factors) - 1)], steps)
+
+    def off(self, take: Take, step: int, steps: Sequence[Passed]) -> Tensor:
+        """How far the next latents are from the recorded ones, after these steps, the newest first."""
+        differences = [one.minus(self.passed(take, step - age)) for age, one in enumerate(steps)]
+        return self.moved(step, differences)
 
     def inputs(self, take: Take, step: int, call: int, latents: Tensor) -> list[Any]:
         """What a call is given with other latents."""
@@ -88,32 +69,53 @@ def rehearse(
 
     Raises ValueError where the model was not called, is not cut, or is called by a sampler whose steps are no sums.
     """
-    found: list[Take] = []
     kept: list[Taps] = []
     with standing(model, config) as stand, torch.no_grad():
+        found = []
         for seed in seeds:
-            steps: list[list[Call]] = []
-            shared: dict[tuple[int, int], Any] = {}
-
-            def keep(
-                place: Place, pieces: Taps, inputs: Inputs, steps: list[list[Call]] = steps, shared: Any = shared
-            ) -> Any:
-                kept.append(pieces)
-                outputs = pieces.whole(*inputs)[0]
-                if place.step == len(steps):
-                    steps.append([])
-                own = [_own(value, at, pieces, shared, place.call) for at, value in enumerate(inputs)]
-                steps[place.step].append(Call(own, outputs[0].clone()))
-                return outputs
-
-            stand.handler = keep
-            stand.begin()
-            result = run(seed)
+            found.append(_recorded(stand, run, seed, kept))
             tick()
-            found.append(Take(seed, tuple(map(tuple, steps)), result))
-    _check(stand.refused, found, kept)
-    rehearsal = Rehearsal(kept[-1], tuple(found), ())
-    return Rehearsal(kept[-1], tuple(found), _factors(rehearsal))
+        _check(stand.refused, found, kept)
+        rehearsal = Rehearsal(kept[-1], tuple(found), ())
+        factors, why_not = read(_course(rehearsal), 1)
+        if why_not is not None:  # it adds noise, or looks back
+            rehearsal = Rehearsal(kept[-1], (_recorded(stand, run, seeds[0], kept, disturbed), found[0]), ())
+            _check(stand.refused, rehearsal.takes, kept)
+            factors, why_not = read(_differences(rehearsal), MOST)
+    if why_not is not None:
+        raise ValueError(
+            f"{why_not}, not with those of {MOST - 1} steps before either. It may take a result's size, as rescaled "
+            "guidance and thresholding do, or noise that the function's seed does not tell: tune without"
+        )
+    return Rehearsal(kept[-1], tuple(found), factors)
+
+
+def _recorded(
+    stand: Standing,
+    run: Callable[[int], Any],
+    seed: int,
+    kept: list[Taps],
+    change: Callable[[Tensor, int, int], Tensor] | None = None,
+) -> Take:
+    """One generation; `change`: what the function gets in place of a result, of its step and call."""
+    steps: list[list[Call]] = []
+    shared: dict[tuple[int, int], Any] = {}
+
+    def keep(place: Place, pieces: Taps, inputs: Inputs) -> Any:
+        kept.append(pieces)
+        outputs = pieces.whole(*inputs)[0]
+        if place.step == len(steps):
+            steps.append([])
+        own = [_own(value, at, pieces, shared, place.call) for at, value in enumerate(inputs)]
+        if change is not None:
+            outputs = (change(outputs[0], *place), *outputs[1:])
+        steps[place.step].append(Call(own, outputs[0].clone()))
+        return outputs
+
+    stand.handler = keep
+    stand.begin()
+    result = run(seed)
+    return Take(seed, tuple(map(tuple, steps)), result)
 
 
 def _own(value: Any, at: int, pieces: Taps, shared: dict[tuple[int, int], Any], call: int) -> Any:
@@ -134,24 +136,15 @@ def _check(refused: str | None, takes: Sequence[Take], pieces: Sequence[Taps]) -
         raise ValueError("calls of several graphs were recorded: let the function run one shape of one full graph")
     if pieces[0].latents is None:
         raise ValueError("which input is denoised is not known, so a step cannot be tried with others")
-    if len(pieces[0].carried) != 1:
-        names = ", ".join(value.y.name for value in pieces[0].carried)
-        raise ValueError(f"the trunk gives {len(pieces[0].carried)} values ({names}), and weights are fitted for one")
+    at = pieces[0].latents
+    if any(not torch.equal(call.inputs[at], step[0].inputs[at]) for step in takes[0].steps for call in step[1:]):
+        raise ValueError(
+            "calls with one timestep were given other latents, as by a sampler that looks ahead, so it is not known "
+            "which of them make a step: tune with one that calls the model once for each timestep"
+        )
     forms = {tuple(len(step) for step in take.steps) for take in takes}
     if len(forms) > 1:
         raise ValueError("the recorded generations differ in their steps or calls: let the function run like ones")
-
-
-def as_latents(result: Tensor, latents: Tensor) -> Tensor:
-    """A model's result in the latents' shape; further channels that the latents have are of conditions, which stay."""
-    if result.shape == latents.shape:
-        return result
-    differing = [axis for axis, pair in enumerate(zip(result.shape, latents.shape, strict=True)) if pair[0] != pair[1]]
-    if result.dim() != latents.dim() or len(differing) != 1 or result.shape[differing[0]] > latents.shape[differing[0]]:
-        raise ValueError(f"the model gives {tuple(result.shape)} for latents {tuple(latents.shape)}: expected as many")
-    rest = list(latents.shape)
-    rest[differing[0]] -= result.shape[differing[0]]
-    return torch.cat((result, result.new_zeros(rest)), dim=differing[0])
 
 
 def _returns_latents(rehearsal: Rehearsal) -> bool:
@@ -162,31 +155,25 @@ def _returns_latents(rehearsal: Rehearsal) -> bool:
     )
 
 
-def _factors(rehearsal: Rehearsal) -> tuple[tuple[float, ...], ...]:
-    """By least squares over all recorded generations."""
-    found = []
-    place, last = rehearsal.pieces.latents, rehearsal.num_steps - 1
+def _course(rehearsal: Rehearsal) -> Course:
+    """What recorded generations tell of the sampler."""
+    place, steps = rehearsal.pieces.latents, range(rehearsal.num_steps)
     assert place is not None
+    every = tuple(tuple(rehearsal.passed(take, step) for step in steps) for take in rehearsal.takes)
+    ends = tuple(take.result.float() for take in rehearsal.takes) if _returns_latents(rehearsal) else ()
     eps = torch.finfo(rehearsal.takes[0].steps[0][0].inputs[place].dtype).eps
-    for step in range(last + _returns_latents(rehearsal)):
-        rows, targets, sizes = [], [], []
-        for take in rehearsal.takes:
-            latents = rehearsal.latents(take, step).double()
-            after = (take.result if step == last else rehearsal.latents(take, step + 1)).double()
-            results = [as_latents(call.result.double(), latents) for call in take.steps[step]]
-            moved = results[0] != 0  # not what stands for conditions
-            rows.append(torch.stack([part[moved] for part in (latents, *results)], dim=1))
-            targets.append((after - latents)[moved])
-            sizes.append(after[moved])
-        matrix, target = torch.cat(rows), torch.cat(targets)
-        solution = torch.linalg.lstsq(matrix, target[:, None]).solution
-        left = (matrix @ solution - target[:, None]).norm() / target.norm()
-        rounding = eps * torch.cat(sizes).norm() / target.norm()
-        if not left <= ALIKE + rounding:
-            raise ValueError(
-                f"step {step} of the sampler is no sum of its latents and the model's results (off by {left:.1%}), as "
-                "of a sampler that adds noise or looks further back: tune with one that does neither, such as Euler"
-            )
-        keep, *of = solution[:, 0].tolist()
-        found.append((1 + keep, *of))
-    return tuple(found)
+    return Course(every, ends, tuple(tuple(one.latents for one in steps) for steps in every), eps)
+
+
+def _differences(rehearsal: Rehearsal) -> Course:
+    """What two generations of one seed tell together: whatever both were given alike is not in it.
+
+    Raises ValueError where they do not begin alike.
+    """
+    both = _course(rehearsal)
+    one, other = both.steps
+    if not torch.equal(one[0].latents, other[0].latents):
+        raise ValueError("two runs of one seed begin with other latents: let the function draw all by its seed")
+    differences = tuple(a.minus(b) for a, b in zip(one, other, strict=True))
+    ends = (both.ends[0] - both.ends[1],) if both.ends else ()
+    return Course((differences,), ends, both.sizes[:1], both.eps)

@@ -31,11 +31,10 @@ class Taps:
     weights: frozenset[int]  # and of the model's own tensors
 
     @property
-    def y_dtype(self) -> torch.dtype:
-        """Of the first carried value where it leaves the site."""
-        recorded = values.tensor(self.carried[0].y)
-        assert recorded is not None
-        return recorded.dtype
+    def y_dtypes(self) -> tuple[torch.dtype, ...]:
+        """Of each carried value where it leaves the site."""
+        found = [values.tensor(one.y) for one in self.carried]
+        return tuple(recorded.dtype for recorded in found if recorded is not None)
 
     @property
     def carried(self) -> tuple[Carried, ...]:

@@ -18,7 +18,7 @@ from ..errors import NothingToSkipError
 from ..graph.dataflow import Dataflow
 from ..plan import Asked, AskedRule, AskedSite, Partition, Region, Trunk
 from .crossing import ABOVE, find_crossing
-from .partition import partition
+from .partition import check_effects, partition
 from .sublayers import cut_sublayers
 from .whole_model import MODEL, cut_model
 
@@ -86,8 +86,30 @@ def _sites(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, rule: AskedRule, nu
     for place, blocks in enumerate(_ranges(trunk, rule)):
         new = flow if not (number or place) else Dataflow(gm.graph)  # an earlier site may have added nodes
         of = rule if not place else dataclasses.replace(rule, probe_depth=0, measures=False)
-        found.append(dataclasses.replace(partition(gm, new, blocks, of), rule=number))
+        cut = partition(gm, new, blocks, of) if len(blocks.blocks) > 1 else _one_block(gm, new, trunk, blocks, of)
+        found.append(dataclasses.replace(cut, rule=number))
     return lambda apart: found if apart or len(found) == 1 else [_joined(found)]
+
+
+def _one_block(gm: fx.GraphModule, flow: Dataflow, trunk: Trunk, site: Trunk, rule: AskedRule) -> Partition:
+    """The partition at one block, from that of a pair which it is in, with a probe of the pair's first block: what
+    enters it is what leaves that probe, and what leaves the trunk's first block is what leaves its probe.
+    """
+    place = max(trunk.blocks.index(site.blocks[0]), 1)
+    pair = Trunk(trunk.blocks[place - 1 : place + 1])
+    cut = partition(gm, flow, pair, dataclasses.replace(rule, probe_depth=1, measures=True))
+    regions, carried = dict(cut.regions), cut.carried
+    if site.blocks[0] is pair.blocks[0]:
+        moved = {Region.PROBE: Region.DEEP, Region.DEEP: Region.EPILOGUE}
+        carried = tuple(dataclasses.replace(value, h=value.x, y=value.h) for value in carried)
+    else:
+        moved = {Region.PROBE: Region.PROLOGUE}
+        carried = tuple(dataclasses.replace(value, x=value.h) for value in carried)
+    regions = {node: moved.get(region, region) for node, region in regions.items()}
+    regions.update({value.x: Region.PROLOGUE for value in carried if value.x in regions})
+    check_effects(flow, regions, carried)
+    crossing = find_crossing(gm, regions, carried)
+    return dataclasses.replace(cut, trunk=site, probe_depth=0, regions=regions, carried=carried, crossing=crossing)
 
 
 def _joined(found: Sequence[Partition]) -> Partition:
@@ -146,7 +168,7 @@ def _ranges(trunk: Trunk, rule: AskedRule) -> list[Trunk]:
         return [trunk]
     end, found = 0, list[Trunk]()
     for site in rule.sites:
-        found.append(_range(trunk, site, end, max(2, 1 + (0 if found else rule.probe_depth))))
+        found.append(_range(trunk, site, end, 1 + (0 if found else rule.probe_depth)))
         end = trunk.blocks.index(found[-1].blocks[-1]) + 1
     return found
 

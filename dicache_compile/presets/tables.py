@@ -136,13 +136,15 @@ def meancache(deep_steps: tuple[int, ...], sigmas: tuple[float, ...], spans: int
     }
 
 
-@method("profilingdit", "ProfilingDiT, arXiv 2504.03140", "blocks are counted over all lists, the published in one")
-def profilingdit(ranges: tuple[tuple[int, int], ...], deep_steps: tuple[int, ...]) -> Fields:
+@method("profilingdit", "ProfilingDiT, arXiv 2504.03140")
+def profilingdit(ranges: tuple[tuple[int, int], ...], deep_steps: tuple[int, ...], before: int = 0) -> Fields:
     """Ranges of blocks, each with the last residual of its own; the other blocks run on every step.
 
-    `ranges` as in `sites`, so (4, 8) is blocks 4 to 7, and each has two blocks at least.
+    `ranges` as in `sites`, so (4, 8) is blocks 4 to 7. `before` is how many blocks stand before the list that they
+    count in: the published ranges of HunyuanVideo count its single blocks, and 20 double blocks come first.
     """
-    return {"sites": ranges, "schedule": Schedule.steps(*deep_steps), "estimator": Reuse()}
+    sites = tuple((first + before, last + before) for first, last in ranges)
+    return {"sites": sites, "schedule": Schedule.steps(*deep_steps), "estimator": Reuse()}
 
 
 @method("ertacache", "ERTACache, arXiv 2508.21091", "the sampler's steps stay as they are")

@@ -113,6 +113,23 @@ def test_the_probe_of_a_range_is_its_first_block() -> None:
     ]
 
 
+@cells(
+    "kind, engine, sites",
+    [models.SingleStream, models.TwoStream, models.Mixed],
+    ["calls", "cond", "conditional"],
+    [((2, 3),), ((0, 1), (3, 5)), ((1, 2), (3, 4), (5, 6))],
+)
+def test_a_range_may_be_one_block(kind: type[models.Model], engine: str, sites: tuple[tuple[int, int], ...]) -> None:
+    model = models.make(kind, depth=6)
+    call = compiled(model, schedule=Schedule.steps(*DEEP), estimator=Reuse(), sites=sites, engine=engine)
+    ours, theirs = generate(call, model), plain(model, *sites)
+    assert_near(ours, theirs)
+    assert all(torch.equal(a, b) for step, (a, b) in enumerate(zip(ours, theirs, strict=True)) if step in DEEP)
+    assert [step.deep for step in summary(model).generations[-1].streams["0"]] == [s in DEEP for s in range(STEPS)]
+    left_out = sum(last - first for first, last in sites)
+    assert len(explain(model).beside) == 6 - left_out
+
+
 @pytest.mark.parametrize("sites", [(3, 1), (0, 9), (2, 3), (-9, -1), ((2, 4), (0, 2)), ((0, 3), (2, 4))])
 def test_a_range_that_the_trunk_has_not_is_refused(sites: Any) -> None:
     model = models.make(models.SingleStream)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dicache_compile import DiCacheConfig, Schedule
+from dicache_compile import DiCacheConfig, Schedule, dicache_backend, summary
 from dicache_compile.estimators import (
     BandSplit,
     Extrapolated,
@@ -142,6 +142,52 @@ def test_flowcache(case: dict[str, Any], chunk: int) -> None:
     assert ours.computed(steps) == case["computed"][f"chunk {chunk}"]
     for step in ours.estimates:
         assert ours.compared[step] == pytest.approx(case["accumulated"][step][chunk], rel=COMPARED)
+
+
+class _Profiled(torch.nn.Module):
+    """The 40 blocks on which ProfilingDiT's code was run, with a linear that changes nothing, and two others before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubles = torch.nn.ModuleList(_Wave(0.0, 0.0, 0.0) for _ in range(2))
+        self.singles = torch.nn.ModuleList(_Wave(0.02, 1 + 0.05 * place, 0.1 * place) for place in range(40))
+
+    def forward(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        x = latents + 0.0 * timestep
+        for block in (*self.doubles, *self.singles):
+            x = block(x)
+        return x + 0.0
+
+
+class _Wave(torch.nn.Module):
+    def __init__(self, *numbers: float) -> None:
+        super().__init__()
+        self.numbers = torch.nn.Parameter(torch.tensor(numbers), requires_grad=False)
+        self.same = torch.nn.Linear(8, 8, bias=False).requires_grad_(False)
+        self.same.weight.copy_(torch.eye(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, fast, beyond = self.numbers
+        return x + size * torch.sin(self.same(x) * fast + beyond)
+
+
+@pytest.mark.parametrize("case", fixture("profilingdit")["runs"])
+@torch.no_grad()
+def test_profilingdit(case: dict[str, Any]) -> None:
+    steps, known = case["steps"], published("profilingdit")["models"]["hunyuan-video"]
+    ranges = tuple((first, last + 1) for first, last in known["ranges"])
+    assert [block for first, last in ranges for block in range(first, last)] == case["left_out"]
+    fields: dict[str, Any] = {"trunk": ("doubles", "singles"), "num_steps": steps, "lowering": "eager", "strict": True}
+    deep = tuple(computed(case["computed"]))
+    config = DiCacheConfig.preset("profilingdit", ranges=ranges, deep_steps=deep, before=2, **fields)
+    model = _Profiled().eval()
+    call = torch.compile(model, backend=dicache_backend, options=config.options())
+    for step in range(steps):
+        out = call(turning(step, steps).float(), torch.tensor(1 - step / steps))
+        if str(step) in case["outputs"]:
+            near(out, case["outputs"][str(step)])
+    (record,) = summary(model).generations[-1].streams.values()
+    assert "".join("01"[one.deep] for one in record) == case["computed"]
 
 
 @pytest.mark.parametrize("case", fixture("easycache")["runs"], ids=lambda one: f"{one['model']}-{one['threshold']}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -98,8 +99,103 @@ def test_a_model_of_half_precision_is_rehearsed_to_its_rounding() -> None:
         bound = 2 * STEPS * torch.finfo(torch.bfloat16).eps * plain[seed].float().abs().max().item()
         assert (run(seed).float() - plain[seed].float() - state.latents).abs().max().item() <= bound
     disable_cache(model)
-    with pytest.raises(ValueError, match="is no sum"):
-        rehearsed(model, sampler(model, noisy=True))
+
+
+def scheduled(model: models.Model, name: str, **settings: Any) -> Callable[[int], Tensor]:
+    """A loop around one of diffusers' schedulers, with guidance."""
+    diffusers = pytest.importorskip("diffusers")
+    dtype = next(model.parameters()).dtype
+
+    def run(seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        scheduler = getattr(diffusers, name)(**settings)
+        scheduler.set_timesteps(STEPS)
+        latents = torch.randn((1, 6, 4), generator=generator).to(dtype)
+        prompts = torch.randn((2, 1, 3, 4), generator=generator).to(dtype)
+        own = {"generator": generator} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        with torch.no_grad():
+            for timestep in scheduler.timesteps:
+                given = latents
+                if hasattr(scheduler, "scale_model_input"):
+                    given = scheduler.scale_model_input(latents, timestep)
+                time = timestep[None].float() / 1000
+                cond, uncond = (model(given, time, prompt) for prompt in prompts)
+                result = 0.3 * (uncond + 2.0 * (cond - uncond))
+                latents = scheduler.step(result, timestep, latents, return_dict=False, **own)[0].to(dtype)
+        return latents
+
+    return run
+
+
+FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+# What people sample Wan, SD3, PixArt and DiT with: of the second and the third order, and with noise on each step.
+SAMPLERS: list[tuple[str, dict[str, Any]]] = [
+    ("DPMSolverMultistepScheduler", {}),
+    ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    ("DPMSolverMultistepScheduler", FLOW),
+    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    ("UniPCMultistepScheduler", FLOW),
+    ("UniPCMultistepScheduler", {"solver_order": 3}),
+    ("DDPMScheduler", {"clip_sample": False}),
+    ("LCMScheduler", {"original_inference_steps": 2 * STEPS}),
+    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+]
+
+
+@pytest.mark.parametrize(("name", "settings"), SAMPLERS, ids=lambda one: one if isinstance(one, str) else None)
+def test_samplers_that_look_back_or_add_noise_are_rehearsed_as_they_run(
+    model: models.Model, name: str, settings: dict[str, Any]
+) -> None:
+    run, deep, seeds = scheduled(model, name, **settings), (0, 2, 3, 6), range(2)
+    rehearsal = rehearsed(model, run, seeds)
+    way = refit(rehearsal, deep)
+    plain = {seed: run(seed) for seed in seeds}
+    enable_cache(model, config_of(way, STEPS), compile=False)
+    for seed, state in zip(seeds, way.states, strict=True):
+        off = run(seed) - plain[seed]
+        assert off.norm() > 1e-3 * plain[seed].norm()  # or it would say nothing
+        assert (off - state.latents).norm() <= 1e-3 * off.norm() + 2e-5 * plain[seed].norm()
+    disable_cache(model)
+
+
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_noisy_sampler_in_half_precision_is_rehearsed_to_its_rounding(noisy: bool) -> None:
+    torch._dynamo.reset()
+    model = models.make(models.SingleStream, torch.bfloat16)
+    run, deep = sampler(model, noisy=noisy), (0, 2, 5)
+    way = refit(rehearsed(model, run), deep)
+    plain = {seed: run(seed) for seed in range(3)}
+    enable_cache(model, config_of(way, STEPS), compile=False)
+    for seed, state in zip(range(3), way.states, strict=True):
+        # Each of the steps rounds the latents, whose size is about 1, once in each of both runs.
+        bound = 2 * STEPS * torch.finfo(torch.bfloat16).eps * plain[seed].float().abs().max().item()
+        assert (run(seed).float() - plain[seed].float() - state.latents).abs().max().item() <= bound
+    disable_cache(model)
+
+
+class Both(models.TwoStream):
+    """Its blocks' text is read after them, too: they give two values."""
+
+    def leave(self, carried: models.Carried) -> Tensor:
+        return super().leave({**carried, "x": carried["x"] + carried["text"].mean(1, keepdim=True)})
+
+
+def test_a_trunk_that_gives_two_values_has_weights_for_both_together() -> None:
+    torch._dynamo.reset()
+    model = models.make(Both)
+    run, deep = sampler(model), (0, 2, 5)
+    rehearsal = rehearsed(model, run)
+    assert len(rehearsal.pieces.carried) == 2
+    way = refit(rehearsal, deep)
+    plain = {seed: run(seed) for seed in range(3)}
+    enable_cache(model, config_of(way, STEPS), compile=False)
+    for seed, state in zip(range(3), way.states, strict=True):
+        torch.testing.assert_close(run(seed) - plain[seed], state.latents, rtol=0, atol=2e-5)
+    disable_cache(model)
+    enable_cache(model, schedule=Schedule.steps(*deep), estimator=Reuse(), num_steps=STEPS, compile=False)
+    for seed, state in zip(range(3), way.states, strict=True):
+        assert (run(seed) - plain[seed]).norm() > 2 * state.latents.norm()
+    disable_cache(model)
 
 
 def test_fitted_weights_are_nearer_than_a_polynomial_on_other_seeds(model: models.Model) -> None:
@@ -187,9 +283,49 @@ def test_an_aim_that_makes_no_sense_is_refused(model: models.Model, aims: dict[s
         tune(model, sampler(model), **{"samples": 2, "trials": 1, "checks": 1, "width": 1, **aims}, progress=False)
 
 
+def rescaled(model: models.Model) -> Callable[[int], Tensor]:
+    """A sampler that goes by a result's size, as rescaled guidance does."""
+
+    def run(seed: int) -> Tensor:
+        latents = torch.randn((1, 6, 4), generator=torch.Generator().manual_seed(seed))
+        for step in range(STEPS):
+            velocity = model(latents, torch.tensor([1 - step / STEPS]), latents[:, :3])
+            latents = latents - 0.1 * velocity / velocity.std()
+        return latents
+
+    return run
+
+
+def unseeded(model: models.Model) -> Callable[[int], Tensor]:
+    run = sampler(model)
+    return lambda seed: run(seed) + torch.rand(())
+
+
+def looking_ahead(model: models.Model) -> Callable[[int], Tensor]:
+    """Heun's method: its second call of a step has the timestep of the next one's first."""
+
+    def run(seed: int) -> Tensor:
+        latents, prompt = torch.randn((2, 1, 6, 4), generator=torch.Generator().manual_seed(seed))
+        for step in range(STEPS):
+            now, after = (torch.tensor([1 - one / STEPS]) for one in (step, step + 1))
+            first = model(latents, now, prompt)
+            second = model(latents - first / STEPS, after, prompt)
+            latents = latents - (first + second) / (2 * STEPS)
+        return latents
+
+    return run
+
+
+@torch.no_grad()
 def test_what_cannot_be_rehearsed_is_refused_with_the_reason(model: models.Model) -> None:
-    with pytest.raises(ValueError, match=r"step 0 of the sampler is no sum .* \(off by \d+\.\d%\)"):
-        rehearsed(model, sampler(model, noisy=True))
+    with pytest.raises(
+        ValueError, match=r"step 0 of the sampler is no sum .* \(off by \d+\.\d%\), not with those of 3"
+    ):
+        rehearsed(model, rescaled(model))
+    with pytest.raises(ValueError, match=r"step 7 of the sampler is no sum .* noise that the function's seed does not"):
+        rehearsed(model, unseeded(model))
+    with pytest.raises(ValueError, match="calls with one timestep were given other latents"):
+        rehearsed(model, looking_ahead(model))
     with pytest.raises(ValueError, match="nothing was recorded of the model: the function did not call it"):
         rehearse(model, lambda seed: torch.zeros(()), range(2), CUT)
     enable_cache(model, compile=False)
