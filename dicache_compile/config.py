@@ -41,6 +41,12 @@ class DiCacheConfig(SiteRule):
     """How many streams of a model have state at a time. With one more the one unused for longest gives way; it starts
     anew when it comes back."""
 
+    max_state_bytes: int | None = None
+    """How many bytes the state of all streams of a model may take. What more would need makes the stream unused for
+    longest give way, as with `max_streams`; a stream that needs more by itself is refused before its first step, and so
+    is a pool of `max_streams` requests that are rows. Captures and what runs on a step are not counted. None: no
+    bound."""
+
     joint: bool | None = None
     """Whether the calls of one step, such as the two of guidance, decide together: the first one at a timestep decides,
     and the others do as it did. Guidance multiplies the difference of its two calls. That is spoiled more if one of

@@ -7,6 +7,7 @@ Nothing is copied from step to step; where a batch has other requests than the o
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,9 @@ class Pools:
     def tensors(self) -> list[Tensor]:
         """All that is kept."""
         return [tensor for pool in self._known.values() for tensor in pool.tensors()]
+
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors())
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,18 @@ class Pool:
         if (lane, form) not in self._common:
             self._common[lane, form] = allocate(slot, form[1])
         return self._common[lane, form]
+
+    def missing(self, lane: str, layout: Layout) -> int:
+        """How many bytes more are kept once a lane has this graph."""
+        found = 0
+        for slot in layout.slots:
+            if slot.like is None:
+                of, known = layout.shapes[slot.name], (lane, layout.form(slot)) in self._common
+            else:
+                of = (len(self._places), *layout.shapes[slot.name][1:])
+                known = (None if slot.of_request else lane, layout.row_form(slot)) in self._kept
+            found += 0 if known else math.prod(of) * slot.dtype.itemsize
+        return found
 
     def tensors(self) -> list[Tensor]:
         return [*(one.rows for one in self._kept.values()), *self._common.values()]

@@ -69,6 +69,7 @@ def batch_of(
     settings = [told.settings(steps) for steps in lengths]
     lane = current_name() or ""
     pool = session.pools.pool(layout)
+    session.afford_rows(pool, lane, layout)
     requests = pool.seat(names.names)
     key = f"{OF_ROWS}/{lane}" if lane else OF_ROWS
     history = session.history.setdefault(key, History())

@@ -19,7 +19,6 @@ from .ahead import Ahead
 from .findings import MAX_ALIKE
 from .marks import Mark, mark_of, marks_of
 from .numbering import Numbering
-from .pool import Pools
 from .record import Call, Calls
 from .runs import Run
 from .settings import Told
@@ -34,11 +33,10 @@ class Session(Store):
     """The streams of one model under one config, for whoever holds its `lock`."""
 
     def __init__(self, config: DiCacheConfig) -> None:
-        super().__init__(config.max_streams)
+        super().__init__(config.max_streams, config.max_state_bytes)
         self.config = config  # that of the compiled graphs
         self.told = Told(config)  # what its next generations go by, which may differ at run time
         self.lock = threading.RLock()  # that a step holds, so that calls from several threads take turns
-        self.pools = Pools(config.max_streams)  # of requests that are rows of batches
         self.numbering = Numbering()  # of calls that are of no announced run
         self.last_call, self.calls = 0, Calls()
         self.last_cut: Any = None  # what was cut, for `explain`,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ class Layout:
         if slot.name.startswith(PARTNER_MARK):  # it is of results of these shapes
             of = tuple(self.shapes[one.name] for one in self.slots if one.of_request and one.like is not None)
         return slot.name, self.shapes[slot.name], slot.dtype, slot.device, of
+
+    def bytes(self) -> int:
+        """What its tensors take."""
+        return sum(math.prod(self.shapes[slot.name]) * slot.dtype.itemsize for slot in self.slots)
 
     @property
     def rows(self) -> int | None:
@@ -145,6 +150,15 @@ class StreamState:
             return True
         self._keep(lambda other: other is view or other.recording is not None)
         return False
+
+    def bytes(self) -> int:
+        """What its tensors take, those of shapes that it had before too where captures keep them."""
+        return sum(tensor.nbytes for tensor in self._pool.values())
+
+    def missing(self, layout: Layout) -> int:
+        """What more they take with this graph and shape."""
+        new = [slot for slot in layout.slots if layout.form(slot) not in self._pool]
+        return sum(math.prod(layout.shapes[slot.name]) * slot.dtype.itemsize for slot in new)
 
     def resting(self) -> list[Key]:
         """The graphs and shapes for which captures are kept that cannot be used now, as others are carried."""

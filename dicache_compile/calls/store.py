@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import StepError
 from ..program import of_rules
 from ..write.control import LED, WHEN_SHARED
+from .pool import Pool, Pools
 from .record import History
 from .state import KEPT, Key, Layout, Shared, StreamState
 from .streams import request_of
@@ -33,11 +35,13 @@ class Lost:
 class Store:
     """The states of one model's streams. Not safe for calls from several threads at once."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, budget: int | None = None) -> None:
         """`limit`: how many have state at the same time; the longest unused gives way, and starts anew when it comes
-        back.
+        back. `budget`: how many bytes that may take, of which it is the same.
         """
         self.limit = limit
+        self._budget = budget
+        self.pools = Pools(limit)  # of requests that are rows of batches
         self.streams: OrderedDict[str, StreamState] = OrderedDict()
         self.history: OrderedDict[str, History] = OrderedDict()
         self.lost: OrderedDict[str, Lost] = OrderedDict()
@@ -51,6 +55,10 @@ class Store:
         They do not where tensors that the caller passes have come or gone, as the residuals of a ControlNet do.
         """
         found, serves = self.streams.get(name), True
+        if self._budget is not None:
+            missing = layout.bytes() if found is None else found.missing(layout)
+            self._afford(self._budget, missing, layout.bytes(), name)
+            found = self.streams.get(name)
         if found is not None and found.key != layout.key:
             serves = found.arguments == layout.arguments
             if found.tensors[KEPT[0]].device != layout.slots[0].device:
@@ -69,6 +77,24 @@ class Store:
         self.streams.move_to_end(name)
         self.history.move_to_end(name)
         return found, serves
+
+    def afford_rows(self, pool: Pool, lane: str, layout: Layout) -> None:
+        """Makes room for what requests of a pool do not have yet. Raises StepError where there is none."""
+        if self._budget is not None:
+            self._afford(self._budget, pool.missing(lane, layout), pool.missing(lane, layout), None)
+
+    def _afford(self, budget: int, missing: int, whole: int, name: str | None) -> None:
+        """Makes room for so many bytes more, `whole` of them if nothing is kept of what there is under that name.
+
+        The streams that were unused for longest give way, the one of that name last. Raises StepError where that is not
+        enough.
+        """
+        while missing and sum(state.bytes() for state in self.streams.values()) + self.pools.bytes() + missing > budget:
+            oldest = next((other for other in self.streams if other != name), name)
+            if oldest is None or oldest not in self.streams or whole > budget:
+                raise StepError(_too_much(budget, whole, self.pools.bytes(), name))
+            self._note_lost(oldest, self.streams.pop(oldest))
+            missing = whole if oldest == name else missing
 
     def _rest(self, name: str, state: StreamState) -> None:
         """Bounds what is kept of shapes that streams have no more."""
@@ -139,3 +165,18 @@ class Store:
         self.streams.clear()
         self.lost.clear()
         self._resting.clear()
+
+
+def _too_much(budget: int, needed: int, kept: int, name: str | None) -> str:
+    what = f"stream {name!r}" if name is not None else "the pool of requests, with max_streams places,"
+    beside = f" beside {_mib(kept)} of other requests" if kept else ""
+    fewer = "" if name is not None else ", fewer max_streams"
+    return (
+        f"{what} has to keep {_mib(needed)}{beside}, and max_state_bytes allows {_mib(budget)}: raise it, or keep "
+        f"less, by a smaller picture{fewer}, by state_dtype=torch.bfloat16 or torch.float8_e4m3fn, or by an estimator "
+        "with fewer anchors"
+    )
+
+
+def _mib(number: int) -> str:
+    return f"{number / 2**20:.2f} MiB"
