@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 1
+from ..files import write_whole
+from .sealed import digest_of, read, refusing, write
+
+VERSION = 2
+_TENSORS = "tensors_sha256"  # of the other file
 
 
 @dataclass(frozen=True)
@@ -39,26 +42,36 @@ class Recording:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `path`.safetensors and `path`.json. Raises ModuleNotFoundError where safetensors is not installed."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file({name: one.contiguous() for name, one in self.tensors.items()}, f"{os.fspath(path)}.safetensors")
-        text = json.dumps({"version": VERSION, **self.about}, indent=1)
-        Path(f"{os.fspath(path)}.json").write_text(text + "\n", encoding="utf-8")
+        content = save({name: one.contiguous() for name, one in self.tensors.items()})
+        write_whole(Path(f"{os.fspath(path)}.safetensors"), content)
+        about = {"version": VERSION, **self.about, _TENSORS: digest_of(content)}
+        write(Path(f"{os.fspath(path)}.json"), about)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: torch.nn.Module | None = None) -> Recording:
         """What `save` wrote; no code runs that is in the files.
 
-        Raises ValueError for files of another version, and where `model` is given and is not the one recorded.
+        Raises ValueError for files of another version, that are not whole or were changed, or do not belong together,
+        and where `model` is given and is not the one recorded.
         """
-        from safetensors.torch import load_file
+        from safetensors import SafetensorError
+        from safetensors.torch import load
 
-        about = json.loads(Path(f"{os.fspath(path)}.json").read_text(encoding="utf-8"))
-        if about.pop("version", None) != VERSION:
-            raise ValueError(f"{path}: expected a recording of version {VERSION}: record again")
-        if model is not None and (found := fingerprint(model)) != about["model"]:
-            raise ValueError(f"{path} was recorded of {about['model']}, and this is {found}: record this one")
-        return cls(load_file(f"{os.fspath(path)}.safetensors"), about)
+        expected = f"expected a recording of version {VERSION}: record again"
+        place = Path(f"{os.fspath(path)}.json")
+        about = read(place, VERSION, expected)
+        content = Path(f"{os.fspath(path)}.safetensors").read_bytes()
+        with refusing(place, expected):
+            if about.pop(_TENSORS) != digest_of(content):
+                raise ValueError(f"{path}.safetensors is not the one that was written with {place}: {expected}")
+            if model is not None and (found := fingerprint(model)) != about["model"]:
+                raise ValueError(f"{path} was recorded of {about['model']}, and this is {found}: record this one")
+        try:
+            return cls(load(content), about)
+        except SafetensorError as error:
+            raise ValueError(f"{path}.safetensors cannot be read ({error}): {expected}") from error
 
 
 def fingerprint(model: torch.nn.Module) -> str:

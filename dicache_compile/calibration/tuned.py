@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,8 +14,9 @@ from ..estimators import LearnedTable
 from ..schedules import Schedule
 from .drawing import trade_off
 from .recording import fingerprint
+from .sealed import read, refusing, write
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +63,27 @@ class Tuned:
         rest = {name: value for name, value in asdict(self).items() if name != "config"}
         found = Path(path)
         about = {"version": VERSION, **rest, "deep_steps": self._steps()}
-        text = json.dumps({**about, "residuals": table.residuals, "inputs": table.inputs}, indent=1)
-        found.write_text(text + "\n", encoding="utf-8")
+        write(found, {**about, "residuals": table.residuals, "inputs": table.inputs})
         return found
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: nn.Module | None = None) -> Tuned:
-        """What `save` wrote. Raises ValueError for a file of another version, and where `model` is another one."""
-        told = json.loads(Path(path).read_text(encoding="utf-8"))
-        if told.pop("version", None) != VERSION:
-            raise ValueError(f"{path}: expected what Tuned.save wrote, of version {VERSION}: tune again")
-        if model is not None and (found := fingerprint(model)) != told["model"]:
-            raise ValueError(f"{path} was tuned for {told['model']}, and this is {found}: tune this one")
-        deep = tuple(told.pop("deep_steps"))
-        rows = [tuple(map(tuple, told.pop(name))) for name in ("residuals", "inputs")]
-        table = LearnedTable(deep, *rows)
-        config = DiCacheConfig(schedule=Schedule.steps(*deep), estimator=table, num_steps=told["num_steps"])
-        points = tuple(Point(**point) for point in told.pop("points"))
-        return cls(config, psnrs=tuple(told.pop("psnrs")), points=points, **told)
+        """What `save` wrote; no code runs that is in the file.
+
+        Raises ValueError for a file of another version, that is not whole or was changed, and where `model` is another
+        one.
+        """
+        expected = f"expected what Tuned.save wrote, of version {VERSION}: tune again"
+        told = read(Path(path), VERSION, expected)
+        with refusing(Path(path), expected):
+            if model is not None and (found := fingerprint(model)) != told["model"]:
+                raise ValueError(f"{path} was tuned for {told['model']}, and this is {found}: tune this one")
+            deep = tuple(told.pop("deep_steps"))
+            rows = [tuple(map(tuple, told.pop(name))) for name in ("residuals", "inputs")]
+            table = LearnedTable(deep, *rows)
+            config = DiCacheConfig(schedule=Schedule.steps(*deep), estimator=table, num_steps=told["num_steps"])
+            points = tuple(Point(**point) for point in told.pop("points"))
+            return cls(config, psnrs=tuple(told.pop("psnrs")), points=points, **told)
 
     def __str__(self) -> str:
         runs = f"{len(self.psnrs)} runs on seeds of their own"

@@ -24,6 +24,7 @@ from .text import Text, dtype_of, dtype_text
 
 PROGRAM, CONFIG, WEIGHTS = "dicache/program.json", "dicache/config.pkl", "dicache/weights.bin"
 _ALIGNED = 64  # bytes, where each weight begins
+_AT_ONCE = 2**24  # bytes that are read
 _ROOT = "package"  # of all entries
 
 
@@ -92,6 +93,16 @@ def read(path: Path) -> tuple[Text, bytes]:
     except KeyError as error:
         raise ValueError(f"{path}: expected a file that dicache_compile.save_package wrote") from error
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        raise ValueError(f"{path} is no package, or not whole: {error}") from error
+
+
+def check_weights(path: Path) -> None:
+    """Reads all weights once. Raises ValueError where they are not those that were written."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(f"{_ROOT}/{WEIGHTS}") as file:
+            while file.read(_AT_ONCE):
+                pass
+    except (zipfile.BadZipFile, EOFError) as error:
         raise ValueError(f"{path} is no package, or not whole: {error}") from error
 
 

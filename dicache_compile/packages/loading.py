@@ -34,11 +34,15 @@ from .text import Text, dtype_of, dtype_text, read_pieces, read_program
 Weights = nn.Module | Mapping[str, Tensor]
 
 
-def load_package(path: str | os.PathLike[str], weights: Weights | None = None) -> Package:
+def load_package(
+    path: str | os.PathLike[str], weights: Weights | None = None, *, check_weights: bool = True
+) -> Package:
     """The model in a file of `save_package`, to be called as the model was.
 
     `weights`: a model or a state dict whose tensors are used in place of those in the file, as they are and without a
     copy. Where the file has none they are needed. Those in the file are mapped from it. All pieces use the same ones.
+
+    `check_weights`: whether those in the file are held against their checksum, for which all of them are read once.
 
     The file has native code, and Python's pickle: load only what you trust, as with any other program.
 
@@ -48,7 +52,7 @@ def load_package(path: str | os.PathLike[str], weights: Weights | None = None) -
     place = Path(os.path.realpath(path))
     text, pickled = archive.read(place)
     _check(text, place)
-    found = _weights(text, place, weights)
+    found = _weights(text, place, weights, check_weights)
     return Package(text, *_unpickled(pickled, place), found, str(place))
 
 
@@ -132,7 +136,7 @@ def _check(text: Any, path: Path) -> None:
             raise ValueError(f"{path} is of {name} {text[name]!r}, and this is {own!r}: make one here")
 
 
-def _weights(text: Text, path: Path, given: Weights | None) -> dict[str, Tensor]:
+def _weights(text: Text, path: Path, given: Weights | None, check: bool) -> dict[str, Tensor]:
     """The weights by name: those given where the model keeps them, and otherwise those in the file."""
     wanted = {one["weight"]: one for one in text["inputs"] if "weight" in one}
     if isinstance(given, nn.Module):
@@ -147,6 +151,8 @@ def _weights(text: Text, path: Path, given: Weights | None) -> dict[str, Tensor]
         if has != (needs := archive.TensorForm.told(wanted[name])):
             raise ValueError(f"weights: {name} has to be {needs}, and is {has or 'not there'}")
     own = {name: one for name, one in text["weights"].items() if name not in found}
+    if own and check:
+        archive.check_weights(path)
     read = archive.read_weights(path, own)
     return {name: found[name].detach() if name in found else read[name].to(wanted[name]["device"]) for name in wanted}
 

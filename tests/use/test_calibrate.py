@@ -98,7 +98,7 @@ def test_a_recording_is_the_same_from_its_files(model: models.Model, tmp_path: P
         Recording.load(tmp_path / "run", other)
     about = json.loads((tmp_path / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**about, "version": 0}))
-    with pytest.raises(ValueError, match="expected a recording of version 1: record again"):
+    with pytest.raises(ValueError, match="expected a recording of version 2: record again"):
         Recording.load(tmp_path / "run")
 
 

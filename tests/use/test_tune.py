@@ -244,7 +244,7 @@ def test_tuning_gives_a_config_and_what_it_does_on_seeds_of_its_own(model: model
     with pytest.raises(ValueError, match=r"was tuned for SingleStream of \d+ parameters .* tune this one"):
         Tuned.load(file, models.make(models.SingleStream, depth=5))
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"expected what Tuned\.save wrote, of version 1: tune again"):
+    with pytest.raises(ValueError, match=r"expected what Tuned\.save wrote, of version 2: tune again"):
         Tuned.load(tmp_path / "other.json")
     again = tune(model, run, deep=3, samples=3, trials=2, checks=3, width=3, progress=False)
     assert (again.config, again.psnrs) == (tuned.config, tuned.psnrs)
