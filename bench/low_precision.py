@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dicache_compile import DiCacheConfig, Schedule, configure, dicache_backend, generation, stream
+from dicache_compile import DiCacheConfig, Schedule, configure, dicache_backend, generation, stream, summary
 from dicache_compile.estimators import DCTA, Reuse, Taylor
 
 from .clips import model as clips
@@ -43,6 +43,7 @@ RULES: Mapping[str, Mapping[str, Any]] = {
     "noise-aware": {"estimator": NoiseAwareDCTA((1.0, 2.0))},
     "Taylor": {"estimator": Taylor(1), "probe_depth": 0},
 }
+DEFAULT = "balanced"  # the default rule, which decides itself how many steps are deep
 E4M3 = floats(torch.float8_e4m3fn)
 FORMATS: Mapping[str, tuple[Rounding, Rounding] | None] = {  # of weights and of activations
     "float32": None,
@@ -82,9 +83,9 @@ class Row:
 
     model: str
     format: str
-    deep: int  # steps, of 30
+    deep: int  # steps, of 30; where the rule decides, the most of any stream
     rule: str
-    psnr_db: float  # against the same quantised model uncached, mean of the pictures
+    psnr_db: float | None  # against the same quantised model uncached, mean of the pictures; None: equal
     against_float32_db: float  # against the model in float32, uncached
     uncached_db: float | None  # of the quantised model uncached, against that in float32
     pictures: int
@@ -104,7 +105,7 @@ class Named:
     """Calls a compiled model under the names that a pipeline would give its calls."""
 
     def __init__(self, model: nn.Module, streams: Sequence[str], rule: Mapping[str, Any]) -> None:
-        config = DiCacheConfig(schedule=SCHEDULES[10], num_steps=STEPS, lowering="eager", strict=True, **rule)
+        config = DiCacheConfig(num_steps=STEPS, lowering="eager", strict=True, **rule)
         self.run: Any = torch.compile(model, backend=dicache_backend, fullgraph=True, options=config.options())
         self.streams, self.calls = streams, 0
 
@@ -122,7 +123,7 @@ def measure(workload: Workload, exact: Tensor, name: str) -> list[Row]:
     for rule, fields in RULES.items():
         torch._dynamo.reset()
         model = made(workload, FORMATS[name])
-        call = Named(model, workload.streams, fields)
+        call = Named(model, workload.streams, {**fields, "schedule": SCHEDULES[10]})
         for deep, schedule in SCHEDULES.items():
             if deep != 10:
                 configure(model, schedule=schedule)
@@ -132,6 +133,22 @@ def measure(workload: Workload, exact: Tensor, name: str) -> list[Row]:
             rows.append(Row(workload.key, name, deep, rule, near, full, uncached, len(pixels)))
             print(rows[-1], flush=True)
     return rows
+
+
+def measure_default(workload: Workload, exact: Tensor, name: str) -> Row:
+    """The default rule, which has no schedule."""
+    reference = workload.sample(made(workload, FORMATS[name])) if FORMATS[name] else exact
+    torch._dynamo.reset()
+    model = made(workload, FORMATS[name])
+    with generation(num_steps=STEPS):
+        pixels = workload.sample(Named(model, workload.streams, {}))
+    steps = summary(model).generations[-1].streams.values()
+    deep = max(sum(step.deep for step in one) for one in steps)
+    near = likeness(pixels, reference) if deep < STEPS else None  # equal
+    uncached = likeness(reference, exact) if FORMATS[name] else None
+    row = Row(workload.key, name, deep, DEFAULT, near, likeness(pixels, exact), uncached, len(pixels))
+    print(row, flush=True)
+    return row
 
 
 def read() -> list[Row]:
@@ -151,6 +168,17 @@ def table(rows: Sequence[Row], model: str) -> str:
     return "\n".join(lines)
 
 
+def default_table(rows: Sequence[Row]) -> str:
+    """What the default rule does, as a table of a page."""
+    lines = ["| format | FLUX: deep of 30 | PSNR | Wan: deep of 30 | PSNR |", "|---|---|---|---|---|"]
+    found = {(row.format, row.model): row for row in rows if row.rule == DEFAULT}
+    for name in FORMATS:
+        cells = [(row.deep, row.psnr_db) for row in (found[name, workload.key] for workload in WORKLOADS)]
+        shown = [f"{deep} | {'equal' if near is None else f'{near:.1f}'}" for deep, near in cells]
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     keys = [workload.key for workload in WORKLOADS]
@@ -159,7 +187,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=MEASURED)
     given = parser.parse_args()
     if given.table:
-        print("\n\n".join(table(read(), key) for key in given.models))
+        print("\n\n".join([*(table(read(), key) for key in given.models), default_table(read())]))
         return
     torch.set_num_threads(1)
     made_on = {"torch": torch.__version__, "device": platform.machine()}
@@ -168,7 +196,7 @@ def main() -> None:
         if workload.key in given.models:
             exact = workload.sample(workload.load())
             for name in FORMATS:
-                found += measure(workload, exact, name)
+                found += [*measure(workload, exact, name), measure_default(workload, exact, name)]
     lines = ({**asdict(row), **made_on} for row in found)
     given.out.write_text("".join(json.dumps(line) + "\n" for line in lines))
 

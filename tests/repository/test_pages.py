@@ -147,3 +147,4 @@ def test_the_page_of_quantised_models_has_the_rows_that_were_measured(model: str
     low_precision = pytest.importorskip("bench.low_precision", reason="it measures them")
     text = (ROOT / "docs" / "low-precision.md").read_text()
     assert low_precision.table(low_precision.read(), model) in text
+    assert low_precision.default_table(low_precision.read()) in text
