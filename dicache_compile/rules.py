@@ -127,10 +127,15 @@ class Gate(Decider, Protocol):
 class LearningGate(Gate, Protocol):
     """A gate that learns from what the site gives, on steps that run it."""
 
+    @property
+    def learns_from(self) -> Literal["first", "all"]:
+        """Of which carried values `learn` is called: of "all" in the order in which they run."""
+        return "first"
+
     def learn(self, seen: Seen) -> dict[str, Tensor]:
-        """What slots become on a step that ran the site, where `seen.y` is known. Called for the first carried value
-        alone. It sees that one's slots and the shared ones, as `follow` and `settle` left them: before a generation's
-        first anchor they are stale.
+        """What slots become on a step that ran the site, where `seen.y` is known. It sees the carried value's slots and
+        the shared ones, as `follow`, `settle` and its own call before left them: before a generation's first anchor
+        they are stale.
         """
         ...
 

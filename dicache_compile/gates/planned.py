@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +21,18 @@ class Planned(LearningGate):
     steps between both. `plan` has pairs (bound, reused steps): the first one whose bound is not below the change
     counts, and above the last none is reused. It looks at no block before it decides: `probe_depth=0`.
 
-    AdaCache's codebook {0.03: 12, ...} has the distance to the next deep step: one more than is reused. It and
-    BWCache, ((0.15, N // 10),), measure single blocks; this measures the last one's result.
+    AdaCache's codebook {0.03: 12, ...} has the distance to the next deep step: one more than is reused. With `of_all`
+    the change is the mean of those of all results of the rule's sites, as BWCache's is of all blocks. With `half_of`,
+    the number of steps, BWCache's end: once a plan was made at step k, the last k / 2 steps run deep.
 
-    Raises ValueError for a plan whose bounds do not rise, or that reuses a negative number of steps.
+    Raises ValueError for a plan whose bounds do not rise, or that reuses a negative number of steps, and for less than
+    one step.
     """
 
     plan: tuple[tuple[float, int], ...]
     per_step: bool = True
+    of_all: bool = False
+    half_of: int | None = None
 
     def __post_init__(self) -> None:
         bounds = [bound for bound, _ in self.plan]
@@ -35,22 +40,51 @@ class Planned(LearningGate):
             raise ValueError(f"plan: expected pairs (bound, reused steps) with rising bounds, got {self.plan!r}")
         if any(isinstance(steps, bool) or not isinstance(steps, int) or steps < 0 for _, steps in self.plan):
             raise ValueError(f"plan: expected whole numbers of reused steps from 0 on, got {self.plan!r}")
+        steps = self.half_of
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise ValueError(f"half_of: expected a whole number of steps from 1 on, got {steps!r}")
+
+    @property
+    def learns_from(self) -> Literal["first", "all"]:
+        return "all" if self.of_all else "first"
 
     def slots(self) -> tuple[SlotSpec, ...]:
-        return SlotSpec("y_deep", measured=True), SlotSpec("planned", "number", shared=True)
+        kept = [SlotSpec("y_deep", measured=True), SlotSpec("planned", "number", shared=True)]
+        if self.of_all:
+            kept.append(SlotSpec("changes", "number", shared=True, shape=(2,)))  # their sum, and how many
+        if self.half_of is not None:
+            kept.append(SlotSpec("first_plan", "number", shared=True))  # at which step; 0: none yet
+        return tuple(kept)
 
     def measure(self, seen: Seen) -> Tensor:
         """How many steps were reused since the last deep one."""
         return seen.since.float()
 
     def judge(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        return seen.error < seen.state["planned"], seen.error
+        may = seen.error < seen.state["planned"]
+        if self.half_of is not None:
+            first = _first_plan(seen)
+            may = may & ~((first > 0) & (seen.index >= self.half_of - first / 2))
+        return may, seen.error
+
+    def settle(self, seen: Seen) -> dict[str, Tensor]:
+        new = {"changes": torch.zeros_like(seen.state["changes"])} if self.of_all else {}
+        return new | ({"first_plan": _first_plan(seen)} if self.half_of is not None else {})
 
     def learn(self, seen: Seen) -> dict[str, Tensor]:
-        change = relative_l1(seen.y, seen.state["y_deep"])
+        change, new = relative_l1(seen.y, seen.state["y_deep"]), {"y_deep": seen.y}
+        if self.of_all:  # the mean of those so far, which for the last one is that of all
+            new["changes"] = seen.state["changes"] + torch.stack((change, torch.ones_like(change)))
+            change = new["changes"][0] / new["changes"][1]
         if self.per_step:
             change = change / (seen.since.float() + 1)
         planned = torch.zeros_like(change)
         for bound, steps in reversed(self.plan):
             planned = torch.where(change <= bound, float(steps), planned)
-        return {"y_deep": seen.y, "planned": torch.where(seen.anchors > 0, planned, torch.zeros_like(planned))}
+        return {**new, "planned": torch.where(seen.anchors > 0, planned, torch.zeros_like(planned))}
+
+
+def _first_plan(seen: Seen) -> Tensor:
+    """The deep step at which steps were planned for the first time; 0: none yet."""
+    first, last_deep = seen.state["first_plan"], (seen.index - seen.since - 1).float()
+    return torch.where((first == 0) & (seen.state["planned"] > 0), last_deep, first)

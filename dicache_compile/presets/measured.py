@@ -151,12 +151,17 @@ def adacache(model: str = "open-sora-30-fast") -> Fields:
     return {**_OPEN, "final_steps": 2, "probe_depth": 0, "gate": Planned(plan), "estimator": Reuse()}
 
 
-@method(
-    "bwcache",
-    "BWCache, arXiv 2509.13789",
-    "measures the trunk's result, where it measures the mean of all blocks, and runs no later half deep",
-)
-def bwcache(threshold: float = 0.15, reused: int = 5) -> Fields:
-    """While the result changes by less than the threshold from deep step to deep step, `reused` ones follow."""
-    gate = Planned(((threshold, reused),), per_step=False)
-    return {**_OPEN, "probe_depth": 0, "gate": gate, "estimator": Reuse()}
+@method("bwcache", "BWCache, arXiv 2509.13789", "without `blocks` it measures the trunk's result alone, at less memory")
+def bwcache(
+    threshold: float = 0.15, reused: int = 5, blocks: int | None = None, num_steps: int | None = None
+) -> Fields:
+    """While the result changes by less than the threshold from deep step to deep step, `reused` ones follow.
+
+    With `blocks`, the number of the trunk's, the mean change of all blocks' results decides and these are reused, as
+    published. With `num_steps` the last ones run deep: half as many as came before the first reused one.
+    """
+    gate = Planned(((threshold, reused),), per_step=False, of_all=blocks is not None, half_of=num_steps)
+    found: Fields = {**_OPEN, "probe_depth": 0, "gate": gate, "estimator": Reuse()}
+    if blocks is not None:
+        found |= {"sites": tuple((block, block + 1) for block in range(blocks)), "carried": "value"}
+    return found if num_steps is None else {**found, "num_steps": num_steps}

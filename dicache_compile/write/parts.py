@@ -83,6 +83,11 @@ class Parts:
         one = getattr(gate, "looks_at", "probe") == "modulated" or getattr(gate, "first_alone", False)
         return self.measured[:1] if one else self.measured
 
+    @cached_property
+    def learned(self) -> tuple[int, ...]:
+        """Those of all carried values that a gate learns from."""
+        return tuple(self.carried) if getattr(self.rule.gate, "learns_from", "first") == "all" else self.judged[:1]
+
     @property
     def decision(self) -> Value:
         return Value(Kind.DECISION, str(self.number) if self.number else "")
@@ -174,7 +179,7 @@ class Parts:
         if any(spec.shared for spec in self.rule.estimator.slots()):
             raise ValueError("an estimator's slot cannot be shared: each carried value has its own")
         for spec in gate.slots() if gate is not None else ():
-            for place in self.judged[:1] if spec.shared else self.judged:
+            for place in self.judged[:1] if spec.shared else sorted({*self.judged, *self.learned}):
                 found += self.slots_of(place).slots([spec])
         specs = {place: self.estimator(place).slots() for place in self.carried}
         for spec in dict.fromkeys(itertools.chain.from_iterable(specs.values())):

@@ -33,7 +33,7 @@ def write_deep(
         # What comes after may write to y.
         emitter.copy(up_to)
         updates |= _anchored(parts, emitter, place, apart=cut.in_turns)
-        updates |= _learned(parts, emitter, place, apart=cut.in_turns)
+        updates |= _learned(parts, emitter, place, updates, apart=cut.in_turns)
         if parts.rows is not None:
             kept |= _stood_in(parts, emitter, place, emitter.read(parts.carried[place].y))
     emitter.copy(rest)
@@ -144,13 +144,16 @@ def _kept(parts: Parts, emitter: Emitter, place: int, seen: Seen, estimate: Any)
     return new
 
 
-def _learned(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates:
-    """What the gate learns from a carried value's result; `apart` as in `_anchored`."""
+def _learned(parts: Parts, emitter: Emitter, place: int, before: Updates, apart: bool) -> Updates:
+    """What the gate learns from a carried value's result; `before`: from those before it; `apart` as in `_anchored`."""
     gate, y = parts.rule.gate, emitter.read(parts.carried[place].y)
-    if not isinstance(gate, LearningGate) or place != parts.judged[0]:
+    if not isinstance(gate, LearningGate) or place not in parts.learned:
         return {}
     given: Any = emitter.split(y)
-    new = emitter.trace(gate.learn, replace(parts.later(emitter, place, GATE), y=given))
+    seen = parts.later(emitter, place, GATE)
+    shared = [spec.name for spec in gate.slots() if spec.shared and parts.own(spec.name) in before]
+    state = {**seen.state, **{name: before[parts.own(name)] for name in shared}}
+    new = emitter.trace(gate.learn, replace(seen, y=given, state=state))
     check_names(gate.learn, new, [spec.name for spec in gate.slots()])
     updates: Updates = {}
     for spec in gate.slots():

@@ -278,6 +278,7 @@ def test_a_gate_may_measure_the_picture_alone(engine: str) -> None:
         (lambda: Planned(()), "plan: expected pairs"),
         (lambda: Planned(((0.2, 1), (0.1, 2))), "with rising bounds"),
         (lambda: Planned(((0.2, -1),)), "whole numbers of reused steps from 0 on"),
+        (lambda: Planned(((0.2, 1),), half_of=True), "half_of: expected a whole number of steps from 1 on, got True"),
         (
             lambda: DiCacheConfig(gate=PolynomialChange((1.0,), 0.1), estimator=Reuse()),
             "looks at the first block's modulated input: it needs probe_depth=0",
@@ -287,3 +288,67 @@ def test_a_gate_may_measure_the_picture_alone(engine: str) -> None:
 def test_what_makes_no_sense_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@dataclass
+class PlainBlocks:
+    """BWCache by its equations in plain PyTorch: the mean change of all blocks' results, and the last half deep."""
+
+    model: models.Model
+    threshold: float
+    reused: int
+    steps: int
+    outputs: list[Tensor] | None = None
+    left: int = 0  # steps that may still be reused
+    first: int | None = None  # the step at which a plan was made for the first time
+    ran: str = ""
+
+    def __call__(self, step: int, *inputs: Any) -> Tensor:
+        carried = self.model.enter(*inputs)
+        late = self.first is not None and step >= self.steps - self.first / 2
+        if self.outputs is not None and self.left > 0 and not late:
+            self.left, self.ran = self.left - 1, self.ran + "0"
+            return self.model.leave({**carried, "x": self.outputs[-1]})
+        outputs = []
+        for block in range(self.model.depth):
+            carried = self.model.run(carried, block, block + 1)
+            outputs.append(carried["x"].clone())
+        self.left = 0
+        if self.outputs is not None:
+            changes = [(a - b).abs().mean() / b.abs().mean() for a, b in zip(outputs, self.outputs, strict=True)]
+            if float(sum(changes) / len(changes)) <= self.threshold:
+                self.left = self.reused
+                self.first = step if self.first is None else self.first
+        self.outputs, self.ran = outputs, self.ran + "1"
+        return self.model.leave(carried)
+
+
+@pytest.mark.parametrize("engine", ["calls", "conditional"])
+@torch.no_grad()
+def test_bwcache_goes_by_the_mean_of_all_blocks_and_ends_deep(engine: str) -> None:
+    model, steps = models.make(models.SingleStream, depth=5), 20
+    moved = [models.inputs(model, step if step > 4 else 3 * step, steps) for step in range(steps)]
+    changes, before = [], None
+    for inputs in moved:  # what a run without a cache would measure
+        plain = PlainBlocks(model, 0.0, 2, steps, outputs=before)
+        plain(0, *inputs)
+        if before is not None:
+            pairs = zip(plain.outputs or [], before, strict=True)
+            changes.append(float(sum((a - b).abs().mean() / b.abs().mean() for a, b in pairs) / 5))
+        before = plain.outputs
+    threshold = sorted(changes)[len(changes) // 2]
+    threshold += 0.01 * threshold  # beside the number, not on it
+    fields: dict[str, Any] = {"lowering": "eager", "strict": True, "engine": engine}
+    config = DiCacheConfig.preset("bwcache", threshold=threshold, reused=2, blocks=5, num_steps=steps, **fields)
+    call = compiled(model, **{name: value for name, value in config.options().items() if name != "rules"})
+    oracle = PlainBlocks(model, threshold, 2, steps)
+    for _ in range(2):  # nothing is left of the first generation
+        oracle.outputs, oracle.left, oracle.first, oracle.ran = None, 0, None, ""
+        for step, inputs in enumerate(moved):
+            assert_near([call(*inputs)], [oracle(step, *inputs)])
+        record = summary(model).generations[-1].streams["0"]
+        assert "".join("01"[one.deep] for one in record) == oracle.ran
+    assert oracle.first is not None
+    assert oracle.first >= 4
+    assert "0" in oracle.ran
+    assert oracle.ran.endswith("1" * (oracle.first // 2))
