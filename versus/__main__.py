@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import dicache_compile
 
-from . import gallery, page, rows, sweep
+from . import gallery, page, rows, sweep, tables
 from .bars import DEEP_STEPS
 from .calibrated import Calibrated
 from .compare import Entrant, compare
@@ -37,7 +37,9 @@ QUICK_SEEDS = {"schedule": 4, "own": 4, "methods": 2}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m versus", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="own settings and methods on one model, few seeds; no page"
+        "--quick",
+        action="store_true",
+        help="own settings, methods, costs of compiling; one model, few seeds; no page",
     )
     parser.add_argument("--tune", action="store_true", help="only find the settings of the parts equal and quality")
     parser.add_argument(
@@ -70,7 +72,7 @@ def main() -> None:
     keys = arguments.workload or [workload.key for workload in (WORKLOADS[:1] if arguments.quick else WORKLOADS)]
     workloads = [workload for workload in WORKLOADS if workload.key in keys]
     results = arguments.results or rows.RESULTS / ("quick.jsonl" if arguments.quick else "full.jsonl")
-    parts = arguments.part or (("own", "methods") if arguments.quick else PARTS)
+    parts = arguments.part or (("own", "methods", "costs") if arguments.quick else PARTS)
     if arguments.deep and not (arguments.tune and "equal" in parts):
         parser.error("--deep: says what to tune for equal deep steps: give --tune, and no --part but with equal")
     if arguments.tune:
@@ -133,9 +135,11 @@ def measure(
             gallery.draw(workload, page.grid_path(PAGE, workload))
         if "costs" in parts:
             done = []
-            for entrant in chosen(costed(workload)):
+            for entrant in chosen(costed(workload, quick)):
                 done.append(costs(workload, entrant.system))
                 rows.replace(results, done)
+            if quick:
+                print(tables.costs(done))
     if "sweep" in parts:
         threads = torch.get_num_threads()
         for tokens, width in sweep.SIZES if sizes is None else sizes:
