@@ -15,6 +15,7 @@ from .enable import disable_cache, enable_cache
 from .explain import explain
 from .integrations import listen as _listen
 from .packages import export_graph, load_package, save_package
+from .ranks import Ranks
 from .report import report
 from .reset import reset
 from .schedules import Schedule
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DiCacheConfig",
+    "Ranks",
     "Recording",
     "Schedule",
     "SiteRule",

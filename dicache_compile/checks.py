@@ -14,6 +14,7 @@ from .fields import REPLACES
 from .kernels.float8 import FLOAT8
 from .passes.whole_model import MODEL
 from .qualities import THRESHOLDS
+from .ranks import check_agree
 from .rules import MOST_BITS, CheckedEstimator, EstimateGate, Estimator, FollowingEstimator, Gate, TokenEstimator
 from .schedules import Schedule
 from .write.control import MASKED_STEPS, NO_LIMIT
@@ -48,6 +49,11 @@ def check(config: DiCacheConfig) -> None:
         blocks=("auto", "once", "whole"),
     )
     _check_flags(config, "ranks_agree", "strict")
+    check_agree(config.agree)
+    if config.ranks_agree and config.agree not in ("auto", None):
+        raise ValueError("agree: nothing reads it, because the config has ranks_agree=True. Leave one of them out")
+    if config.schedule is not None and config.agree not in ("auto", None):
+        raise ValueError(f"agree: a schedule is the same on all ranks, and the config has schedule={config.schedule}")
     if config.joint is not None:
         _check_flags(config, "joint")
     if config.timestep_input is not None and not isinstance(config.timestep_input, str):

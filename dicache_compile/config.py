@@ -11,7 +11,9 @@ import torch
 from . import checks
 from .fields import REPLACES, RUN_TIME
 from .in_force import Rule
+from .plan import Group
 from .presets import fields_of
+from .ranks import group_of
 from .site_rule import SiteRule, alike
 
 
@@ -84,9 +86,16 @@ class DiCacheConfig(SiteRule):
     another. "cond": one graph with a `torch.cond`. "auto": the first of these that model and device can have; on a CPU
     and with `lowering="eager"` it is "calls". A named engine that cannot be had is an error."""
 
+    agree: Any = "auto"
+    """Which ranks decide as one, where several make one picture. "auto": those whose collectives the blocks run, as
+    in context parallelism or tensor parallelism. Or a ProcessGroup, a DeviceMesh of one dimension, or a `Ranks`, which
+    also says what each rank has of the picture. None: each decides for itself. What decides is put together of all
+    ranks in the graph before the decision. A schedule is the same on all ranks and needs none of it."""
+
     ranks_agree: bool = False
-    """Whether all ranks of a process group decide alike, as with a schedule, or with a gate of your own that reduces
-    its error. False: blocks that run collectives are not cached, because ranks that decide apart wait for ever."""
+    """Whether all ranks decide alike without `agree`, as with a gate of your own that reduces its error. Then nothing
+    is put together. Blocks that run collectives are not cached where neither is so, because ranks that decide apart
+    wait for ever."""
 
     strict: bool = False
     """Whether a graph that cannot be cut is an error. False: it runs uncached, with a warning. Small fragments around
@@ -177,6 +186,10 @@ class DiCacheConfig(SiteRule):
             Rule(rule.make_gate(), rule.make_estimator(), self.state_dtype, self.decides_jointly(), self.by_rows())
             for rule in self.all_rules()
         )
+
+    def group(self) -> Group | Literal["auto"] | None:
+        """The ranks that decide as one. Raises ValueError where this process is none of them."""
+        return group_of(self.agree)
 
     def by_rows(self) -> bool:
         """Whether each row of a batch decides for itself."""

@@ -70,7 +70,7 @@ def cut(
             raise LatentsError("it is not known which input is denoised, by which two calls of a step are told")
         if config.by_rows() and told and plan.inputs.timestep is None:
             raise RowsError("the timestep is told by an earlier graph of the same call, one for all rows")
-        return Cut(plan, write_program(plan.found, plan.inputs, rules))
+        return Cut(plan, write_program(plan.found, plan.inputs, rules, plan.ranks))
 
 
 def _asked(config: DiCacheConfig, told: bool) -> Asked:
@@ -83,11 +83,13 @@ def _asked(config: DiCacheConfig, told: bool) -> Asked:
                 rule.form(),
                 rule.measures(),
                 rule.modulated(),
+                gated=rule.make_gate() is not None,
                 share=estimator.share if isinstance(estimator := rule.make_estimator(), TokenEstimator) else None,
             )
             for rule in config.all_rules()
         ),
         timestep_input=config.timestep_input,
+        agree=config.group(),
         ranks_agree=config.ranks_agree,
         knows_time=told or config.counts_steps(),
         told=told,

@@ -118,7 +118,7 @@ class CrossingError(UnsupportedGraphError):
 class CollectiveError(UnsupportedGraphError):
     """Ranks would decide apart whether to run a collective."""
 
-    advice = "set ranks_agree=True if all ranks see the same error (a schedule, or a gate of your own that reduces it)"
+    advice = "leave agree= out, give it the group of the ranks, or set ranks_agree=True if a gate of your own reduces"
     asks_for_use = False
 
 

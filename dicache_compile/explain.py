@@ -24,6 +24,7 @@ from .passes.pipeline import Passed
 from .passes.printing import did, plan_text
 from .plan import Partition, Trunk
 from .program import Slot
+from .ranks import HELD
 from .subject import Subject, subjects, why_nothing_ran
 from .tracing import Traced, trace
 
@@ -132,6 +133,7 @@ def of_cut(found: Cut, graphs: int = 1) -> Explanation:
         uncut=left_whole(found.plan, work),
         rules=rules,
         parts=parts_of(found.plan, work),
+        ranks=f"{group.size} decide as one, each with {HELD[group.hold]}" if (group := found.plan.ranks) else None,
         state_bytes=sum(_bytes(slot) for slot in found.program.slots),
     )
 

@@ -73,6 +73,7 @@ class Explanation:
     rules: tuple[SiteReport, ...] = ()  # what each rule decides on, in the config's order
     parts: tuple[Part, ...] = ()  # how the operations are spread, in the order in which parts run
     passes: tuple[PassReport, ...] = ()  # what each pass did, with `passes=True`
+    ranks: str | None = None  # which decide as one; None: this process decides for itself, or a schedule does
     name: str = ""  # in a pipeline with several compiled models: "transformer_2"
     others: tuple[Explanation, ...] = ()  # of such a pipeline's other models
 
@@ -94,6 +95,7 @@ class Explanation:
             *((f"  beside     {span(self.beside)}, on every step",) if self.beside else ()),
             f"  streams    {streams}",
             *((f"  rows       each of {self.streams[0].shape[0]} decides for itself",) if self.by_rows else ()),
+            *((f"  ranks      {self.ranks}",) if self.ranks is not None else ()),
             f"  timestep   {self.timestep or 'not an input of this graph'}",
             f"  skippable  {self.skippable:.1%} of the floating-point operations{little}",
             *(f"  uncut      {_left(stack)}" for stack in self.uncut),

@@ -125,6 +125,18 @@ class AskedRule:
     measures: bool = True  # whether something is looked at before the decision
     modulated: bool = False  # whether that is what the first block gives to its first linear; then it is h
     share: float | None = None  # of their tokens, on which a reused step runs sites; None: it leaves them out
+    gated: bool = True  # whether a gate decides, and not a schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The ranks of a process group that decide as one."""
+
+    name: str  # of the group, as PyTorch's functional collectives take it
+    size: int  # ranks
+    # What each rank has of a picture. "parts": some of its tokens. "copies": all of it. "branches": another call of the
+    # same step, as one of guidance.
+    hold: Literal["parts", "copies", "branches"] = "parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,8 @@ class Asked:
     trunk: tuple[str, ...] = ()  # the containers of its blocks; none: they are to be found
     rules: tuple[AskedRule, ...] = (AskedRule(),)
     timestep_input: str | None = None  # the name of the timestep; None: it is to be found
-    ranks_agree: bool = False  # whether all ranks of a process group decide alike
+    agree: Group | Literal["auto"] | None = None  # which ranks decide as one; "auto": whose blocks run together
+    ranks_agree: bool = False  # whether all ranks decide alike without that
     knows_time: bool = False  # whether there is a timestep besides the graph's inputs: an earlier graph's, or a count
     told: bool = False  # whether an earlier graph of the same call tells the timestep
 
@@ -159,6 +172,7 @@ class Plan:
         Partition, ...
     ] = ()  # where it is cut, in the order in which it runs; one inside of another comes later
     told: Inputs | None = None  # what its placeholders are
+    ranks: Group | None = None  # which decide as one
 
     @property
     def partition(self) -> Partition:

@@ -13,6 +13,7 @@ from ..cut import Cut
 from ..errors import source_line
 from ..graph import effects, operators, randomness, values
 from ..graph.input_names import input_name
+from ..ranks import backend_of
 
 DEVICES = ("cuda",)  # types of devices that can capture
 
@@ -31,11 +32,19 @@ def why_not_capturable(found: Cut, examples: Mapping[str, object]) -> str | None
     inputs, nodes = found.placeholders, found.partitions[-1].regions
     weights = set(found.inputs.weights)
     reasons = itertools.chain(
+        (_of_ranks(found, device),),
         (_of_input(node, examples[node.name], node in weights, device) for node in inputs),
         (_of_node(node, device) for node in nodes),
         (_of_write(node, target, inputs) for node in nodes for target in effects.written(node)),
     )
     return next(filter(None, reasons), None)
+
+
+def _of_ranks(found: Cut, device: torch.device) -> str | None:
+    if found.plan.ranks is None:
+        return None
+    backend = backend_of(found.plan.ranks, device)
+    return None if backend == "nccl" else f"its ranks agree over {backend}, whose collectives need the host"
 
 
 def _of_input(node: fx.Node, value: object, is_weight: bool, device: torch.device) -> str | None:

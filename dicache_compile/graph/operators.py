@@ -148,6 +148,10 @@ def is_pointwise(node: fx.Node) -> bool:
 reshapes = _any_of("view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view")
 turns = _any_of("transpose", "permute", "movedim", "swapaxes", "chunk", "split", "unbind", "narrow", "expand", "glu")
 reduces = _any_of("mean", "sum", "var", "std", "amax", "amin", "norm", "vector_norm")
+# What a number of a whole is, of those of its parts.
+OF_PARTS = {"mean": "mean", "sum": "sum", "nansum": "sum"}
+OF_PARTS |= dict.fromkeys(("amax", "max"), "largest") | dict.fromkeys(("amin", "min"), "smallest")
+
 
 # What is heavy, and what multiplies tokens with each other. `matmul`, `linear` and the like are composite: they have
 # no flop formula, and no tag.

@@ -84,6 +84,10 @@ def take(pipe_or_model: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             found = cut(whole.graph_module, whole.examples, config)
         except UnsupportedGraphError as error:
             raise told(whole.graph_module, error) from error
+    if found.plan.ranks is not None:
+        raise ExportError(
+            "its ranks decide as one, and a package knows no process group", advice="compile it on each rank"
+        )
     return Taken(
         model=one.model,
         config=config,

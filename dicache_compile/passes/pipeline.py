@@ -11,7 +11,7 @@ from ..errors import UnsupportedGraphError
 from ..plan import Plan
 from .by_token import by_token
 from .choose import cut_trunk
-from .collectives import check_collectives
+from .collectives import find_ranks
 from .inline import inline
 from .inputs import tell_inputs
 from .out_of_place import out_of_place
@@ -21,7 +21,7 @@ Pass: TypeAlias = Callable[[Plan], Plan]
 
 # `sink` comes after the inputs are told: what the probe reads of them is still a condition. `by_token` comes after it,
 # as it needs all that is left out with a site.
-PASSES: tuple[Pass, ...] = (inline, out_of_place, cut_trunk, check_collectives, tell_inputs, sink, by_token)
+PASSES: tuple[Pass, ...] = (inline, out_of_place, cut_trunk, find_ranks, tell_inputs, sink, by_token)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,35 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import fx
 
 from ..program import Kind, Value
-from . import control
+from . import control, starts
 from .emit import Emitter
 from .parts import tensor
 from .slots import Updates
 from .whole import Whole
 
 
-def step_begun(whole: Whole, emitter: Emitter) -> tuple[Updates, fx.Node, fx.Node, Updates]:
-    """(the step's index and time, whether a generation starts with it, whether no anchor serves it, the step's slots
-    after it).
-    """
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is found of a step before it is decided whether a generation starts with it."""
+
+    old: Updates  # the step's slots
+    found: Updates  # "fresh" and "anew" among them, as this rank finds them
+
+
+def step_start(whole: Whole, emitter: Emitter) -> Start:
+    """What a step's timestep, its conditions and the host tell."""
     slots = control.step_slots(len(whole.inputs.conditions), 0)
     old = {slot.name: emitter.state(slot.name) for slot in slots}
     old[control.TIMES] = emitter.state(control.TIMES)
     timestep = whole.inputs.timestep
     time = old[control.CLOCK] if timestep is None else of_step(whole, emitter, timestep)
-    fresh, anew, begun = emitter.trace(control.begin, time, *_checksums(whole, emitter, old), old)
+    return Start(old, emitter.trace(starts.begin, time, *_checksums(whole, emitter, old), old))
+
+
+def step_begun(whole: Whole, emitter: Emitter, start: Start, fresh: fx.Node, anew: fx.Node) -> tuple[Updates, Updates]:
+    """(the step's index and time, the step's slots after it) where a generation starts with it or not."""
+    begun = emitter.trace(starts.begun, fresh, start.found, start.old)
     now = {name: begun[name] for name in ("index", "time")}
     known = {**now, "fresh": fresh, "anew": anew}
     if len(whole.parts) > 1:
         # Another rule finds the slot with this step's timestep.
-        known["last_time"] = emitter.trace(torch.clone, old["time"])
+        known["last_time"] = emitter.trace(torch.clone, start.old["time"])
     for name, node in known.items():
         emitter.offer(Value(Kind.STEP, name), node)
-    return now, fresh, anew, {**begun, "index": emitter.trace(control.next_index, now["index"])}
+    return now, {**begun, "index": emitter.trace(control.next_index, now["index"])}
 
 
 def of_step(whole: Whole, emitter: Emitter, timestep: fx.Node) -> fx.Node:

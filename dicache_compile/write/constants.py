@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,20 @@ class ConstantTracer(fx.proxy.GraphAppendingTracer):
         self._device = device
         self._made: dict[int, tuple[Tensor, fx.Node]] = {}  # with the tensor, so that its id stays its own
         self.constants: dict[str, Tensor] = {}  # by attribute
+        self._watch: Callable[[fx.Node], fx.Node] | None = None
+
+    @contextmanager
+    def watched_by(self, watch: Callable[[fx.Node], fx.Node] | None) -> Iterator[None]:
+        """While operations are recorded so, `watch` says which node is in the place of a new one."""
+        before, self._watch = self._watch, watch
+        try:
+            yield
+        finally:
+            self._watch = before
+
+    def create_proxy(self, *args: Any, **kwargs: Any) -> fx.Proxy:
+        proxy = super().create_proxy(*args, **kwargs)
+        return proxy if self._watch is None else fx.Proxy(self._watch(proxy.node), self)
 
     def create_arg(self, a: Any) -> Any:
         return self.constant(a) if isinstance(a, Tensor) else super().create_arg(a)

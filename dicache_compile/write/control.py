@@ -125,58 +125,6 @@ def nothing(condition: Tensor) -> Tensor:
     return torch.zeros((), device=condition.device)
 
 
-def begin(
-    timestep: Tensor, checksums: Tensor, sizes: Tensor, state: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor, _Updates]:
-    """(whether a generation starts with this step, whether no anchor serves it: bool, shape (); the slots then).
-
-    A generation starts where the host asks. Where nobody announced a run it also does where the timestep moves against
-    its direction, where a generation's first timestep comes again, and where a condition changes that had stayed the
-    same. Where only the number of steps is known it does when so many are done, and where the first timestep, or one
-    before it, comes after it was left. A condition that changes elsewhere leaves the count as it is, and no anchor.
-    """
-    # Of a vector the elements that move tell: some may stand at either end, as context that is given.
-    times = timestep.float()
-    ends = torch.stack((times.amax(), times.amin()))
-    moves = torch.sign(times - state[TIMES])  # NaN where the last one had another shape
-    move, still = torch.sign(torch.nansum(moves)), (moves == 0).all()
-    direction, index, mode, start = state["direction"], state["index"], state[RUN][0], state[RUN][1]
-    learned = torch.where(direction == 0, move, direction)
-    against = move * direction < 0
-    changed = ~((checksums - state["checksums"]).abs() <= ROUNDING * sizes)
-    other = (changed & state["stable"]).any()
-
-    # Only at the start: second-order samplers visit later timesteps twice. Of different elements only once in a row: a
-    # queue of frames may have the same timesteps on every step.
-    again = (index == 1) & still & ~(state["repeated"] & (ends[0] != ends[1]))
-    gone = (ends - state["first"]) * learned  # how far from the first timestep
-    at_first = (gone <= 0).all()
-    back = at_first & (state["left"] | (gone < 0).any())
-    unannounced, counted = mode == UNANNOUNCED, mode > 0
-    fresh = state["restart"] | (unannounced & (against | again | other))
-    fresh = fresh | (counted & ((index >= mode) | back | (other & against)))
-    anew = fresh | other
-
-    # A direction that the second step already contradicts was learned from an abandoned run.
-    unlearned = torch.where(against & (index <= 1), torch.zeros_like(direction), direction)
-    return (
-        fresh,
-        anew,
-        {
-            "restart": torch.zeros_like(state["restart"]),
-            "index": torch.where(fresh, start, index),
-            "time": ends[0],
-            TIMES: times,
-            "direction": torch.where(fresh, unlearned, learned),
-            "first": torch.where(fresh, ends, state["first"]),
-            "left": ~fresh & (state["left"] | ~at_first),
-            "repeated": torch.where(fresh, again & unannounced, state["repeated"]),
-            "checksums": checksums,
-            "stable": ~changed & (state["stable"] | ~still),
-        },
-    )
-
-
 def go_on(timestep: Tensor, state: Mapping[str, Tensor]) -> tuple[_Updates, _Updates]:
     """(the index and the time, the slots then) of a step of which the host knows that it goes on with a generation, and
     that no condition has changed.
@@ -206,6 +154,11 @@ def serving(anew: Tensor, anchors: Tensor, skipped: Tensor) -> _Updates:
     return {ANCHORS: torch.where(anew, none, anchors), SKIPPED: torch.where(anew, none, skipped)}
 
 
+def without_anchors(anew: Tensor, anchors: Tensor) -> Tensor:
+    """Whether no anchor serves, or there is none."""
+    return anew | (anchors == 0)
+
+
 def in_force(fresh: Tensor, told: Tensor, now: Tensor) -> Tensor:
     """What the host tells, where a generation starts; what the running one goes by, where it goes on."""
     return torch.where(fresh, told, now)
@@ -221,6 +174,10 @@ def forced(now: Mapping[str, Tensor], limits: Tensor, deep_steps: Tensor) -> Ten
 def may_reuse(forced: Tensor, skipped: Tensor, limits: Tensor) -> Tensor:
     """Whether the step may reuse if its error is small enough."""
     return ~forced & (skipped < limits[2])
+
+
+def unless(may: Tensor, deep: Tensor) -> Tensor:
+    return may & ~deep
 
 
 def decide_together(

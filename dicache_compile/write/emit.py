@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -16,7 +15,11 @@ from ..graph import operators, symbols, values
 from ..graph.copying import graph_module
 from ..program import BLOCK, Kind, Piece, Value
 from .constants import ConstantTracer, PlacesOnDevice
+from .leaves import map_leaves
 from .trial import method_name
+
+if TYPE_CHECKING:
+    from .agree import Agreeing
 
 
 class Emitter:
@@ -49,6 +52,7 @@ class Emitter:
         self._last_input: fx.Node | None = None
         self._offered: dict[Value, Any] = {}
         self._traced: list[fx.Node] = []
+        self.agreeing: Agreeing | None = None  # where ranks decide as one
 
     def copy(self, nodes: Iterable[fx.Node], own: dict[fx.Node, fx.Node] | None = None) -> None:
         """Copies nodes, in graph order, inside the autocast scopes that they had.
@@ -124,7 +128,7 @@ class Emitter:
         return self.input(Value(Kind.STATE, slot))
 
     def _drop_unread(self) -> None:
-        for node in sorted(self._traced, reverse=True):
+        for node in sorted(set(self._traced), reverse=True):
             if not node.users:
                 self.graph.erase_node(node)
         for value, node in list(self._inputs.items()):
@@ -152,7 +156,7 @@ class Emitter:
         before = len(self.graph.nodes)
         wrapped = [map_leaves(argument, self._wrap) for argument in arguments]
         try:
-            with self._device, PlacesOnDevice(self._tracer):
+            with self._device, PlacesOnDevice(self._tracer), self._tracer.watched_by(self._watcher(function)):
                 result = function(*wrapped)
         except Exception as error:
             if not inspect.ismethod(function):
@@ -184,6 +188,19 @@ class Emitter:
     def choose(self, mask: fx.Node, new: fx.Node, other: fx.Node) -> fx.Node:
         """One of two values, [B, ...], for each row that decides for itself, in the second one's dtype."""
         raise NotImplementedError("all rows decide together")
+
+    def part(self, node: fx.Node) -> fx.Node:
+        """A value of which each rank may have another part than others."""
+        if self.agreeing is not None:
+            self.agreeing.parts.add(node)
+        return node
+
+    def is_whole(self, node: fx.Node) -> bool:
+        """Whether what a node gives of its first operand is one number; where rows decide for themselves, one a row."""
+        return len(node.args) == 1 and node.kwargs.keys() <= {"dtype"}
+
+    def _watcher(self, function: Callable[..., Any]) -> Callable[[fx.Node], fx.Node] | None:
+        return self.agreeing.watch if self.agreeing is not None and inspect.ismethod(function) else None
 
     def method(self, node: fx.Node, name: str, *arguments: Any) -> fx.Node:
         """A tensor method of a value of the model."""
@@ -223,18 +240,6 @@ def memory_of(node: fx.Node) -> fx.Node:
     while node.all_input_nodes and any(told(node) for told in _SHARING):
         node = node.all_input_nodes[0]
     return node
-
-
-def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A value with what its containers and dataclasses hold changed."""
-    if isinstance(value, Mapping):
-        return {key: map_leaves(item, change) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_leaves(item, change) for item in value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {field.name: map_leaves(getattr(value, field.name), change) for field in dataclasses.fields(value)}
-        return type(value)(**parts)
-    return change(value)
 
 
 def write_back(emitter: Emitter, updates: Mapping[str, fx.Node]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from ..program import Kind, Value
 from ..rules import GATE, CheckedEstimator, Decider, EstimateGate, Gate, Seen, SlotSpec
 from . import control
+from .agree import ALL
 from .emit import Emitter
 from .parts import Parts
 from .slots import Updates, check_names, join, split
@@ -23,6 +24,7 @@ class Begun:
 
     now: Updates  # "index", "time", and the rule's "anchors" and "skipped" as this step finds them
     told: Updates  # what the host tells the rule of this generation, by its plain name
+    fresh: fx.Node  # whether a generation starts
     anew: fx.Node  # whether no anchor serves
     forced: fx.Node  # whether the step runs deep in any case
     may: fx.Node  # whether it may reuse if the gate says so
@@ -40,36 +42,66 @@ def by_schedule(begun: Begun) -> Decided:
     return Decided(begun.may, (None, None, None), {})
 
 
-def by_gate(
-    parts: Parts, emitter: Emitter, gate: Decider, begun: Begun, known: Mapping[int, Seen], before: fx.Node
-) -> Decided:
-    """The gate's decision, and what its slots become."""
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a gate measures before it decides."""
+
+    seen: Mapping[int, Seen]  # by carried value
+    error: fx.Node  # the step's
+    first: fx.Node  # whether there is none, because no step before serves
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a gate says of it."""
+
+    judged: Seen
+    within: Any  # whether the step may be reused
+    compared: Any  # the number that was compared
+
+
+def measured(parts: Parts, emitter: Emitter, gate: Decider, begun: Begun, known: Mapping[int, Seen]) -> Measured:
     seen = {place: parts.seen(emitter, place, GATE, begun.now, begun.told) for place in parts.judged}
     errors = [_error(parts, emitter, gate, seen[place], known[place]) for place in seen]
-    error, first = emitter.trace(_largest_error, errors, begun.now["anchors"])
+    return Measured(seen, *emitter.trace(_largest_error, errors, begun.now["anchors"]))
+
+
+def verdict_of(
+    parts: Parts, emitter: Emitter, gate: Decider, begun: Begun, found: Measured, before: fx.Node
+) -> Verdict:
+    """The gate's word; `before`: whether the rule asked before reuses."""
     shared = {
         spec.name: emitter.trace(_zero_if, begun.anew, split(emitter, spec, parts.own(spec.name)))
         for spec in gate.slots()
         if spec.shared
     }
     state, earlier = shared | parts.told(GATE, begun.told), cast(Any, before)
-    judged = replace(seen[parts.judged[0]], state=state, error=error, before=earlier)
+    error = cast(Any, found.error)
+    judged = replace(found.seen[parts.judged[0]], state=state, error=error, before=earlier)
     within, compared = emitter.trace(gate.judge, judged)
+    if emitter.agreeing is not None:
+        within, compared = emitter.agreeing.same(within, ALL), emitter.agreeing.same(compared)
+    return Verdict(judged, within, compared)
+
+
+def by_gate(parts: Parts, emitter: Emitter, gate: Decider, begun: Begun, found: Measured, verdict: Verdict) -> Decided:
+    """The decision, and what the gate's slots become."""
     if parts.rule.joint:
         old = {name: emitter.state(parts.own(name)) for name in (*control.JOINT, control.LED)}
         old["time"] = emitter.state("time") if begun.begins else emitter.input(Value(Kind.STEP, "last_time"))
-        reuse, updates = emitter.trace(control.decide_together, begun.now, old, begun.may, within, error)
+        given = (begun.now, old, begun.may, verdict.within, found.error)
+        reuse, updates = emitter.trace(control.decide_together, *given)
     else:
-        reuse, updates = emitter.trace(torch.logical_and, begun.may, within), {}
-    settled = emitter.trace(gate.settle, replace(judged, error=compared, reused=reuse))
-    check_names(gate.settle, settled, list(shared))
+        reuse, updates = emitter.trace(torch.logical_and, begun.may, verdict.within), {}
+    settled = emitter.trace(gate.settle, replace(verdict.judged, error=verdict.compared, reused=reuse))
+    check_names(gate.settle, settled, [spec.name for spec in gate.slots() if spec.shared])
     for spec in gate.slots():
         if spec.name in settled:
             settled[spec.name] = join(emitter, spec, settled[spec.name])
     updates = {parts.own(name): node for name, node in {**updates, **settled}.items()}
-    for place, of_gate in seen.items():
+    for place, of_gate in found.seen.items():
         updates |= _followed(parts, emitter, gate, place, replace(of_gate, reused=reuse))
-    return Decided(reuse, (first, error, compared), updates)
+    return Decided(reuse, (found.first, found.error, verdict.compared), updates)
 
 
 def _error(parts: Parts, emitter: Emitter, gate: Decider, of_gate: Seen, of_estimator: Seen) -> fx.Node:
@@ -82,7 +114,7 @@ def _error(parts: Parts, emitter: Emitter, gate: Decider, of_gate: Seen, of_esti
     else:
         assert isinstance(gate, Gate)
         error = emitter.trace(gate.measure, of_gate)
-    return error
+    return error if emitter.agreeing is None else emitter.agreeing.same(error)
 
 
 def _followed(parts: Parts, emitter: Emitter, gate: Decider, place: int, seen: Seen) -> Updates:

@@ -11,10 +11,11 @@ from typing import Any, cast
 from ..program import Kind, Piece, Value
 from ..rules import ESTIMATOR
 from . import control
+from .ask import offer_aid
 from .begin import of_step
 from .emit import Emitter, write_back
 from .parts import Parts
-from .probe import counted, log_of, logged, offer_aid
+from .probe import counted, log_of, logged
 from .whole import Whole
 
 

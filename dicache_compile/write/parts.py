@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from ..graph import values
 from ..in_force import Rule
 from ..passes.crossing import ABOVE
-from ..plan import Carried, Partition, Region
+from ..plan import Carried, Group, Partition, Region
 from ..program import Kind, Slot, Value, of_rule
 from ..rules import ESTIMATOR, GATE, Aid, Estimator, GuidedEstimator, Seen, TokenEstimator, setting_slot
 from . import control
@@ -36,6 +36,7 @@ class Parts:
     cuts: tuple[Partition, ...]  # in the order in which they run
     first: int  # the place of its first carried value among those of all rules
     rows: Rows | None  # that decide for themselves; None: all of a batch together
+    ranks: Group | None  # that decide as one; None: each for itself, or by a schedule, which is the same on all
     slots: tuple[Slot, ...] = field(init=False)  # what a stream keeps for it
     aids: Mapping[int, Aid] = field(init=False)  # what the estimator's aids look like, by carried value
 
@@ -135,11 +136,11 @@ class Parts:
         """X and h. An estimator to which a value is given as it is sees nothing that it could be added to."""
         carried = self.carried[place]
         if carried.form == "residual" or role != ESTIMATOR:
-            return emitter.split(emitter.read(carried.x)), emitter.split(emitter.read(carried.h))
+            return _part(emitter, carried.x), _part(emitter, carried.h)
         nothing: fx.Node = emitter.trace(torch.zeros, ())
         if carried.by_token is not None:
-            return emitter.split(emitter.read(carried.by_token.entry)), nothing
-        return nothing, emitter.split(emitter.read(carried.h)) if place in self.measured else nothing
+            return _part(emitter, carried.by_token.entry), nothing
+        return nothing, _part(emitter, carried.h) if place in self.measured else nothing
 
     def _aid(self, emitter: Emitter, place: int) -> object:
         """The estimator's aid in a later piece."""
@@ -187,6 +188,11 @@ class Parts:
                 if spec in specs[place]:
                     found += self.slots_of(place).slots([spec])
         return found
+
+
+def _part(emitter: Emitter, node: fx.Node) -> fx.Node:
+    """A value of the model as traced functions take it; of one that is spread over ranks each has a part."""
+    return emitter.part(emitter.split(emitter.read(node)))
 
 
 def _in_nodes(x: fx.Node, h: fx.Node, state: Mapping[str, fx.Node], counts: Mapping[str, fx.Node]) -> Seen:

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..program import Kind, Value
-from ..rules import ESTIMATOR, FollowingEstimator, Seen
-from . import control, guidance, record
-from .begin import step_begun
+from ..program import Value
+from ..rules import FollowingEstimator, Seen
+from . import control, record
+from .ask import Question, ask
+from .begin import step_start
 from .emit import Emitter, write_back
-from .judge import Begun, by_gate, by_schedule, written
-from .parts import Parts, aid_values
+from .judge import by_gate, by_schedule, written
+from .parts import Parts
 from .rows import ASKED, of_asked, unless_asked
 from .slots import Updates, check_names
-from .trial import method_name
 from .whole import Whole
 
 
@@ -31,20 +31,14 @@ def write_decision(
     same way of the same choices; None: there is none. `around`: the rule inside of whose deep way this one is asked.
     """
     begins = parts.cuts[0] is whole.cuts[0]
-    if begins:
-        now, fresh, anew, updates = step_begun(whole, emitter)
+    start = step_start(whole, emitter) if begins else None
+    found = ask(Question(whole, parts, emitter, start, before))
+    begun, known, updates = found.begun, found.known, found.updates
+    now, gate = begun.now, parts.rule.gate
+    if gate is None or found.measured is None or found.verdict is None:
+        decided = by_schedule(begun)
     else:
-        now, updates = {name: emitter.input(Value(Kind.STEP, name)) for name in ("index", "time")}, {}
-        fresh, anew = (emitter.input(Value(Kind.STEP, name)) for name in ("fresh", "anew"))
-    begun = _begun(whole, parts, emitter, now, fresh, anew, begins)
-    now, places = begun.now, parts.measured
-    seen = {place: parts.seen(emitter, place, ESTIMATOR, now, begun.told) for place in places}
-    known = {place: offer_aid(parts, emitter, place, one) for place, one in seen.items()}
-    gate = parts.rule.gate
-    decided = by_schedule(begun)
-    if gate is not None:
-        earlier = emitter.input(before) if before is not None else emitter.trace(control.asked_first, begun.may)
-        decided = by_gate(parts, emitter, gate, begun, known, earlier)
+        decided = by_gate(parts, emitter, gate, begun, found.measured, found.verdict)
     reuse = decided.reuse
     asked = _decided(parts, emitter, reuse, around)
     emitter.offer(parts.step_value("since"), now[control.SKIPPED])
@@ -63,7 +57,7 @@ def write_decision(
     own |= {name + control.NOW: node for name, node in begun.told.items()}
     updates |= {parts.own(name): node for name, node in own.items()}
     updates |= decided.updates
-    for place in places:
+    for place in known:
         updates |= counted(parts, emitter, place, replace(known[place], reused=reuse))
     write_back(emitter, updates if asked is None else of_asked(emitter, updates, asked))
 
@@ -94,14 +88,6 @@ def logged(
     return found
 
 
-def offer_aid(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Seen:
-    """What is seen with the estimator's aid, which later pieces may read."""
-    aid = emitter.trace(parts.rule.estimator.aid, seen)
-    for value, node in zip(_aid_values(parts, place, aid), aid if isinstance(aid, tuple) else (aid,), strict=False):
-        emitter.offer(value, node)
-    return replace(seen, aid=aid)
-
-
 def log_of(
     parts: Parts,
     emitter: Emitter,
@@ -117,45 +103,6 @@ def log_of(
     gamma = known[first].aid if number and first is not None else None
     columns: tuple[fx.Node, ...] = emitter.trace(record.columns, now, reuse, forced, *shown, gamma)
     return columns
-
-
-def _begun(
-    whole: Whole, parts: Parts, emitter: Emitter, now: Updates, fresh: fx.Node, anew: fx.Node, begins: bool
-) -> Begun:
-    """What is forced, and by how many anchors."""
-    counts = [emitter.state(parts.own(name)) for name in (control.ANCHORS, control.SKIPPED)]
-    now = now | emitter.trace(control.serving, anew, *counts)
-    told: Updates = {}
-    for name in (*(slot.name for slot in control.TOLD), *parts.rule.settings()):
-        both = (emitter.state(parts.own(f"{name}{at}")) for at in ("", control.NOW))
-        told[name] = emitter.trace(control.in_force, fresh, *both)
-    forced = emitter.trace(control.forced, now, told[control.LIMITS], told[control.DEEP_STEPS])
-    if parts.is_guided:
-        forced = emitter.trace(guidance.either, forced, _apart(whole, parts, emitter, now))
-    may = emitter.trace(control.may_reuse, forced, now[control.SKIPPED], told[control.LIMITS])
-    return Begun(now, told, anew, forced, may, begins)
-
-
-def _apart(whole: Whole, parts: Parts, emitter: Emitter, now: Updates) -> fx.Node:
-    """Whether the step runs deep because its partner's is not known. Offers what that needs of it."""
-    latents = whole.inputs.latents
-    assert latents is not None  # or the graph would not have been cut
-    names = (guidance.ROLE, control.PARTNER_MARK, guidance.PARTNER_EPOCH, guidance.PAIRED)
-    state = {name: emitter.state(parts.own(name)) for name in names}
-    mark, met, apart = emitter.trace(guidance.meet, now["time"], emitter.split(emitter.read(latents)), state)
-    emitter.offer(parts.step_value(guidance.MARK), mark)
-    emitter.offer(parts.step_value(guidance.MET), met)
-    found: fx.Node = apart
-    return found
-
-
-def _aid_values(parts: Parts, place: int, aid: object) -> tuple[Value, ...]:
-    """The values of an aid, which is what the trial of the estimator saw."""
-    found, tried = aid_values(place, aid), aid_values(place, parts.aids[place])
-    if found != tried:
-        name = method_name(parts.rule.estimator.aid)
-        raise ValueError(f"{name} gives {len(found)} tensors, and {len(tried)} when it is tried: expected as many")
-    return found
 
 
 def counted(parts: Parts, emitter: Emitter, place: int, seen: Seen) -> Updates:

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ..graph import values
 from ..kernels.float8 import FLOAT8
 from ..program import Kind, Slot, Value
-from .emit import Emitter, map_leaves
+from .emit import Emitter
+from .leaves import map_leaves
 from .row_wise import nodes_of, operations
 from .rows import Rows
 
@@ -79,7 +80,7 @@ class RowEmitter(Emitter):
         if (key := self._key(function, arguments, nodes)) not in known:
             examples = [(self._fake(node), node in self._by_row) for node in nodes]
             known[key] = operations(function, arguments, dict(zip(nodes, examples, strict=True)), self._device)
-        found = self._inserted(known[key].graph, nodes)
+        found = self._inserted(known[key].graph, nodes, self._watcher(function))
         self._by_row.update(found)
         return known[key].result(found)
 
@@ -92,8 +93,15 @@ class RowEmitter(Emitter):
         by_row = tuple(node in self._by_row for node in nodes)
         return id(owner), getattr(function, "__func__", function), repr(shape), tuple(forms), by_row
 
-    def _inserted(self, traced: fx.GraphModule, nodes: Sequence[fx.Node]) -> list[Any]:
-        """The nodes of what a graph gives for some nodes, copied into this one."""
+    def is_whole(self, node: fx.Node) -> bool:
+        operand = node.args[0]
+        assert isinstance(operand, fx.Node)
+        return self._fake(node).dim() == 1 < self._fake(operand).dim()
+
+    def _inserted(
+        self, traced: fx.GraphModule, nodes: Sequence[fx.Node], watch: Callable[[fx.Node], fx.Node] | None
+    ) -> list[Any]:
+        """The nodes of what a graph gives for some nodes, copied into this one; `watch` may replace them."""
         given, copies = iter(nodes), dict[fx.Node, fx.Node]()
         for node in traced.graph.nodes:
             if node.op == "output":
@@ -107,6 +115,8 @@ class RowEmitter(Emitter):
                 copies[node] = self.graph.node_copy(node, lambda needed: copies[needed])
                 self._traced.append(copies[node])
             copies[node].meta = {_FAKE: node.meta.get("val")}
+            if watch is not None:
+                copies[node] = watch(copies[node])
         raise AssertionError("a graph without an output")
 
     def _constant(self, tensor: Tensor) -> fx.Node:

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from .constants import PlacesOnDevice
-from .emit import map_leaves
+from .leaves import map_leaves
 from .trial import method_name
 
 Examples = Mapping[fx.Node, tuple[Tensor, bool]]  # of a node: a fake value; whether it is [B, what a row sees]

@@ -91,6 +91,8 @@ class CarriedSlots:
     def write(self, emitter: Emitter, spec: SlotSpec, new: fx.Node, anchors: Any) -> Updates:
         """What a spec's slots become with a new value, after that many anchors before it."""
         names = self.names(spec)
+        if emitter.agreeing is not None and spec.like == "number":
+            new = emitter.agreeing.same(new)
         stored, scales = self.stored(emitter, spec)
         if not scales:
             updates = self._turned(emitter, names, stored, new, anchors, _put)
@@ -127,7 +129,7 @@ class CarriedSlots:
 def split(emitter: Emitter, spec: SlotSpec, name: str) -> fx.Node:
     """A slot of that name as methods see what `spec` describes."""
     node = emitter.state(name)
-    return node if spec.like == "number" else emitter.split(node)
+    return node if spec.like == "number" else emitter.part(emitter.split(node))
 
 
 def join(emitter: Emitter, spec: SlotSpec, new: fx.Node) -> fx.Node:

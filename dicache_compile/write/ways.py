@@ -96,7 +96,7 @@ def _up_to_each(
 def _anchored(parts: Parts, emitter: Emitter, place: int, apart: bool) -> Updates:
     """A carried value's new anchor; `apart`: in memory of its own, because it is written later."""
     estimator, y = parts.estimator(place), emitter.read(parts.carried[place].y)
-    given: Any = emitter.split(y)
+    given: Any = emitter.part(emitter.split(y))
     seen = replace(parts.later(emitter, place), y=given)
     new = emitter.trace(estimator.anchor, seen)
     own = [spec.name for spec in estimator.slots() if spec.name not in GIVEN_SLOTS]
@@ -137,7 +137,7 @@ def _kept(parts: Parts, emitter: Emitter, place: int, seen: Seen, estimate: Any)
     estimator = parts.estimator(place)
     if not isinstance(estimator, KeepingEstimator):
         return {}
-    given: Any = emitter.split(estimate)
+    given: Any = emitter.part(emitter.split(estimate))
     new: Updates = emitter.trace(estimator.keep, replace(seen, y=given))
     own = [spec.name for spec in estimator.slots() if not spec.history]
     check_names(estimator.keep, new, own, "slots without a history")
@@ -149,7 +149,7 @@ def _learned(parts: Parts, emitter: Emitter, place: int, before: Updates, apart:
     gate, y = parts.rule.gate, emitter.read(parts.carried[place].y)
     if not isinstance(gate, LearningGate) or place not in parts.learned:
         return {}
-    given: Any = emitter.split(y)
+    given: Any = emitter.part(emitter.split(y))
     seen = parts.later(emitter, place, GATE)
     shared = [spec.name for spec in gate.slots() if spec.shared and parts.own(spec.name) in before]
     state = {**seen.state, **{name: before[parts.own(name)] for name in shared}}

@@ -14,9 +14,10 @@ from torch import fx
 from ..graph import symbols, values
 from ..in_force import Rule
 from ..passes.rows import count_rows
-from ..plan import Inputs, Partition, Region
+from ..plan import Group, Inputs, Partition, Region
 from ..program import Slot
 from . import control
+from .agree import Agreeing
 from .emit import Emitter
 from .parts import Parts, tensor
 from .record import width
@@ -63,7 +64,14 @@ class Whole:
     def graph_module(self) -> fx.GraphModule:
         return self.cuts[0].graph_module
 
-    def emitter(self, name: str) -> Emitter:
+    def emitter(self, name: str, ranks: Group | None = None) -> Emitter:
+        """`ranks`: which agree on what is measured in this piece."""
+        emitter = self._emitter(name)
+        if ranks is not None:
+            emitter.agreeing = Agreeing(emitter, ranks)
+        return emitter
+
+    def _emitter(self, name: str) -> Emitter:
         shaped_like = {slot.value: slot.like for slot in self.slots if slot.like is not None}
         autocast, device = self.cuts[-1].autocast, self.parts[0].device
         given = (name, self.graph_module, autocast, shaped_like, self._sizes, device, self._blocks)
@@ -84,7 +92,7 @@ class Whole:
         return symbols.definers(node for node in nodes if node not in deep)
 
 
-def whole(cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rule]) -> Whole:
+def whole(cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rule], ranks: Group | None) -> Whole:
     """Raises TypeError or ValueError where the rules' methods give what they may not, RowsError where rows are to
     decide for themselves and it is not known what they are.
     """
@@ -92,5 +100,6 @@ def whole(cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rule]) -> W
     rows = rows_of(cuts[0].carried[0].x, count_rows(cuts, inputs)) if rules[0].by_rows else None
     for number, rule in enumerate(rules):
         own = tuple(cut for cut in cuts if cut.rule == number)
-        parts.append(Parts(number, rule, own, sum(len(before.carried) for before in parts), rows))
+        first = sum(len(before.carried) for before in parts)
+        parts.append(Parts(number, rule, own, first, rows, ranks if rule.gate is not None else None))
     return Whole(tuple(cuts), inputs, tuple(parts))

@@ -16,7 +16,7 @@ from torch import fx
 from ..in_force import Rule
 from ..passes.crossing import ABOVE
 from ..passes.sites import after_last, is_inside
-from ..plan import Inputs, Partition, Region
+from ..plan import Group, Inputs, Partition, Region
 from ..program import Choose, Kind, Op, Piece, Program, Run, Value, pieces_of
 from .emit import Emitter
 from .known import write_known
@@ -36,9 +36,14 @@ class _Choice:
     reused: Emitter
 
 
-def write_program(cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rule]) -> Program:
-    """The program of a cut graph. Raises TypeError or ValueError where the rules' methods give what they may not."""
-    parts = whole(cuts, inputs, rules)
+def write_program(
+    cuts: Sequence[Partition], inputs: Inputs, rules: Sequence[Rule], ranks: Group | None = None
+) -> Program:
+    """The program of a cut graph. `ranks`: which decide as one; None: each for itself.
+
+    Raises TypeError or ValueError where the rules' methods give what they may not.
+    """
+    parts = whole(cuts, inputs, rules, ranks)
     graph_module, end = parts.graph_module, parts.emitter("E")
     nodes = [node for node in graph_module.graph.nodes if node in cuts[0].regions]
     opened, after = _Writer(parts).stretch(nodes, cuts)
@@ -92,7 +97,8 @@ class _Writer:
     ) -> tuple[list[Emitter | _Choice], list[fx.Node]]:
         """Writes what runs before a choice, and the choice; and the nodes that come after it."""
         parts, number = self._whole.parts[cut.rule], self._whole.cuts.index(cut) + 1
-        probe, deep, reused = (self._whole.emitter(f"{name}{number if number > 1 else ''}") for name in "PDR")
+        names = (f"{name}{number if number > 1 else ''}" for name in "PDR")
+        probe, deep, reused = (self._whole.emitter(name, parts.ranks) for name in names)
         above = [node for node in nodes if cut.regions[node] in ABOVE]
         probe.copy(above)
         decides, last = cut is parts.cuts[0], cut is parts.cuts[-1]

@@ -1,7 +1,8 @@
-"""Ranks that decide apart must not run collectives apart."""
+"""Which ranks decide as one: those whose blocks run collectives together."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,7 +15,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from dicache_compile import Schedule
+from dicache_compile.engines.capturable import why_not_capturable
 from dicache_compile.errors import UnsupportedGraphError
+from dicache_compile.graph import values
+from dicache_compile.passes.collectives import find_ranks
+from dicache_compile.plan import Group
 from tests import models
 from tests.contract.test_contract import STEPS
 from tests.helpers.graphs import Mixer, Tiny, tiny_inputs
@@ -64,20 +70,48 @@ def in_parallel() -> models.Model:
     return model
 
 
+@pytest.mark.parametrize("block", [Reducing, Exchanging])
+def test_ranks_whose_blocks_work_together_decide_as_one(block: type[nn.Module]) -> None:
+    group = dist.group.WORLD.group_name
+    assert cut_of(with_block(block), *tiny_inputs()).plan.ranks == Group(group, 2, "parts")
+
+
 @pytest.mark.parametrize(("block", "name"), [(Reducing, "all_reduce"), (Exchanging, "all_to_all_single")])
-def test_collectives_in_the_blocks_are_refused_by_name(block: type[nn.Module], name: str) -> None:
-    with pytest.raises(UnsupportedGraphError, match=rf"run the collective `{name}` \(blocks\.1\).*ranks_agree=True"):
-        cut_of(with_block(block), *tiny_inputs())
-    assert cut_of(with_block(block), *tiny_inputs(), ranks_agree=True).partition.carried
+def test_collectives_in_the_blocks_are_refused_by_name_where_ranks_may_not_agree(
+    block: type[nn.Module], name: str
+) -> None:
+    with pytest.raises(UnsupportedGraphError, match=rf"run the collective `{name}` \(blocks\.1\).*\(agree=None\)"):
+        cut_of(with_block(block), *tiny_inputs(), agree=None)
+    for config in ({"ranks_agree": True}, {"schedule": Schedule.every(3), "agree": None}):
+        assert cut_of(with_block(block), *tiny_inputs(), **config).plan.ranks is None
+
+
+def test_a_group_that_lacks_some_of_the_ranks_is_refused() -> None:
+    plan = cut_of(with_block(Reducing), *tiny_inputs()).plan
+    some = Group(dist.new_group([0]).group_name, 1)
+    plan = dataclasses.replace(plan, asked=dataclasses.replace(plan.asked, agree=some), ranks=None)
+    with pytest.raises(
+        UnsupportedGraphError, match=r"of ranks \[0, 1\], and agree= has \[0\]: .*; give agree= a group"
+    ):
+        find_ranks(plan)
 
 
 def test_collectives_of_tensors_that_are_spread_over_ranks_are_seen() -> None:
     model = in_parallel()
     arguments: tuple[Any, ...] = models.inputs(model, 0, STEPS)
     with pytest.raises(UnsupportedGraphError, match="run the collective `all_reduce`"):
-        cut_of(model, *arguments)
+        cut_of(model, *arguments, agree=None)
+    found = cut_of(model, *arguments)
+    assert found.plan.ranks is not None
+    assert found.plan.ranks.hold == "copies"
     assert cut_of(model, *arguments, ranks_agree=True).partition.carried
 
 
 def test_collectives_around_the_blocks_are_not() -> None:
     assert cut_of(Gathering(2), *tiny_inputs()).partition.carried
+
+
+def test_what_ranks_agree_on_cannot_be_captured_over_a_backend_that_needs_the_host() -> None:
+    found = cut_of(with_block(Reducing), *tiny_inputs())
+    examples = {node.name: values.value(node) for node in found.placeholders}
+    assert why_not_capturable(found, examples) == "its ranks agree over fake, whose collectives need the host"

@@ -21,7 +21,7 @@ LAYERS = (
     ("passes",),
     ("write",),
     (
-        *("config", "site_rule", "checks", "asked_sites", "fields", "presets", "qualities"),
+        *("config", "site_rule", "checks", "asked_sites", "fields", "presets", "qualities", "ranks"),
         *("schedules", "planning", "lowering"),
     ),
     ("options", "cut", "cost", "compiled", "files", "mistakes", "plain", "tracing"),
