@@ -323,6 +323,7 @@ def zoo_batch(entry: Entry, courses: Sequence[Course], number: int) -> dict[str,
 
 @pytest.mark.parametrize("name", OF_ROWS)
 def test_rows_of_a_model_of_diffusers_are_what_they_are_among_any_others(name: str) -> None:
+    pytest.importorskip("zoo.more_b", exc_type=ImportError, reason="the zoo has classes of diffusers 0.42")
     entry = zoo.entries()[name]
     model = entry.build()
     fields = {**entry.config, "lowering": "eager", "warmup_steps": 1, "threshold": 0.05, "max_consecutive_skips": None}
