@@ -54,6 +54,7 @@ def test_ranks_with_parts_of_the_tokens_decide_and_estimate_as_one_process(world
     assert_as_one(world.run(jobs.context_parallel, "SingleStream", RULES[rule]))
 
 
+@pytest.mark.exhaustive  # Inductor takes half a minute
 def test_compiled_pieces_do_so_too(world: World) -> None:
     assert_as_one(world.run(jobs.context_parallel, "SingleStream", {"threshold": 0.05, "lowering": "inductor"}))
 

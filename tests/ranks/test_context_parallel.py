@@ -92,8 +92,15 @@ def job(name: str, kind: str, config: dict[str, Any]) -> tuple[Any, ...]:
     return decisions(many), decisions(one), furthest(ours, alone) / scale
 
 
-@pytest.mark.parametrize("kind", ["ulysses", "ring"])
-@pytest.mark.parametrize(("name", "threshold"), [("flux", 0.05), ("wan", 0.05)])
+@pytest.mark.parametrize(
+    ("name", "kind", "threshold"),
+    [
+        ("flux", "ulysses", 0.05),
+        ("wan", "ring", 0.05),
+        pytest.param("flux", "ring", 0.05, marks=pytest.mark.exhaustive),
+        pytest.param("wan", "ulysses", 0.05, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_a_model_on_two_ranks_decides_and_gives_what_it_does_on_one(
     world: World, name: str, threshold: float, kind: str
 ) -> None:
