@@ -72,7 +72,7 @@ def batch_of(
     session.afford_rows(pool, lane, layout)
     requests = pool.seat(names.names)
     key = f"{OF_ROWS}/{lane}" if lane else OF_ROWS
-    history = session.history.setdefault(key, History())
+    history = session.history_of(key, layout)
     state = pool.lane(lane).state(layout, history.tensors)
     history.tensors = {kept: state.tensors[kept] for kept in KEPT}
     state.order()

@@ -142,12 +142,17 @@ class Store:
 
     def _new(self, name: str, layout: Layout) -> StreamState:
         """A state that takes over the record of the stream's earlier ones, and has what its request has."""
+        history = self.history_of(name, layout)
+        shared = self._requests.setdefault(request_of(name), Shared())
+        return StreamState(layout, history.tensors, shared)
+
+    def history_of(self, name: str, layout: Layout) -> History:
+        """What is recorded under a name; a new record on another device."""
         device = next(slot.device for slot in layout.slots if slot.name in KEPT)
         history = self.history.setdefault(name, History())
         if any(tensor.device != device for tensor in history.tensors.values()):
             history = self.history[name] = History()
-        shared = self._requests.setdefault(request_of(name), Shared())
-        return StreamState(layout, history.tensors, shared)
+        return history
 
     def drop(self, name: str) -> None:
         """Forgets a stream's state: a step of it failed half-way."""
