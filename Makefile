@@ -22,7 +22,7 @@ models: venv
 	$(BIN)/python -m bench.models
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal --durations=40 --durations-min=5
 
 test-all: venv
 	$(BIN)/python -m pytest -n auto --dist worksteal -m ""
