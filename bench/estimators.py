@@ -155,10 +155,12 @@ def _row(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("estimators", nargs="*", default=list(CASES), choices=[*CASES, []], metavar="ESTIMATOR")
+    parser.add_argument("estimators", nargs="*", metavar="ESTIMATOR", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    rows = measure(arguments.estimators, arguments.rounds)
+    if unknown := [name for name in arguments.estimators if name not in CASES]:
+        parser.error(f"no estimator {unknown[0]!r} among {', '.join(CASES)}")
+    rows = measure(arguments.estimators or list(CASES), arguments.rounds)
     print(f"{'':17} {'beside':12} {'reused ms':>9} {'reused':>7} {'deep':>6} {'compile s':>9} {'compile':>8}")
     for row in rows:
         print(
