@@ -140,6 +140,7 @@ def test_tasks_keep_the_names_of_their_own_streams() -> None:
     assert [deep(call, f"task {number}/0") for number in range(3)] == [one.deep for one in alone]
 
 
+@pytest.mark.filterwarnings("ignore::dicache_compile.errors.CacheWarning")  # as often as it is reset, it begins anew
 def test_a_summary_can_be_read_and_a_model_reset_while_threads_call_it() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, apart=True, threshold=THRESHOLD)
