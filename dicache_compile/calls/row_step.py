@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ..config import DiCacheConfig
 from ..errors import StepError
 from ..rules import GuidedEstimator
 from ..write.control import ANNOUNCED, CLOCK, UNANNOUNCED
 from ..write.guidance import role_of
 from .pool import LaneState
-from .record import Call, History
+from .record import History
 from .runs import Run, current_position
 from .seats import Progress
 from .session import Session
@@ -28,8 +29,11 @@ class Batch:
 
     state: LaneState
     rows: Sequence[Progress]
+    names: tuple[str, ...]  # of the rows, in the record
+    key: str  # that the record is kept under
     history: History
-    call: Call
+    config: DiCacheConfig  # that they were told
+    since: int  # the number of the model's last call before
 
     def failed(self) -> None:
         """The step may have written half of their state: they go on without what they had kept, and it is not in the
@@ -37,7 +41,9 @@ class Batch:
         """
         for row in self.rows:
             row.begins = True
-        self.history.calls.remove(self.call)
+        calls = self.history.calls
+        while calls and calls[-1].number > self.since:
+            calls.pop()
         # The device itself may have failed.
         with suppress(Exception):
             self.state.order()
@@ -88,7 +94,7 @@ def batch_of(
         if is_counted:
             state.tensors[CLOCK][place].fill_(-row.calls)
     full = tuple(f"{name}/{lane}" if lane else name for name in names.names)
-    return Batch(state, rows, history, session.begin_call(key, run, told.config, full))
+    return Batch(state, rows, full, key, history, told.config, session.last_call)
 
 
 def _tell(

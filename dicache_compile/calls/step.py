@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -75,15 +74,16 @@ class CompiledStep:
     def run(self, inputs: Sequence[Any], held: object = None) -> Sequence[Any]:
         """A step. While `held` is the same object, all that no call brings along lies where it did."""
         session = self.find_session(inputs, self.places.weights)
-        with session.lock:
-            rows = current_rows()
-            try:
+        rows = current_rows()
+        try:
+            with session.lock:
                 if rows is not None:
                     return self._step_of_rows(session, inputs, held, rows)
                 return self._step(session, inputs, held)
-            except BaseException:
+        except BaseException:
+            with session.lock:
                 session.forget_numbers()  # this call may have got one, and then it comes again
-                raise
+            raise
 
     def _step(self, session: Session, inputs: Sequence[Any], held: object) -> Sequence[Any]:
         run = current_run()
@@ -112,9 +112,15 @@ class CompiledStep:
         self.clock.write(state, time)
         reused = self.told_ahead and not self.is_wrong and self._is_reused(session, state, inputs)
         call = session.begin_call(name, run, told.config)
-        outputs = self._run(session, inputs, state, state, call, reused, held, partial(session.drop, name))
+        try:
+            outputs = self._run(session, inputs, state, state, call, reused, held)
+        except BaseException:
+            # The step may have written half of its state.
+            session.drop(name)
+            raise
         state.calls += 1
         state.anchored = True
+        self._judge(session)
         if state.index is not None:
             state.index += 1
             if run is not None:
@@ -126,11 +132,16 @@ class CompiledStep:
     def _step_of_rows(self, session: Session, inputs: Sequence[Any], held: object, rows: RowNames) -> Sequence[Any]:
         time, run = self.clock.time(inputs), current_run()
         batch = batch_of(session, self._layout(inputs), rows, run, self.guided, self.clock.counts)
-        if not self.clock.counts:
-            self.clock.write(batch.state, time)
-        first = batch.rows[0]
-        outputs = self._run(session, inputs, batch.state, first, batch.call, False, held, batch.failed)
-        batch.made()
+        try:
+            if not self.clock.counts:
+                self.clock.write(batch.state, time)
+            call = session.begin_call(batch.key, run, batch.config, batch.names)
+            outputs = self._run(session, inputs, batch.state, batch.rows[0], call, False, held)
+            batch.made()
+        except BaseException:
+            batch.failed()
+            raise
+        self._judge(session)
         return outputs
 
     def _run(
@@ -142,22 +153,14 @@ class CompiledStep:
         call: Call,
         reused: bool,
         held: object,
-        failed: Callable[[], None],
     ) -> Sequence[Any]:
-        """Has the engine make a step, of which all is prepared. `failed` is called where it raises."""
+        """Has the engine make a step, of which all is prepared."""
         if self.is_wrong:
             state.force_deep()
         note_run(self.function, self.work)
         watch = self.check.watch(course) if self.check is not None and not reused else None
-        try:
-            outputs = self.engine.step(inputs, state, reused, watch, held)
-        except BaseException:
-            # The step may have written half of its state.
-            failed()
-            raise
+        outputs = self.engine.step(inputs, state, reused, watch, held)
         call.returned = perf_counter()
-        if watch is not None:
-            self._judge(session)
         return outputs
 
     def _is_reused(self, session: Session, state: StreamState, inputs: Sequence[Any]) -> bool:
@@ -167,8 +170,7 @@ class CompiledStep:
 
     def _judge(self, session: Session) -> None:
         """Says what the check of the cut has found, once it is done."""
-        assert self.check is not None
-        if not self.check.is_done:
+        if self.check is None or not self.check.is_done:
             return
         worse = [verdict for verdict in self.check.verdicts if verdict.is_worse]
         self.check = None

@@ -103,9 +103,9 @@ def test_calls_of_one_stream_take_turns(monkeypatch: pytest.MonkeyPatch) -> None
 def test_more_threads_than_max_streams_are_right_and_are_told_once() -> None:
     model = models.make(models.SingleStream)
     call = compiled(model, apart=True, threshold=THRESHOLD, max_streams=2)
-    found = together([lambda n=n: steps(call, model, f"r{n}/0", n) for n in range(THREADS)])
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", CacheWarning)
+        found = together([lambda n=n: steps(call, model, f"r{n}/0", n) for n in range(THREADS)])
         turns = [[steps_of(call, model, f"t{n}/0", n, step) for n in range(THREADS)] for step in range(STEPS)]
     assert all(result.isfinite().all() for results in (*found, *turns) for result in results)
     lost = [str(one.message) for one in told if "max_streams=2" in str(one.message)]
