@@ -14,23 +14,23 @@ from tqdm import tqdm
 
 import dicache_compile
 
-from . import gallery, page, rows, sweep, tables
+from . import found, gallery, page, rows, sweep, tables
 from .bars import DEEP_STEPS
 from .calibrated import Calibrated
 from .compare import Entrant, compare
 from .costs import costs
 from .families import FAMILIES
 from .levels import Levels
-from .methods import LEARNED, METHODS, PREFIX
+from .methods import METHODS, PREFIX
 from .roster import costed, equal, guarded_once, own, quality, scheduled
 from .tune import tune
 from .uncached import FewerSteps, Uncached
 from .workload import WORKLOADS, Workload
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-PARTS = ("schedule", "own", "equal", "quality", "methods", "pictures", "sweep", "costs")
+PARTS = ("schedule", "own", "equal", "quality", "found", "methods", "pictures", "sweep", "costs")
 # Held-out seeds, and so generations of each setting.
-SEEDS = {"schedule": 12, "own": 64, "equal": 64, "quality": 64, "methods": 16}
+SEEDS = {"schedule": 12, "own": 64, "equal": 64, "quality": 64, "found": 64, "methods": 16}
 QUICK_SEEDS = {"schedule": 4, "own": 4, "methods": 2}
 
 
@@ -86,8 +86,8 @@ def main() -> None:
     elif arguments.page:
         page.write(results, PAGE)
     else:
-        known = {entrant.system.name for workload in workloads for entrant in own(workload)} | {FewerSteps.name}
-        known |= {PREFIX + method for method in METHODS}
+        known = {entrant.system.name for workload in workloads for entrant in own(workload)}
+        known |= {FewerSteps.name, found.Found.name} | {PREFIX + method for method in METHODS}
         if unknown := set(arguments.system or ()) - known:
             parser.error(f"--system: no {', '.join(sorted(unknown))} among {', '.join(sorted(known))}")
         measure(results, parts, workloads, arguments.quick, arguments.system, arguments.size)
@@ -121,14 +121,16 @@ def measure(
     seeds = QUICK_SEEDS if quick else SEEDS
     for workload in workloads:
         if "schedule" in parts:
-            found = compare("schedule", workload, chosen(scheduled(workload)), seeds["schedule"], quality=False)
-            rows.replace(results, found)
+            timed = compare("schedule", workload, chosen(scheduled(workload)), seeds["schedule"], quality=False)
+            rows.replace(results, timed)
         if "own" in parts:
             rows.replace(results, compare("own", workload, chosen(own(workload, quick)), seeds["own"]))
         if "equal" in parts:
             rows.replace(results, compare("equal", workload, chosen(equal(workload)), SEEDS["equal"]))
         if "quality" in parts:
             rows.replace(results, compare("quality", workload, chosen(quality(workload)), SEEDS["quality"]))
+        if "found" in parts and (only is None or found.Found.name in only):
+            rows.replace(results, found.measure(workload, SEEDS["found"]))
         if "methods" in parts:
             run_methods(results, workload, seeds["methods"], only)
         if "pictures" in parts:
@@ -153,8 +155,8 @@ def measure(
             if (tokens, width) in sweep.GUARDS_TELL:
                 once = guarded_once(workload)
                 entrants += [entrant for entrant in once if entrant.system == Uncached() or chosen([entrant])]
-            found = compare("sweep", workload, entrants, sweep.SEEDS[tokens, width], quality=False)
-            rows.replace(results, found)
+            timed = compare("sweep", workload, entrants, sweep.SEEDS[tokens, width], quality=False)
+            rows.replace(results, timed)
         torch.set_num_threads(threads)
 
 
@@ -169,16 +171,16 @@ def run_methods(results: Path, workload: Workload, seeds: int, only: Sequence[st
 
 
 def learn(workload: Workload, deep: int) -> Path:
-    """Has the package's own `tune` find a config with so many deep steps, and keeps it for the part `methods`."""
+    """Has our `tune` find a config with so many deep steps, and keeps it for the parts `found` and `methods`."""
     known = Calibrated(workload)
-    LEARNED.mkdir(exist_ok=True)
-    return dicache_compile.tune(known.model, known.run, deep=deep).save(LEARNED / f"{workload.key}-{deep}.json")
+    found.FOLDER.mkdir(exist_ok=True)
+    return dicache_compile.tune(known.model, known.run, deep=deep).save(found.FOLDER / f"{workload.key}-{deep}.json")
 
 
 def _threads_of(results: Path, workload: Workload) -> int | None:
     """How many threads a size of the sweep was measured on; None if it was not."""
-    found = rows.read(results) if results.exists() else []
-    return next((int(row.figures["threads"]) for row in found if row.workload == workload.name and row.figures), None)
+    known = rows.read(results) if results.exists() else []
+    return next((int(row.figures["threads"]) for row in known if row.workload == workload.name and row.figures), None)
 
 
 def quiet() -> None:

@@ -10,21 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from dicache_compile import DiCacheConfig, Schedule, calibrate
-from dicache_compile.calibration.tuned import Tuned
 from dicache_compile.gates import Planned
 from dicache_compile.planning import tapered
 from dicache_compile.published import numbers_of
 
+from . import found
 from .calibrated import Calibrated
 from .system import Installed
 from .workload import STEPS, Workload
 
 LEVELS = (15, 10, 7, 5)
-LEARNED = Path(__file__).with_name("learned")  # what `tune` found, by workload and deep steps
 PREFIX = "preset "
 _NO_LIMIT = 10  # deep steps from which on the usual limit of reused steps in a row is in the way
 
@@ -249,16 +247,19 @@ def _h2cache(known: Calibrated, deep: int, scale: float) -> Preset:
 
 
 def _tuned(known: Calibrated, deep: int) -> Preset:
-    path = LEARNED / f"{known.workload.key}-{deep}.json"
-    if not path.exists():
-        raise ValueError(f"no {path.name} was tuned: `python -m versus --learn {deep} --workload {known.workload.key}`")
-    config = Tuned.load(path, known.model).config
+    config, _ = found.load(known.workload, deep)
     return fitted("tune", config, schedule=config.schedule, estimator=config.estimator)
 
 
 def _fastercache(known: Calibrated, deep: None) -> Preset:
     two_calls = "uncond" in known.workload.streams
     return preset("fastercache", guidance=5 if two_calls else None, shown={} if two_calls else {"guidance": None})
+
+
+def _mixcache(known: Calibrated, deep: None) -> Preset:
+    third = known.blocks // 3
+    guided = {} if "uncond" in known.workload.streams else {"guidance": None}
+    return preset("mixcache", blocks=(third, 2 * third), **guided)
 
 
 def _pab(known: Calibrated, deep: None) -> Preset:
@@ -303,8 +304,10 @@ METHODS: dict[str, Method] = {
     "tune": Method(_tuned, note="this package's own search, with weights for each step; where it was run"),
     "pab": Method(_pab, levels=(None,), note=_ATTENTIONS),
     "fastercache": Method(_fastercache, levels=(None,), note=_ATTENTIONS),
+    "mixcache": Method(_mixcache, levels=(None,), note="it takes calls, steps and blocks in turn: one row, likewise"),
 }
 OUTSIDE = {
+    "flowcache": "it is for models that draw a clip chunk by chunk, and neither of the two does",
     "learning-to-cache": "its routers are trained with the model, and there are none for these two",
     "hunyuan": "DiCache's rule for another model: each of the two has the script that is nearest, as `dicache`",
 }

@@ -82,14 +82,19 @@ class Ours:
         return DiCacheConfig.preset(self.preset, **options) if self.preset else DiCacheConfig(**options)
 
     def install(self, model: nn.Module, workload: Workload) -> Installed:
-        run = compile_alone(model, backend=dicache_backend, fullgraph=True, options=self.config().options())
+        return install(self.config(), model, workload)
 
-        def call(name: str, step: int, inputs: dict[str, Any]) -> Any:
-            with stream(name):
-                return run(**inputs)
 
-        def deep() -> list[bool]:
-            streams = summary(run).generations[-1].streams
-            return [record.deep for records in zip(*streams.values(), strict=True) for record in records]
+def install(config: DiCacheConfig, model: nn.Module, workload: Workload) -> Installed:
+    """A model under a config, compiled as `recipe` says."""
+    run = compile_alone(model, backend=dicache_backend, fullgraph=True, options=config.options())
 
-        return Installed(call, deep=deep, state=lambda: explain(run).state_bytes * len(workload.streams))
+    def call(name: str, step: int, inputs: dict[str, Any]) -> Any:
+        with stream(name):
+            return run(**inputs)
+
+    def deep() -> list[bool]:
+        streams = summary(run).generations[-1].streams
+        return [record.deep for records in zip(*streams.values(), strict=True) for record in records]
+
+    return Installed(call, deep=deep, state=lambda: explain(run).state_bytes * len(workload.streams))

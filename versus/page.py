@@ -49,6 +49,10 @@ only (`torch.compiler.set_stance("default", skip_guard_eval_unsafe=True)` after 
 same so. Speed-ups are over the uncached model with all its guards, as above. When a user may do so is in
 [Host cost](host-cost.md).
 """
+FOUND = """\
+One run of the package's `tune` for each number of deep steps, with nothing set by hand. What it told to expect is of
+other seeds than these, and of uncompiled pieces.
+"""
 FAINT = "A faint point is a setting that another one of the same system beats in both speed and quality."
 
 
@@ -89,6 +93,7 @@ def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
     here = [row for row in rows if row.workload == workload.name]
     own, equal, quality = ([row for row in here if row.experiment == experiment] for experiment in QUALITY)
     same, methods = ([row for row in here if row.experiment == experiment] for experiment in ("schedule", "methods"))
+    found = [row for row in here if row.experiment == "found"]
     name = workload.name
     return "\n".join(
         (
@@ -103,6 +108,7 @@ def _workload(workload: Workload, rows: Iterable[Row], page: Path) -> str:
                 _seeds(quality),
                 tables.quality(here),
             ),
+            _part("### What `tune` finds", FOUND, _seeds(found), tables.found(here)),
             _part("### Published methods, as presets", _seeds(methods), *methods_page.section(methods)),
             _part("### Same schedule: speed alone", _schedule(same), _seeds(same), tables.schedule(here)),
             _part("### Costs", "Each system in a process of its own.", tables.costs(here)),

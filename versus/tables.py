@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from . import sweep
 from .bars import DEEP_STEPS, GUARDS_ONCE, OURS, UNCACHED, Bar, deep_steps
+from .found import EXPECTED, EXPECTED_SPEED_UP, EXPERIMENT
 from .rows import Row
 
 NOT_MEASURED = "Not measured.\n"
@@ -42,6 +43,22 @@ def quality(rows: Iterable[Row]) -> str:
     """Fastest first, those that missed the quality on these seeds too: it shows in their PSNR."""
     chosen = [row for row in rows if row.experiment == "quality" and row.role != "baseline"]
     return _table({**_NAMES, "speed-up": speed_up, "deep steps": _deep, **_QUALITY}, sorted(chosen, key=_fastest_first))
+
+
+def found(rows: Iterable[Row]) -> str:
+    """What `tune` found, most deep steps first, and what it told to expect."""
+    chosen = [row for row in rows if row.experiment == EXPERIMENT and row.role != "baseline"]
+    chosen.sort(key=lambda row: -row.setting["deep"])
+    columns: dict[str, Column] = {
+        "asked": lambda row: str(row.setting["deep"]),
+        "deep steps": _deep,
+        "PSNR dB: mean / p5 / worst": _spread("PSNR", 1),
+        "expected": _figure(EXPECTED),
+        **{name: column for name, column in _QUALITY.items() if not name.startswith("PSNR")},
+        "speed-up": speed_up,
+        "expected speed-up": _figure(EXPECTED_SPEED_UP),
+    }
+    return _table(columns, chosen)
 
 
 def schedule(rows: Iterable[Row]) -> str:

@@ -251,6 +251,19 @@ def test_the_page_says_on_how_many_seeds_settings_were_tuned(tmp_path: Path) -> 
     assert "Settings tuned on 3 or 15 other seeds." in (tmp_path / "benchmarks.md").read_text()
 
 
+def test_what_tune_told_stands_beside_what_was_measured() -> None:
+    figures = {"PSNR mean": 37.5, "PSNR p5": 33.0, "PSNR worst": 32.0, "deep steps": 5.0, "speed-up": 5.1}
+    told = {"expected PSNR": 38.25, "expected speed-up": 5.75}
+    rows = [
+        replace(made("found", "tune", f"{deep} deep", figures | told), setting={"deep": deep}) for deep in (5, 10)
+    ] + [made("found", "uncached", "baseline", {"speed-up": 1.0})]
+    *_, first, second = tables.found(rows).strip().splitlines()
+    assert [cell.strip() for cell in second.strip("|").split("|")] == [
+        "5", "5.0", "37.5 / 33.0 / 32.0", "38.2", "5.10x", "5.75",
+    ]  # fmt: skip
+    assert first.startswith("| 10 |")
+
+
 def test_a_note_stands_below_the_tables_of_its_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tables.NOTES, PEER, "its reused steps run part of each block")
     assert f"\n\n- {PEER}: its reused steps" in tables.schedule([timed("schedule", PEER, 2.0)])

@@ -17,7 +17,7 @@ from bench.clips import model as clips
 from bench.shapes import model as shapes
 from dicache_compile import Schedule
 from dicache_compile.presets import METHODS as PRESETS
-from versus import levels, methods, methods_page
+from versus import found, levels, methods_page
 from versus.calibrated import Calibrated
 from versus.levels import SAME, Levels, role
 from versus.methods import LEVELS, METHODS, OUTSIDE, Preset, spaced
@@ -190,17 +190,17 @@ def test_a_method_that_does_not_run_says_so() -> None:
 
 
 def test_what_was_not_tuned_has_a_row_that_says_how_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "LEARNED", tmp_path)
+    monkeypatch.setattr(found, "FOLDER", tmp_path)
     (one, *_) = Searching(lambda threshold: 10.0).rows("tune")
     assert not one.figures
     assert "--learn 15 --workload flux" in one.why
 
 
-@pytest.mark.parametrize("path", sorted(methods.LEARNED.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(found.FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_what_was_tuned_is_of_the_comparisons_model(path: Path) -> None:
     key, deep = path.stem.split("-")
     workload = next(workload for workload in TRAINED if workload.key == key)
-    config = METHODS["tune"].make(SimpleNamespace(workload=workload, model=workload.load()), int(deep)).config
+    config = METHODS["tune"].make(SimpleNamespace(workload=workload), int(deep)).config
     assert len(config.schedule.deep_steps(STEPS)) == int(deep)
 
 
