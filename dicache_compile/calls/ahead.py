@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..write.control import ANNOUNCED, DEEP_STEPS, LIMITS, RUN
-from .state import Key, StreamState
+from .layout import Key
+from .state import StreamState
 
 Mark = tuple["weakref.ref[Tensor]", int]  # a tensor, and how often it had been written to
 

@@ -19,10 +19,12 @@ from ..errors import StepError
 from ..kernels.float8 import FLOAT8
 from ..program import Slot
 from ..write.control import RUN
+from .layout import Form, Key, Layout
 from .seats import Request, seated
 from .settings import Settings
+from .shared import Shared
 from .slot_values import allocate, write
-from .state import Form, Key, Layout, Shared, StreamState
+from .state import StreamState
 
 MAX_POOLS = 4  # each for requests of another size
 MAX_BATCHES = 16  # sizes of a batch, or graphs, for which a lane keeps what is captured

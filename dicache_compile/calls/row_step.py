@@ -11,13 +11,14 @@ from ..errors import StepError
 from ..rules import GuidedEstimator
 from ..write.control import ANNOUNCED, CLOCK, UNANNOUNCED
 from ..write.guidance import role_of
+from .layout import Layout
 from .pool import LaneState
 from .record import History
 from .runs import Run, current_position
 from .seats import Progress
 from .session import Session
 from .settings import Settings
-from .state import KEPT, Layout
+from .state import KEPT
 from .streams import RowNames, current_name
 
 OF_ROWS = "rows"  # what the record of all requests' calls of one kind is kept under

@@ -3,60 +3,20 @@
 from __future__ import annotations
 
 import math
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ..program import Slot, of_rules
-from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, PARTNER_MARK, RUN, SKIPPED, TIMES
+from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, RUN, SKIPPED
+from .layout import Form, Key, Layout
 from .settings import Settings
+from .shared import Shared
 from .slot_values import allocate, write
 
 KEPT = ("log", "logged")  # what a stream remembers past its state: the record of its steps
-_OF_CONDITIONS = ("checksums", "stable")  # slots that mean the same in graphs with the same conditions only
-
-Key = tuple[int, tuple[int, ...]]  # a graph, and a shape of it
-Form = tuple[Any, ...]  # what two tensors have in common that can stand for each other
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What one compiled graph keeps of a stream at one shape."""
-
-    key: Key
-    slots: Sequence[Slot]  # in the graph's order
-    shapes: Mapping[str, tuple[int, ...]]  # by slot
-    conditions: tuple[str, ...]  # the names of the graph's conditions, in order
-    arguments: frozenset[str]  # the names of the tensors that the caller passes
-
-    def form(self, slot: Slot) -> Form:
-        of: tuple[Any, ...] = self.conditions if slot.name in _OF_CONDITIONS else ()
-        if slot.name.startswith(PARTNER_MARK):  # it is of results of these shapes
-            of = tuple(self.shapes[one.name] for one in self.slots if one.of_request and one.like is not None)
-        return slot.name, self.shapes[slot.name], slot.dtype, slot.device, of
-
-    def bytes(self) -> int:
-        """What its tensors take."""
-        return sum(math.prod(self.shapes[slot.name]) * slot.dtype.itemsize for slot in self.slots)
-
-    @property
-    def rows(self) -> int | None:
-        """How many rows decide for themselves; None: all together."""
-        restart = self.shapes["restart"]
-        return restart[0] if restart else None
-
-    def row_form(self, slot: Slot) -> Form:
-        """Its form but for how many rows there are, of a slot that has a part of each."""
-        name, shape, dtype, device, of = self.form(slot)
-        rest = tuple(one[1:] for one in of) if slot.name.startswith(PARTNER_MARK) else of
-        return name, shape[1:], dtype, device, rest
-
-    def carried(self) -> frozenset[Form]:
-        """The forms of what anchors are made of; those of two graphs serve each other where all are alike."""
-        return frozenset(self.form(slot) for slot in self.slots if slot.like is not None and slot.name != TIMES)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,23 +31,6 @@ class View:
 
     def __post_init__(self) -> None:
         self.values = tuple(self.tensors.values())
-
-
-class Shared:
-    """The tensors that the streams of one request have together, by form; each lasts as long as a stream that has it.
-
-    They stay where they are: what is captured for one stream writes what another one's captured step reads.
-    """
-
-    def __init__(self) -> None:
-        self._tensors: weakref.WeakValueDictionary[Form, Tensor] = weakref.WeakValueDictionary()
-
-    def tensor(self, form: Form, slot: Slot, shape: tuple[int, ...]) -> Tensor:
-        """That of a form; a new one if no stream has it."""
-        found = self._tensors.get(form)
-        if found is None:
-            found = self._tensors[form] = allocate(slot, shape)
-        return found
 
 
 class StreamState:

@@ -19,6 +19,7 @@ from ..write.guidance import role_of
 from .clock import Clock
 from .cut_check import Course, CutCheck
 from .fragments import note_run
+from .layout import Layout
 from .overheard import note_graph
 from .progress import follow, follow_count, follow_position, follow_times
 from .record import Call
@@ -26,7 +27,7 @@ from .row_step import batch_of
 from .runs import Run, current_position, current_run
 from .session import Session, SessionFinder
 from .sizes import Sizes
-from .state import Layout, StreamState
+from .state import StreamState
 from .streams import SINGLE, RowNames, current_name, current_rows, in_request
 
 _numbers = itertools.count()

@@ -14,9 +14,11 @@ from torch import Tensor
 from ..errors import StepError
 from ..program import of_rules
 from ..write.control import LED, WHEN_SHARED
+from .layout import Key, Layout
 from .pool import Pool, Pools
 from .record import History
-from .state import KEPT, Key, Layout, Shared, StreamState
+from .shared import Shared
+from .state import KEPT, StreamState
 from .streams import request_of
 
 MAX_RESTING = 4  # states with captures that are kept for streams which now have another shape

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from ..calls.layout import Layout
 from ..calls.settings import Told, guided_by_slot
+from ..calls.shared import Shared
 from ..calls.sizes import read_sizes
-from ..calls.state import Layout, Shared, StreamState
+from ..calls.state import StreamState
 from ..calls.streams import SINGLE
 from ..errors import ExportError
 from ..program import Kind, Piece, Value
