@@ -36,8 +36,9 @@ def check_rule(rule: SiteRule) -> None:
 def check(config: DiCacheConfig) -> None:
     """The same of what a config has besides; `check_rule` is for the rest."""
     whole("max_streams", config.max_streams, 1)
-    if config.max_state_bytes is not None:
-        whole("max_state_bytes", config.max_state_bytes, 1)
+    for name in ("max_state_bytes", "device_streams"):
+        if (number := getattr(config, name)) is not None:
+            whole(name, number, 1)
     if config.num_steps is not None:
         whole("num_steps", config.num_steps, 1)
     _check_choices(

@@ -44,10 +44,16 @@ class DiCacheConfig(SiteRule):
     anew when it comes back."""
 
     max_state_bytes: int | None = None
-    """How many bytes the state of all streams of a model may take. What more would need makes the stream unused for
-    longest give way, as with `max_streams`; a stream that needs more by itself is refused before its first step, and so
-    is a pool of `max_streams` requests that are rows. Captures and what runs on a step are not counted. None: no
-    bound."""
+    """How many bytes the state of all streams of a model may take on the device. What more would need makes the stream
+    unused for longest give way, as with `max_streams`; a stream that needs more by itself is refused before its first
+    step, and so is a pool of `max_streams` requests that are rows. Captures and what runs on a step are not counted.
+    None: no bound."""
+
+    device_streams: int | None = None
+    """How many streams have their state on the device at a time; that of the others waits in host memory, which changes
+    no result. 1: it is fetched as a step begins. From 2 on the stream that is likely to come next is fetched while
+    another one's step runs. It helps where many streams take turns. Requests that are rows of a batch stay on the
+    device. None: all streams have it there."""
 
     joint: bool | None = None
     """Whether the calls of one step, such as the two of guidance, decide together: the first one at a timestep decides,

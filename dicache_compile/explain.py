@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -135,6 +136,7 @@ def of_cut(found: Cut, graphs: int = 1) -> Explanation:
         parts=parts_of(found.plan, work),
         ranks=f"{group.size} decide as one, each with {HELD[group.hold]}" if (group := found.plan.ranks) else None,
         state_bytes=sum(_bytes(slot) for slot in found.program.slots),
+        row_bytes=_row_bytes(found.program.slots),
     )
 
 
@@ -149,6 +151,16 @@ def _site(cuts: list[Partition]) -> SiteReport:
 
 
 def _bytes(slot: Slot) -> int:
+    return torch.Size(_shape(slot)).numel() * slot.dtype.itemsize
+
+
+def _row_bytes(slots: Sequence[Slot]) -> int:
+    """Of each row of the batch; 0 where rows decide together."""
+    if not any(slot.of_rows for slot in slots):
+        return 0
+    return sum(_bytes(slot) // _shape(slot)[0] for slot in slots if slot.like is not None)
+
+
+def _shape(slot: Slot) -> tuple[int, ...]:
     recorded = values.tensor(slot.like) if slot.like is not None else None
-    shape = slot.shape if recorded is None else slot.shape_of(values.shape_hint(recorded))
-    return torch.Size(shape).numel() * slot.dtype.itemsize
+    return slot.shape if recorded is None else slot.shape_of(values.shape_hint(recorded))

@@ -65,6 +65,7 @@ class Explanation:
     timestep: str | None  # the input that tells generations apart; None: it is that of an earlier graph, or steps count
     skippable: float  # share of the floating-point operations in the deep part, from 0 to 1
     state_bytes: int  # that one stream keeps
+    row_bytes: int = 0  # of it, of each row of the batch, where rows decide for themselves
     config: DiCacheConfig | None = None  # in force; None where the model is not cached
     uncut: tuple[Uncut, ...] = ()  # lists of blocks beside the trunk that are as heavy, and run on every step
     engine: str | None = None  # how the last step took its branch; None where nothing is compiled
@@ -99,7 +100,7 @@ class Explanation:
             f"  timestep   {self.timestep or 'not an input of this graph'}",
             f"  skippable  {self.skippable:.1%} of the floating-point operations{little}",
             *(f"  uncut      {_left(stack)}" for stack in self.uncut),
-            f"  state      {self.state_bytes / 2**20:.2f} MiB a stream",
+            f"  state      {self._state()}",
             f"  config     {self.config.brief() if self.config is not None else 'unknown'}",
         )
         if self.engine is not None:
@@ -113,6 +114,22 @@ class Explanation:
     def by_rows(self) -> bool:
         """Whether each row of the batch decides for itself."""
         return self.config is not None and self.config.by_rows()
+
+    @property
+    def pool_bytes(self) -> int | None:
+        """What `max_streams` requests that are rows of batches keep, guidance's calls apart; None: rows are none."""
+        if self.config is None or not self.by_rows:
+            return None
+        rows = self.streams[0].shape[0]
+        return self.state_bytes + (self.config.max_streams - rows) * self.row_bytes
+
+    def _state(self) -> str:
+        text = f"{self.state_bytes / 2**20:.2f} MiB a stream"
+        if self.pool_bytes is not None and self.config is not None:
+            text += f"; {self.pool_bytes / 2**20:.2f} MiB where rows are named, for {self.config.max_streams} of them"
+        if self.config is not None and (count := self.config.device_streams) is not None:
+            text += f"; of {count} on the device, of the others in host memory"
+        return text
 
     def to_dict(self) -> dict[str, Any]:
         """All of it, by field, in what JSON can hold: `plain` says how."""

@@ -71,6 +71,28 @@ def _both(kit: Kit, model: Any) -> list[torch.Tensor]:
 
 
 @torch.no_grad()
+def state_in_host_memory(kit: Kit, engine: str) -> Verdict:
+    """Three streams in turn of which two have state on the device, beside each stream alone."""
+    ours = kit.engine(kit.model(), engine, device_streams=2, streams="auto")
+    names = ("a", "b", "c")
+
+    def walks() -> dict[str, Iterator[dict[str, Any]]]:
+        return {name: kit.walk(STEPS, seed) for seed, name in enumerate(names)}
+
+    def stepped(name: str, arguments: dict[str, Any]) -> torch.Tensor:
+        with stream(name):
+            output: torch.Tensor = ours(**arguments)[0]
+        return output
+
+    turns = walks()
+    mine = [stepped(name, next(turns[name])) for _ in range(STEPS) for name in names]
+    with called(ours):
+        alone = [[stepped(name, arguments) for arguments in walk] for name, walk in walks().items()]
+    theirs = [outputs[step] for step in range(STEPS) for outputs in alone]
+    return verdict(differences(mine, theirs), ours)
+
+
+@torch.no_grad()
 def no_syncs(kit: Kit, engine: str) -> Verdict:
     ours = kit.engine(kit.model(), engine)
     for arguments in kit.walk(STEPS):
@@ -160,6 +182,7 @@ def running(kit: Kit) -> Iterator[tuple[str, str, Any]]:
     best = kit.device.best
     yield best, "no host waits", lambda: no_syncs(kit, best)
     yield best, "E9 two streams, outputs kept", lambda: two_streams(kit, best)
+    yield best, "state in host memory", lambda: state_in_host_memory(kit, best)
     yield best, "E7 allocation noise", lambda: allocation_noise(kit, best)
     yield best, "auto takes it, and explain says so", lambda: best_by_itself(kit, best)
     yield best, "E1 both branches, float8 state", lambda: both_branches(kit, best, state_dtype=torch.float8_e4m3fn)

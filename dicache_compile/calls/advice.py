@@ -60,7 +60,7 @@ class Advice:
             + (". With strict=True every step runs deep from here on" if uncached else ""),
         )
 
-    def came_back(self, name: str, lost: Lost, run: int | None, time: Tensor | None, limit: int) -> None:
+    def came_back(self, name: str, lost: Lost, run: int | None, time: Tensor | None) -> None:
         """A stream is called again that had to give way; told if that was in the middle of a generation."""
         if "lost" in self._said or not self._looks:
             return
@@ -74,7 +74,7 @@ class Advice:
             self.say(
                 "lost",
                 f"stream {name!r} lost its state half-way through a generation, and needs new anchors: more streams "
-                f"take turns than max_streams={limit}. Set max_streams to as many as there are at a time",
+                f"take turns than {lost.bound} allows. Allow for as many as there are at a time",
             )
 
     def compiled_again(self, name: str, state: StreamState) -> None:

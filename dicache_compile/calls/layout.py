@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +30,6 @@ class Layout:
         if slot.name.startswith(PARTNER_MARK):  # it is of results of these shapes
             of = tuple(self.shapes[one.name] for one in self.slots if one.of_request and one.like is not None)
         return slot.name, self.shapes[slot.name], slot.dtype, slot.device, of
-
-    def bytes(self) -> int:
-        """What its tensors take."""
-        return sum(math.prod(self.shapes[slot.name]) * slot.dtype.itemsize for slot in self.slots)
 
     @property
     def rows(self) -> int | None:

@@ -34,7 +34,8 @@ class Batch:
     key: str  # that the record is kept under
     history: History
     config: DiCacheConfig  # that they were told
-    since: int  # the number of the model's last call before
+    since: int  # the number of the model's last call before,
+    entries: int  # and the length of the record then
 
     def failed(self) -> None:
         """The step may have written half of their state: they go on without what they had kept, and it is not in the
@@ -45,6 +46,7 @@ class Batch:
         calls = self.history.calls
         while calls and calls[-1].number > self.since:
             calls.pop()
+        self.history.entries = self.entries
         # The device itself may have failed.
         with suppress(Exception):
             self.state.order()
@@ -95,7 +97,7 @@ def batch_of(
         if is_counted:
             state.tensors[CLOCK][place].fill_(-row.calls)
     full = tuple(f"{name}/{lane}" if lane else name for name in names.names)
-    return Batch(state, rows, full, key, history, told.config, session.last_call)
+    return Batch(state, rows, full, key, history, told.config, session.last_call, history.entries)
 
 
 def _tell(

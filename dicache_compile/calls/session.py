@@ -33,7 +33,7 @@ class Session(Store):
     """The streams of one model under one config, for whoever holds its `lock`."""
 
     def __init__(self, config: DiCacheConfig) -> None:
-        super().__init__(config.max_streams, config.max_state_bytes)
+        super().__init__(config.max_streams, config.max_state_bytes, config.device_streams)
         self.config = config  # that of the compiled graphs
         self.told = Told(config)  # what its next generations go by, which may differ at run time
         self.lock = threading.RLock()  # that a step holds, so that calls from several threads take turns

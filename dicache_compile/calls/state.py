@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..program import Slot, of_rules
 from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, RUN, SKIPPED
+from .desk import Desk, home, is_large
 from .layout import Form, Key, Layout
 from .settings import Settings
 from .shared import Shared
@@ -36,8 +38,10 @@ class View:
 class StreamState:
     """One stream's state. `tensors`, `values` and `recording` are those of the graph that `use` was last told."""
 
-    def __init__(self, layout: Layout, known: Mapping[str, Tensor], shared: Shared) -> None:
-        """`known`: tensors that it takes over, by slot. `shared`: those of its request."""
+    def __init__(self, layout: Layout, known: Mapping[str, Tensor], shared: Shared, desk: Desk | None = None) -> None:
+        """`known`: tensors that it takes over, by slot. `shared`: those of its request. `desk`: where its large tensors
+        are on the device for a step; None: they stay there.
+        """
         self.told: dict[str, tuple[float, ...]] = {}  # what the slots hold that the host writes
         self.calls = 0  # of this generation, as far as the host can tell
         self.run: int | None = None  # the announced run that the last call was of
@@ -45,7 +49,10 @@ class StreamState:
         self.place: float | None = None  # where the caller said that the last call stood
         self.way = 0.0  # in which direction that moves
         self.anchored = False  # whether there certainly is an anchor: after every step
-        self._shared = shared
+        self._shared, self._desk = shared, desk
+        self._homes: dict[Form, Tensor] = {}  # of the tensors that are on the desk for a step
+        if desk is not None:
+            desk.guests.add(self)
         self._pool = {layout.form(slot): known[slot.name] for slot in layout.slots if slot.name in known}
         self._views: dict[Key, View] = {}
         self._view = self._views[layout.key] = self._new(layout)
@@ -94,14 +101,17 @@ class StreamState:
         self._keep(lambda other: other is view or other.recording is not None)
         return False
 
+    def on_desk(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(where it is on the desk, its home) for each large tensor."""
+        return ((self._pool[form], at_home) for form, at_home in self._homes.items())
+
     def bytes(self) -> int:
-        """What its tensors take, those of shapes that it had before too where captures keep them."""
-        return sum(tensor.nbytes for tensor in self._pool.values())
+        """What its own tensors take on the device, also those of earlier shapes that captures keep."""
+        return sum(tensor.nbytes for form, tensor in self._pool.items() if form not in self._homes)
 
     def missing(self, layout: Layout) -> int:
         """What more they take with this graph and shape."""
-        new = [slot for slot in layout.slots if layout.form(slot) not in self._pool]
-        return sum(math.prod(layout.shapes[slot.name]) * slot.dtype.itemsize for slot in new)
+        return needed(layout, self._desk, self._pool)
 
     def resting(self) -> list[Key]:
         """The graphs and shapes for which captures are kept that cannot be used now, as others are carried."""
@@ -184,9 +194,29 @@ class StreamState:
         return View(layout, {name: self._pool[form] for name, form in forms.items()}, layout.carried())
 
     def _tensor(self, form: Form, slot: Slot, shape: tuple[int, ...]) -> Tensor:
-        return self._shared.tensor(form, slot, shape) if slot.of_request else allocate(slot, shape)
+        if slot.of_request:
+            return self._shared.tensor(form, slot, shape)
+        if self._desk is None or not is_large(slot):
+            return allocate(slot, shape)
+        here, at_home = self._desk.tensor(form, slot, shape), home(slot, shape)
+        if self._desk.has(self):  # where the last guest may have left what it had
+            with torch.inference_mode(False), torch.no_grad():
+                here.copy_(at_home)
+        self._homes[form] = at_home
+        return here
 
     def _keep(self, wanted: Any) -> None:
         self._views = {key: view for key, view in self._views.items() if wanted(view)}
         held = {id(tensor) for view in self._views.values() for tensor in view.values}
         self._pool = {form: tensor for form, tensor in self._pool.items() if id(tensor) in held}
+        self._homes = {form: at_home for form, at_home in self._homes.items() if form in self._pool}
+
+
+def needed(layout: Layout, desk: Desk | None = None, known: Container[Form] = ()) -> int:
+    """How many bytes more a graph's tensors take on the device, where those of some forms are `known`."""
+    found = 0
+    for slot in layout.slots:
+        form = layout.form(slot)
+        if form not in known and not (desk is not None and is_large(slot) and desk.knows(form)):
+            found += math.prod(layout.shapes[slot.name]) * slot.dtype.itemsize
+    return found

@@ -99,7 +99,7 @@ class CompiledStep:
         name = plain if run is None else session.name(run, plain)
         if name in session.lost:
             number = run.number if run is not None else None
-            session.advice.came_back(name, session.lost.pop(name), number, time, session.limit)
+            session.advice.came_back(name, session.lost.pop(name), number, time)
         is_new = not self.layouts
         state, serves = session.state(name, self._layout(inputs))
         if steps == 1:
@@ -160,7 +160,8 @@ class CompiledStep:
             state.force_deep()
         note_run(self.function, self.work)
         watch = self.check.watch(course) if self.check is not None and not reused else None
-        outputs = self.engine.step(inputs, state, reused, watch, held)
+        with session.on_device(state):
+            outputs = self.engine.step(inputs, state, reused, watch, held)
         call.returned = perf_counter()
         return outputs
 

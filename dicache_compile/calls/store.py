@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 from ..errors import StepError
 from ..program import of_rules
 from ..write.control import LED, WHEN_SHARED
+from .desk import Desks
 from .layout import Key, Layout
 from .pool import Pool, Pools
 from .record import History
 from .shared import Shared
-from .state import KEPT, StreamState
+from .state import KEPT, StreamState, needed
 from .streams import request_of
 
 MAX_RESTING = 4  # states with captures that are kept for streams which now have another shape
@@ -32,16 +33,19 @@ class Lost:
     run: int | None  # which it was of
     time: Tensor
     direction: Tensor
+    bound: str  # that it gave way to: "max_streams=16"
 
 
 class Store:
     """The states of one model's streams. Not safe for calls from several threads at once."""
 
-    def __init__(self, limit: int, budget: int | None = None) -> None:
+    def __init__(self, limit: int, budget: int | None = None, on_device: int | None = None) -> None:
         """`limit`: how many have state at the same time; the longest unused gives way, and starts anew when it comes
-        back. `budget`: how many bytes that may take, of which it is the same.
+        back. `budget`: how many bytes that may take on the device, of which it is the same. `on_device`: of how many
+        it lies there, while that of the others lies in host memory.
         """
         self.limit = limit
+        self.desks = Desks(on_device) if on_device is not None else None
         self._budget = budget
         self.pools = Pools(limit)  # of requests that are rows of batches
         self.streams: OrderedDict[str, StreamState] = OrderedDict()
@@ -58,8 +62,9 @@ class Store:
         """
         found, serves = self.streams.get(name), True
         if self._budget is not None:
-            missing = layout.bytes() if found is None else found.missing(layout)
-            self._afford(self._budget, missing, layout.bytes(), name)
+            desk = self.desks.assign() if self.desks is not None else None
+            missing = needed(layout, desk) if found is None else found.missing(layout)
+            self._afford(self._budget, missing, needed(layout), name)
             found = self.streams.get(name)
         if found is not None and found.key != layout.key:
             serves = found.arguments == layout.arguments
@@ -91,12 +96,21 @@ class Store:
         The streams that were unused for longest give way, the one of that name last. Raises StepError where that is not
         enough.
         """
-        while missing and sum(state.bytes() for state in self.streams.values()) + self.pools.bytes() + missing > budget:
+        while missing and self._bytes() + missing > budget:
             oldest = next((other for other in self.streams if other != name), name)
             if oldest is None or oldest not in self.streams or whole > budget:
                 raise StepError(_too_much(budget, whole, self.pools.bytes(), name))
-            self._note_lost(oldest, self.streams.pop(oldest))
+            self._note_lost(oldest, self.streams.pop(oldest), f"max_state_bytes={budget}")
             missing = whole if oldest == name else missing
+
+    def _bytes(self) -> int:
+        """What all of it takes on the device."""
+        on_desks = self.desks.bytes() if self.desks is not None else 0
+        return sum(state.bytes() for state in self.streams.values()) + self.pools.bytes() + on_desks
+
+    def on_device(self, state: StreamState) -> AbstractContextManager[None]:
+        """Inside, a step may run for that state."""
+        return self.desks.step(state) if self.desks is not None else nullcontext()
 
     def _rest(self, name: str, state: StreamState) -> None:
         """Bounds what is kept of shapes that streams have no more."""
@@ -110,11 +124,12 @@ class Store:
 
     def _give_way(self) -> None:
         name, state = self.streams.popitem(last=False)
-        self._note_lost(name, state)
+        self._note_lost(name, state, f"max_streams={self.limit}")
 
-    def _note_lost(self, name: str, state: StreamState) -> None:
+    def _note_lost(self, name: str, state: StreamState, bound: str) -> None:
         state.order()
-        self.lost[name] = Lost(state.run, state.tensors["time"].clone(), state.tensors["direction"].clone())
+        time, direction = state.tensors["time"].clone(), state.tensors["direction"].clone()
+        self.lost[name] = Lost(state.run, time, direction, bound)
         while len(self.lost) > MAX_HISTORIES:
             self.lost.popitem(last=False)
 
@@ -127,7 +142,7 @@ class Store:
         if request_of(old) != request_of(name) and any(slot.of_request for slot in layout.slots):
             return None
         del self.streams[old]
-        self._note_lost(old, state)
+        self._note_lost(old, state, f"max_streams={self.limit}")
         # The captured step goes on writing to the same record: that of the old stream is copied from there.
         before = self.history.setdefault(name, History()).tensors
         state.use(layout)
@@ -146,7 +161,7 @@ class Store:
         """A state that takes over the record of the stream's earlier ones, and has what its request has."""
         history = self.history_of(name, layout)
         shared = self._requests.setdefault(request_of(name), Shared())
-        return StreamState(layout, history.tensors, shared)
+        return StreamState(layout, history.tensors, shared, self.desks.assign() if self.desks is not None else None)
 
     def history_of(self, name: str, layout: Layout) -> History:
         """What is recorded under a name; a new record on another device."""

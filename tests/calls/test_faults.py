@@ -107,6 +107,7 @@ CASES: dict[str, tuple[Loop, dict[str, Any]]] = {
     "guided": (guided, {"joint": True}),
     "requests": (of_requests, {"rows": "independent", "max_streams": 4}),
     "captured": (announced, {"engine": "graphs"}),
+    "one stream on the device": (guided, {"device_streams": 1}),
 }
 
 

@@ -78,6 +78,9 @@ def test_a_pool_that_the_budget_has_no_room_for_is_refused_before_its_first_step
         call = bounded(model, rows="independent", max_streams=64, max_state_bytes=budget)
         with stream(["a", "b"]), torch.no_grad():
             call(*models.inputs(model, 0, 8))
+        told = explain(call)
+        assert told.pool_bytes == kept(call)
+        assert f"{kept(call) / 2**20:.2f} MiB where rows are named, for 64 of them" in str(told)
         return kept(call)
 
     own = called(None)
