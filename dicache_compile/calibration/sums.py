@@ -134,7 +134,7 @@ def _least(matrix: Tensor, target: Tensor, eps: float) -> Tensor:
 
 
 def read(course: Course, most: int) -> tuple[tuple[Factors, ...], str | None]:
-    """(the factors of all steps, why there are none): each of as few steps as it needs, up to `most`."""
+    """(the factors of all steps, why not of more): each of as few steps as it needs, up to `most`."""
     found: list[Factors] = []
     for step in range(len(course.steps[0]) - (not course.ends)):
         depths = [depth for depth in range(1, most + 1) if depth == 1 or course.knows(step, depth)]
@@ -145,5 +145,5 @@ def read(course: Course, most: int) -> tuple[tuple[Factors, ...], str | None]:
                 break
         else:
             why = f"is no sum of its latents and the model's results (off by {left:.1%})"
-            return (), f"step {step} of the sampler {why}"
+            return tuple(found), f"step {step} of the sampler {why}"
     return tuple(found), None
