@@ -132,7 +132,9 @@ def disable_cache(pipe_or_model: Any) -> None:
     for model in models.values():
         model._compiled_call_impl = _before.pop(model, None)
         for session in sessions_of(model):
-            session.reset()
+            with session.lock:
+                session.reset()
+                session.tell(session.config)  # what `configure` said goes with the cache that it was said to
         forget(model)
 
 

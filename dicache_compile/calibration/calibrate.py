@@ -14,6 +14,8 @@ from ..estimators.hyca import SOLVERS
 from ..estimators.weights import three
 from ..gates import PolynomialChange
 from ..planning import by_magnitude, by_sum, cheapest
+from .clusters import clusters as clustered
+from .clusters import features
 from .recording import Recording
 
 
@@ -115,7 +117,7 @@ def _hyca(recording: Recording, clusters: int = 2, interval: int = 7, first: int
     """Channels are clustered by how they move; each cluster has the solver with the least error one step ahead."""
     values = recording.residuals.double()  # [samples, calls, steps, R, C]
     rows = values.movedim(-1, 0).flatten(1, 2).movedim(2, 1).flatten(2)  # [C, steps, numbers]
-    place = _clusters(_features(rows), clusters)
+    place = clustered(features(rows.movedim(1, 0).movedim(1, -1)), clusters)
     one = torch.tensor(1.0, dtype=torch.float64)
     names = list(SOLVERS)
     errors = torch.stack([
@@ -128,31 +130,6 @@ def _hyca(recording: Recording, clusters: int = 2, interval: int = 7, first: int
     solvers = tuple(dict.fromkeys(names[one] for one in best))
     of_channel = tuple(solvers.index(names[best[int(cluster)]]) for cluster in place)
     return DiCacheConfig.preset("hyca", of_channel=of_channel, solvers=solvers, interval=interval, first=first)
-
-
-def _features(rows: Tensor) -> Tensor:
-    """Of each channel its size, and its first three differences over that: [C, 4], each of mean 0 and deviation 1."""
-    size = rows.square().mean(dim=(1, 2)).sqrt()
-    found, differences = [size.clamp(min=1e-30).log()], rows
-    for _ in range(3):
-        differences = differences[:, 1:] - differences[:, :-1]
-        found.append(differences.square().mean(dim=(1, 2)).sqrt() / size.clamp(min=1e-30))
-    features = torch.stack(found, dim=1)
-    return (features - features.mean(0)) / features.std(0).clamp(min=1e-12)
-
-
-def _clusters(features: Tensor, count: int, rounds: int = 50) -> Tensor:
-    """Lloyd's k-means from points at even places of the first feature: the same on every run. [C], int64."""
-    order = features[:, 0].argsort()
-    places = torch.linspace(0, len(order) - 1, 2 * count + 1)[1::2].long()
-    centres = features[order[places]]
-    nearest = torch.cdist(features, centres).argmin(1)
-    for _ in range(rounds):
-        centres = torch.stack([
-            features[nearest == one].mean(0) if bool((nearest == one).any()) else centres[one] for one in range(count)
-        ])  # fmt: skip
-        nearest = torch.cdist(features, centres).argmin(1)
-    return nearest
 
 
 def _cachequant(recording: Recording, deep_steps: tuple[int, ...]) -> DiCacheConfig:

@@ -66,17 +66,22 @@ def reused_step(
 ) -> tuple[list[tuple[State, Tensor]], Row]:
     """The same of a step that is reused, with a row of weights; None: with those that fit best. And the row."""
     problems = [_Problem(rehearsal, step, state) for state in states]
-    line, width = _line(step, states[0].anchors[0]), len(problems[0].terms[0])
-    weights = torch.zeros(width, dtype=torch.float64) if row is None else _terms_of(row, line, states[0])
-    for _ in range(ROUNDS if row is None and width else 0):
+    line, shape = _line(step, states[0].anchors[0]), (clusters_of(rehearsal), len(problems[0].terms[0]))
+    weights = torch.zeros(shape, dtype=torch.float64) if row is None else _terms_of(row, line, states[0], shape[0])
+    for _ in range(ROUNDS if row is None and shape[1] else 0):
         weights = weights + _newton(problems, weights)
     found = _row_of(weights, line, states[0]) if row is None else row
     done = [_after(rehearsal, step, one.state, one.results(weights), one.state.anchors) for one in problems]
     return done, found
 
 
+def clusters_of(rehearsal: Rehearsal) -> int:
+    """How many clusters of channels have weights of their own."""
+    return max(rehearsal.of_channel, default=0) + 1
+
+
 class _Problem:
-    """One generation's part in the fit of a step."""
+    """One generation's part in the fit of a step. Weights are [clusters, terms]."""
 
     def __init__(self, rehearsal: Rehearsal, step: int, state: State) -> None:
         self.state, self._rehearsal, self._step = state, rehearsal, step
@@ -91,15 +96,15 @@ class _Problem:
         return [self._below(call, ys) for call, ys in enumerate(self._estimates(weights))]
 
     def linear(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(how far the latents after the step are off, how that changes with each weight: [..., terms]), float64."""
+        """(how far the latents after the step are off, how that changes with each weight: [..., weights]), float64."""
         estimates = self._estimates(weights)
         results = [self._below(call, ys) for call, ys in enumerate(estimates)]
         off = self._rehearsal.off(self.state.take, self._step, _window(self.state, results))
         columns = []
-        for term in range(len(weights)):
+        for cluster, term in itertools.product(*map(range, weights.shape)):
             total = torch.zeros_like(off)
             for call, ys in enumerate(estimates):
-                directions = self.terms[call][term]
+                directions = [self._of_cluster(one, cluster) for one in self.terms[call][term]]
                 size = NUDGE * _size(ys) / _size(directions).clamp(min=1e-12)
                 nudged = [y + size * direction for y, direction in zip(ys, directions, strict=True)]
                 others = [torch.zeros_like(result) for result in results]
@@ -107,17 +112,31 @@ class _Problem:
                 alone = passed(torch.zeros_like(self.state.latents), others)
                 total = total + self._rehearsal.moved(self._step, [alone])
             columns.append(total)
-        return off.double().reshape(-1), torch.stack(columns, dim=-1).double().reshape(-1, len(weights))
+        return off.double().reshape(-1), torch.stack(columns, dim=-1).double().reshape(-1, weights.numel())
 
     def _estimates(self, weights: Tensor) -> list[list[Tensor]]:
         """Of each call the estimate of each carried value."""
         found = []
         for base, terms in zip(self._base, self.terms, strict=True):
             ys = list(base)
-            for weight, term in zip(weights.float(), terms, strict=True):
+            for column, term in zip(weights.float().T, terms, strict=True):
+                weight = self._by_channel(column, ys[0])
                 ys = [y + weight * one for y, one in zip(ys, term, strict=True)]
             found.append(ys)
         return found
+
+    def _by_channel(self, of_cluster: Tensor, like: Tensor) -> Tensor:
+        """A number for each channel, of those for each cluster."""
+        of_cluster = of_cluster.to(like.device)
+        of_channel = self._rehearsal.of_channel
+        return of_cluster[torch.tensor(of_channel, device=like.device)] if of_channel else of_cluster[0]
+
+    def _of_cluster(self, value: Tensor, cluster: int) -> Tensor:
+        """What a cluster has of a value, and 0 elsewhere."""
+        if not self._rehearsal.of_channel:
+            return value
+        of_channel = torch.tensor(self._rehearsal.of_channel, device=value.device)
+        return torch.where(of_channel == cluster, value, torch.zeros_like(value))
 
     def _below(self, call: int, ys: Sequence[Tensor]) -> Tensor:
         pieces = self._rehearsal.pieces
@@ -132,9 +151,9 @@ def _newton(problems: Sequence[_Problem], weights: Tensor) -> Tensor:
     normal = torch.stack([j.T @ j for _, j in parts]).sum(0)
     right = torch.stack([j.T @ off for off, j in parts]).sum(0)
     ridge = RIDGE * normal.diagonal()
-    damped = normal + torch.diag(ridge) + 1e-12 * torch.eye(len(weights), dtype=torch.float64)
-    change: Tensor = torch.linalg.solve(damped, right + ridge * weights)
-    return -change
+    damped = normal + torch.diag(ridge) + 1e-12 * torch.eye(weights.numel(), dtype=torch.float64)
+    change: Tensor = torch.linalg.solve(damped, right + ridge * weights.flatten())
+    return -change.reshape(weights.shape)
 
 
 def _after(
@@ -190,18 +209,25 @@ def _terms(xs: Sequence[Tensor], anchors: Sequence[Anchor]) -> list[list[Tensor]
 
 def _row_of(weights: Tensor, line: Sequence[float], state: State) -> Row:
     """A table's row of the weights of differences, with those of the line."""
-    count = len(state.anchors[0])
-    of = [*line, *[0.0] * (RESIDUALS - len(line))]
-    for place, weight in enumerate(weights[: count - 1].tolist()):
-        of[place] += weight
-        of[place + 1] -= weight
-    inputs = weights[count - 1 :].tolist()
-    return Row(tuple(of), (*inputs, *[0.0] * (INPUTS - len(inputs))))
+    count, residuals, rest = len(state.anchors[0]), list[float](), list[float]()
+    for of_cluster in weights:
+        of = [*line, *[0.0] * (RESIDUALS - len(line))]
+        for place, weight in enumerate(of_cluster[: count - 1].tolist()):
+            of[place] += weight
+            of[place + 1] -= weight
+        inputs = of_cluster[count - 1 :].tolist()
+        residuals += of
+        rest += [*inputs, *[0.0] * (INPUTS - len(inputs))]
+    return Row(tuple(residuals), tuple(rest))
 
 
-def _terms_of(row: Row, line: Sequence[float], state: State) -> Tensor:
+def _terms_of(row: Row, line: Sequence[float], state: State, clusters: int) -> Tensor:
     """The inverse."""
-    count = len(state.anchors[0])
-    of = [full - own for full, own in zip(row.residuals, [*line, *[0.0] * (RESIDUALS - len(line))], strict=True)]
-    sums = [sum(of[: place + 1]) for place in range(count - 1)]
-    return torch.tensor([*sums, *row.inputs[: min(count, INPUTS)]], dtype=torch.float64)
+    count, found = len(state.anchors[0]), []
+    whole = [*line, *[0.0] * (RESIDUALS - len(line))]
+    for cluster in range(clusters):
+        residuals = row.residuals[cluster * RESIDUALS : (cluster + 1) * RESIDUALS]
+        of = [full - own for full, own in zip(residuals, whole, strict=True)]
+        sums = [sum(of[: place + 1]) for place in range(count - 1)]
+        found.append([*sums, *row.inputs[cluster * INPUTS :][: min(count, INPUTS)]])
+    return torch.tensor(found, dtype=torch.float64)

@@ -6,7 +6,7 @@ the sampler runs again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Rehearsal:
     pieces: Taps
     takes: tuple[Take, ...]
     factors: tuple[Factors, ...]  # of each step; of the last one only where the function returns latents
+    of_channel: tuple[int, ...] = ()  # the clusters of channels that have weights of their own; (): all have the same
 
     @property
     def num_steps(self) -> int:
@@ -52,6 +53,13 @@ class Rehearsal:
         """How far the next latents are from the recorded ones, after these steps, the newest first."""
         differences = [one.minus(self.passed(take, step - age)) for age, one in enumerate(steps)]
         return self.moved(step, differences)
+
+    def residuals(self) -> Iterator[Tensor]:
+        """What the first call of the first generation adds to the first carried value, on one step after the other."""
+        count = len(self.pieces.carried)
+        for calls in self.takes[0].steps:
+            _, *ends = self.pieces.whole(*calls[0].inputs)
+            yield ends[-count].float() - ends[0].float()
 
     def inputs(self, take: Take, step: int, call: int, latents: Tensor) -> list[Any]:
         """What a call is given with other latents."""

@@ -37,6 +37,12 @@ class Taps:
         return tuple(recorded.dtype for recorded in found if recorded is not None)
 
     @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each carried value."""
+        found = [values.tensor(one.y) for one in self.carried]
+        return tuple(values.shape_hint(recorded)[-1] for recorded in found if recorded is not None)
+
+    @property
     def carried(self) -> tuple[Carried, ...]:
         return self.cut.partition.carried
 

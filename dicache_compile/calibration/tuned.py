@@ -63,7 +63,7 @@ class Tuned:
         rest = {name: value for name, value in asdict(self).items() if name != "config"}
         found = Path(path)
         about = {"version": VERSION, **rest, "deep_steps": self._steps()}
-        write(found, {**about, "residuals": table.residuals, "inputs": table.inputs})
+        write(found, {**about, "residuals": table.residuals, "inputs": table.inputs, "of_channel": table.of_channel})
         return found
 
     @classmethod
@@ -79,8 +79,8 @@ class Tuned:
             if model is not None and (found := fingerprint(model)) != told["model"]:
                 raise ValueError(f"{path} was tuned for {told['model']}, and this is {found}: tune this one")
             deep = tuple(told.pop("deep_steps"))
-            rows = [tuple(map(tuple, told.pop(name))) for name in ("residuals", "inputs")]
-            table = LearnedTable(deep, *rows)
+            residuals, inputs = (tuple(map(tuple, told.pop(name))) for name in ("residuals", "inputs"))
+            table = LearnedTable(deep, residuals, inputs, tuple(told.pop("of_channel", ())))
             config = DiCacheConfig(schedule=Schedule.steps(*deep), estimator=table, num_steps=told["num_steps"])
             points = tuple(Point(**point) for point in told.pop("points"))
             return cls(config, psnrs=tuple(told.pop("psnrs")), points=points, **told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..kernels import combination
@@ -25,22 +26,30 @@ class LearnedTable(Estimator):
     `residuals` and `inputs` have a row for each step of a generation, with one weight for each R and each difference of
     x; a step beyond the last takes its row. Where there are fewer anchors than weights, these have to be 0.
 
-    Raises ValueError for rows of different lengths, none, more than 4 and 2 weights, or a number that is not finite.
+    `of_channel` says of which cluster each channel of the last dimension is. Then a row has the weights of the first
+    cluster, those of the second, and so on. () has one for all channels.
+
+    Raises ValueError for rows of different lengths, none, more than 4 and 2 weights, a number that is not finite, and
+    a cluster without weights.
     """
 
     deep_steps: tuple[int, ...]
     residuals: Table
     inputs: Table = ()
+    of_channel: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _check("residuals", self.residuals, MOST)
+        if any(isinstance(one, bool) or not isinstance(one, int) or one < 0 for one in self.of_channel):
+            raise ValueError(f"of_channel: expected a cluster for each channel, from 0 on, got {self.of_channel!r}")
+        _check("residuals", self.residuals, MOST, self.clusters)
         if self.inputs:
-            _check("inputs", self.inputs, 2)
+            _check("inputs", self.inputs, 2, self.clusters)
             if len(self.inputs) != len(self.residuals):
                 raise ValueError(f"inputs: expected {len(self.residuals)} rows as residuals, got {len(self.inputs)}")
 
     def __repr__(self) -> str:
-        return f"LearnedTable({len(self.residuals)} steps, {self._reach} anchors)"
+        clusters = f", {self.clusters} clusters" if self.of_channel else ""
+        return f"LearnedTable({len(self.residuals)} steps, {self._reach} anchors{clusters})"
 
     @property
     def probes(self) -> bool:
@@ -52,12 +61,17 @@ class LearnedTable(Estimator):
         return len(self.residuals)
 
     @property
+    def clusters(self) -> int:
+        """Of channels that have weights of their own."""
+        return max(self.of_channel, default=0) + 1
+
+    @property
     def _reach(self) -> int:
-        return len(self.residuals[0])
+        return len(self.residuals[0]) // self.clusters
 
     @property
     def _back(self) -> int:
-        return len(self.inputs[0]) if self.inputs else 0
+        return len(self.inputs[0]) // self.clusters if self.inputs else 0
 
     def same_graph(self, other: object) -> bool:
         """Whether another table compiles to the same graph: at run time one can take another's place."""
@@ -76,6 +90,8 @@ class LearnedTable(Estimator):
 
     def settings(self) -> tuple[Setting, ...]:
         own = (Setting("inputs", sum(self.inputs, ())),) if self._back else ()
+        if self.of_channel:
+            own = (*own, Setting("of_channel", tuple(map(float, self.of_channel))))
         return (Setting("residuals", sum(self.residuals, ())), *own)
 
     def estimate(self, seen: Seen) -> Tensor:
@@ -92,14 +108,22 @@ class LearnedTable(Estimator):
         return {**new, "x": seen.x} if self._back else new
 
     def _row(self, seen: Seen, name: str, width: int) -> list[float | Tensor]:
-        table = seen.state[name].reshape(len(self.residuals), width)
-        row = table.index_select(0, seen.index.clamp(max=len(self.residuals) - 1).reshape(1)).reshape(width)
-        return [row[place] for place in range(width)]
+        table = seen.state[name].reshape(len(self.residuals), self.clusters * width)
+        row = table.index_select(0, seen.index.clamp(max=len(self.residuals) - 1).reshape(1)).reshape(-1)
+        if not self.of_channel:
+            return [row[place] for place in range(width)]
+        size = seen.x.shape[-1]
+        if isinstance(size, int) and size != len(self.of_channel):
+            raise ValueError(f"expected a model of {len(self.of_channel)} channels, got one of {size}")
+        of_channel = row.reshape(self.clusters, width).index_select(0, seen.state["of_channel"].to(torch.int64))
+        return [of_channel[:, place] for place in range(width)]
 
 
-def _check(name: str, table: Table, most: int) -> None:
+def _check(name: str, table: Table, most: int, clusters: int) -> None:
     widths = {len(row) for row in table}
-    if len(widths) != 1 or not 1 <= min(widths) <= most:
-        raise ValueError(f"{name}: expected rows of 1 to {most} weights, all of one length, got {sorted(widths)}")
+    if len(widths) != 1 or min(widths) % clusters or not 1 <= min(widths) // clusters <= most:
+        each = f" for each of {clusters} clusters" if clusters > 1 else ""
+        expected = f"expected rows of 1 to {most} weights{each}, all of one length"
+        raise ValueError(f"{name}: {expected}, got {sorted(widths)}")
     if not all(map(math.isfinite, sum(table, ()))):
         raise ValueError(f"{name}: expected finite weights")

@@ -347,6 +347,21 @@ def test_a_table_has_weights_of_its_own_for_each_step() -> None:
         torch.testing.assert_close(estimates[step], expected, rtol=0, atol=ROUNDING)
 
 
+def test_a_table_has_weights_of_its_own_for_each_cluster_of_channels() -> None:
+    x, truth, of_channel = polynomial(2, seed=1), polynomial(2), (1, 0, 1, 2)
+    tables = [
+        (tuple((n + step / 10, -step / 20) for step in range(8)), tuple((step / (7 + n),) for step in range(8)))
+        for n in range(3)
+    ]
+    alone = [replay(LearnedTable((0, 2), *one), truth, (0, 2), 8, x=x) for one in tables]
+    residuals, inputs = (tuple(sum(rows, ()) for rows in zip(*of, strict=True)) for of in zip(*tables, strict=True))
+    together = replay(LearnedTable((0, 2), residuals, inputs, of_channel), truth, (0, 2), 8, x=x)
+    for step, estimate in together.items():
+        for channel, cluster in enumerate(of_channel):
+            one, other = estimate[..., channel], alone[cluster][step][..., channel]
+            assert torch.equal(one.nan_to_num(), other.nan_to_num())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -381,6 +396,11 @@ def test_a_table_has_weights_of_its_own_for_each_step() -> None:
         (lambda: LearnedTable((0,), ((1.0,) * 5,)), r"rows of 1 to 4 weights, all of one length, got \[5\]"),
         (lambda: LearnedTable((0,), ((1.0,), (1.0, 2.0))), r"all of one length, got \[1, 2\]"),
         (lambda: LearnedTable((0,), ((math.nan,),)), "residuals: expected finite weights"),
+        (
+            lambda: LearnedTable((0,), ((1.0,),), (), (0, 1)),
+            "rows of 1 to 4 weights for each of 2 clusters, all of one",
+        ),
+        (lambda: LearnedTable((0,), ((1.0,),), (), (0, -1)), "of_channel: expected a cluster for each channel"),
         (lambda: LearnedTable((0,), ((1.0,),), ((1.0,), (1.0,))), "inputs: expected 1 rows as residuals, got 2"),
         (lambda: StepAffine((1.0,), ()), "as many of both, got 1 and 0"),
         (lambda: ChannelAffine((math.inf,), (0.0,)), "expected a finite scale and shift for each channel"),

@@ -64,8 +64,10 @@ def test_one_line_caches_a_pipeline_and_another_one_undoes_it(build: Any) -> Non
     assert torch.equal(run(pipe, arguments), plain)
     with pytest.raises(ValueError, match="no cache of dicache_compile is enabled here"):
         disable_cache(pipe)
-    enable_cache(pipe, threshold=10.0, compile=False)  # what `configure` changed is forgotten
+    enable_cache(pipe, threshold=10.0, compile=False)
     assert torch.equal(run(pipe, arguments), cached)
+    enable_cache(pipe, threshold=0.0, compile=False)  # as at first: what `configure` changed is forgotten
+    assert torch.equal(run(pipe, arguments), plain)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import inspect
 import itertools
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, Schedule, disable_cache, enable_cache, summary, tune
+from dicache_compile.calibration.clusters import clusters, features
 from dicache_compile.calibration.quality import psnr, values
 from dicache_compile.calibration.rehearsal import Rehearsal, rehearse
 from dicache_compile.calibration.search import refit, search
@@ -79,16 +81,22 @@ def test_what_is_returned_may_be_clipped(model: models.Model, guidance: float | 
     assert min(tuned.psnrs) > 20
 
 
+@pytest.mark.parametrize("of_channel", [(), (0, 1, 2, 1) * 4], ids=["one row", "clusters"])
 @pytest.mark.parametrize("guidance", [None, 3.0])
-def test_what_is_rehearsed_is_what_a_cached_run_gives(model: models.Model, guidance: float | None) -> None:
+def test_what_is_rehearsed_is_what_a_cached_run_gives(
+    model: models.Model, guidance: float | None, of_channel: tuple[int, ...]
+) -> None:
     run = sampler(model, guidance)
     deep = (0, 2, 5)
-    rehearsal = rehearsed(model, run)
+    plainly = rehearsed(model, run)
+    rehearsal = replace(plainly, of_channel=of_channel)
     way = refit(rehearsal, deep)
+    if of_channel:
+        assert way.error < refit(plainly, deep).error - 1
     again = refit(rehearsal, deep, way.rows)
     assert again.error == pytest.approx(way.error, abs=1e-6)
     plain = {seed: run(seed) for seed in range(3)}
-    enable_cache(model, config_of(way, STEPS), compile=False)
+    enable_cache(model, config_of(way, STEPS, of_channel), compile=False)
     # The last state's latents are how far the result is off.
     for seed, state in zip(range(3), way.states, strict=True):
         torch.testing.assert_close(run(seed) - plain[seed], state.latents, rtol=0, atol=2e-5)
@@ -225,6 +233,16 @@ def test_fitted_weights_are_nearer_than_a_polynomial_on_other_seeds(model: model
     assert fitted > max(others) + 1
 
 
+def test_channels_that_move_alike_are_one_cluster() -> None:
+    steps = torch.arange(8.0)[:, None, None]
+    ways = torch.stack([torch.sin(steps), steps**2, torch.sin(steps), steps**2, 5 * steps**2], -1)[..., 0, :]
+    noise = torch.randn((8, 30, 5), generator=torch.Generator().manual_seed(0))
+    found = clusters(features(ways + 0.01 * noise), 3).tolist()
+    assert found[0] == found[2]
+    assert found[1] == found[3]
+    assert len(set(found)) == 3
+
+
 def test_a_search_finds_a_schedule_for_each_number_of_deep_steps(model: models.Model) -> None:
     found = search(rehearsed(model, sampler(model)), most=5, width=4)
     for count in (2, 3, 4, 5):
@@ -239,14 +257,15 @@ def test_a_search_finds_a_schedule_for_each_number_of_deep_steps(model: models.M
 def test_tuning_gives_a_config_and_what_it_does_on_seeds_of_its_own(model: models.Model, tmp_path: Path) -> None:
     run = sampler(model)
     before = run(0)
-    tuned = tune(model, run, deep=3, samples=3, trials=2, checks=3, width=3, progress=False)
+    tuned = tune(model, run, deep=3, samples=6, trials=2, checks=3, width=3, progress=False)
     assert torch.equal(run(0), before)  # the model is as it was
     assert (tuned.deep, tuned.num_steps, len(tuned.psnrs)) == (3, STEPS, 3)
     assert isinstance(tuned.config.estimator, LearnedTable)
+    assert tuned.config.estimator.clusters == 4  # of 16 channels
     assert "3 of 8 steps run deep: 0, " in str(tuned)
-    plain = [run(seed) for seed in range(5, 8)]
+    plain = [run(seed) for seed in range(8, 11)]
     enable_cache(model, tuned.config, compile=False)
-    measured = tuple(psnr(run(5 + at).double(), one.double()) for at, one in enumerate(plain))
+    measured = tuple(psnr(run(8 + at).double(), one.double()) for at, one in enumerate(plain))
     assert measured == pytest.approx(tuned.psnrs)
     disable_cache(model)
     file = tuned.save(tmp_path / "tuned.json")
@@ -256,7 +275,7 @@ def test_tuning_gives_a_config_and_what_it_does_on_seeds_of_its_own(model: model
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match=r"expected what Tuned\.save wrote, of version 2: tune again"):
         Tuned.load(tmp_path / "other.json")
-    again = tune(model, run, deep=3, samples=3, trials=2, checks=3, width=3, progress=False)
+    again = tune(model, run, deep=3, samples=6, trials=2, checks=3, width=3, progress=False)
     assert (again.config, again.psnrs) == (tuned.config, tuned.psnrs)
     drawn = ElementTree.parse(tuned.plot(tmp_path / "trade.svg")).getroot()
     titles = [one.text or "" for one in drawn.iter("{http://www.w3.org/2000/svg}title")]
