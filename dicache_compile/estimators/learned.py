@@ -115,8 +115,12 @@ class LearnedTable(Estimator):
         size = seen.x.shape[-1]
         if isinstance(size, int) and size != len(self.of_channel):
             raise ValueError(f"expected a model of {len(self.of_channel)} channels, got one of {size}")
-        of_channel = row.reshape(self.clusters, width).index_select(0, seen.state["of_channel"].to(torch.int64))
-        return [of_channel[:, place] for place in range(width)]
+        # A sum is computed once; an index, or a choice, Inductor would compute again for every element of the estimate.
+        place = seen.state["of_channel"]
+        has = torch.stack([place == cluster for cluster in range(self.clusters)])
+        weights = row.reshape(self.clusters, width, 1)
+        of_channel = torch.where(has[:, None], weights, torch.zeros_like(weights)).sum(0)
+        return [of_channel[age] for age in range(width)]
 
 
 def _check(name: str, table: Table, most: int, clusters: int) -> None:
