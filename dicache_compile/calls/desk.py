@@ -29,9 +29,7 @@ def is_large(slot: Slot) -> bool:
 
 def home(slot: Slot, shape: tuple[int, ...]) -> Tensor:
     """A slot's tensor in host memory, which a CUDA device copies without the host's help."""
-    found = allocate(slot, shape)
-    with torch.inference_mode(False), torch.no_grad():
-        return found.cpu().pin_memory() if slot.device.type == "cuda" else found.cpu()
+    return allocate(slot, shape, on_host=True)
 
 
 class Guest(Protocol):

@@ -31,8 +31,11 @@ def _mark(mask: Tensor, steps: Sequence[float]) -> None:
         places = places[count:]
 
 
-def allocate(slot: Slot, shape: tuple[int, ...]) -> Tensor:
-    """A new tensor for a slot."""
+def allocate(slot: Slot, shape: tuple[int, ...], on_host: bool = False) -> Tensor:
+    """A new tensor for a slot; in host memory it is pinned where a CUDA device is to copy it."""
     # Outside of inference mode, or a later call under plain no_grad could not write to it.
     with torch.inference_mode(False), torch.no_grad():
+        if on_host:
+            pinned = slot.device.type == "cuda"
+            return torch.full(shape, slot.initial, dtype=slot.dtype, device="cpu", pin_memory=pinned)
         return torch.full(shape, slot.initial, dtype=slot.dtype, device=slot.device)
