@@ -112,6 +112,25 @@ def by_rows(config: dict[str, Any]) -> tuple[Any, ...]:
     return ours, alone, furthest(many, one)
 
 
+def of_requests(config: dict[str, Any]) -> tuple[Any, ...]:
+    """The same for requests that are rows, at steps of their own, of batches that change."""
+    config = {**config, "rows": "independent", "max_streams": 4}
+    tokens, found = 2 * dist.get_world_size(), []
+    for model in (models.make(models.SingleStream), split(models.make(models.SingleStream), dist.group.WORLD)):
+        call, at, out = compiled(model, **config), dict.fromkeys("abc", 0), []
+        order = random.Random(0)
+        while names := [name for name in at if at[name] < STEPS]:
+            chosen = order.sample(names, min(len(names), 2))
+            rows = [uneven(model, at[name], tokens, batch=1, seed="abc".index(name)) for name in chosen]
+            with torch.no_grad(), stream(chosen, num_steps=STEPS):
+                out.append(call(*(torch.cat(parts) for parts in zip(*rows, strict=True))))
+            for name in chosen:
+                at[name] += 1
+        found.append(([decisions(model, name) for name in at], out))
+    (alone, one), (ours, many) = found
+    return ours, alone, furthest(many, one)
+
+
 def tensor_parallel(config: dict[str, Any]) -> tuple[Any, ...]:
     """As `context_parallel`, with the weights of each MLP spread over the ranks."""
     one = models.make(models.SingleStream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -63,8 +63,11 @@ def test_ranks_with_parts_of_the_weights_decide_as_one_process(world: World) -> 
     assert_as_one(world.run(jobs.tensor_parallel, {"threshold": 0.05}))
 
 
-def test_each_row_of_a_batch_is_decided_on_all_ranks_alike(world: World) -> None:
-    found = world.run(jobs.by_rows, {"threshold": 0.05})
+@pytest.mark.parametrize("job", [jobs.by_rows, jobs.of_requests])
+def test_each_row_of_a_batch_is_decided_on_all_ranks_alike(
+    world: World, job: Callable[[dict[str, Any]], tuple[Any, ...]]
+) -> None:
+    found = world.run(job, {"threshold": 0.05})
     ours, alone, apart = found[0]
     assert all(other[0] == ours for other in found)
     assert ours == alone
