@@ -76,16 +76,17 @@ class Chooser:
         Raises ValueError where none of the ways does.
         """
         counts = [count for count in sorted(found) if count >= FEWEST]
-        low, high, chosen = 0, len(counts), None
+        low, high, chosen, tried = 0, len(counts), None, list[Chosen]()
         while low < high:
             middle = (low + high) // 2
             one = self.best(found[counts[middle]])
+            tried.append(one)
             if one.psnr >= aim:
                 chosen, high = one, middle
             else:
                 low = middle + 1
         if chosen is None:
-            best = max(self._known.values(), key=lambda one: one.psnr)
+            best = max(tried, key=lambda one: one.psnr)
             raise ValueError(
                 f"psnr={aim}: {len(best.deep)} deep steps give {best.psnr:.1f} dB, and no more were searched for"
             )

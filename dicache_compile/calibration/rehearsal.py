@@ -91,8 +91,8 @@ def rehearse(
         factors, why_not = read(_course(rehearsal), 1)
         enough = rehearsal.num_steps - 1
         if len(factors) == enough and _returns_latents(rehearsal):  # which it clips, perhaps
-            again = _recorded(stand, run, seeds[0], kept).result
-            if (again - found[0].result).norm() > _REPEATED * again.norm():
+            again = _recorded(stand, run, seeds[0], kept).result.float()
+            if (again - found[0].result.float()).norm() > _REPEATED * again.norm():
                 raise ValueError(f"two runs of one seed differ. There is {_NOISE}")
         elif len(factors) < enough:  # it adds noise, or looks back
             rehearsal = Rehearsal(kept[-1], (_recorded(stand, run, seeds[0], kept, disturbed), found[0]), ())

@@ -152,9 +152,9 @@ class _Copies:
             if self._stream is None:
                 yield
                 return
-            if ahead and self._left is not None:
+            if self._left is not None:  # on whichever stream that was
                 self._stream.wait_event(self._left)
-            else:  # new tensors are still being filled there
+            if not ahead:  # new tensors are still being filled there
                 self._stream.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._stream):
                 yield

@@ -201,7 +201,7 @@ class StreamState:
         here, at_home = self._desk.tensor(form, slot, shape), home(slot, shape)
         if self._desk.has(self):  # where the last guest may have left what it had
             with torch.inference_mode(False), torch.no_grad():
-                here.copy_(at_home)
+                here.copy_(at_home, non_blocking=True)
         self._homes[form] = at_home
         return here
 

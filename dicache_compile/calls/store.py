@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import weakref
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -60,12 +62,9 @@ class Store:
 
         They do not where tensors that the caller passes have come or gone, as the residuals of a ControlNet do.
         """
-        found, serves = self.streams.get(name), True
         if self._budget is not None:
-            desk = self.desks.assign() if self.desks is not None else None
-            missing = needed(layout, desk) if found is None else found.missing(layout)
-            self._afford(self._budget, missing, needed(layout), name)
-            found = self.streams.get(name)
+            self._afford(self._budget, partial(self._missing, name, layout), needed(layout), name)
+        found, serves = self.streams.get(name), True
         if found is not None and found.key != layout.key:
             serves = found.arguments == layout.arguments
             if found.tensors[KEPT[0]].device != layout.slots[0].device:
@@ -88,20 +87,27 @@ class Store:
     def afford_rows(self, pool: Pool, lane: str, layout: Layout) -> None:
         """Makes room for what requests of a pool do not have yet. Raises StepError where there is none."""
         if self._budget is not None:
-            self._afford(self._budget, pool.missing(lane, layout), pool.missing(lane, layout), None)
+            missing = partial(pool.missing, lane, layout)
+            self._afford(self._budget, missing, missing(), None)
 
-    def _afford(self, budget: int, missing: int, whole: int, name: str | None) -> None:
+    def _missing(self, name: str, layout: Layout) -> int:
+        """How many bytes more a stream takes with this graph and shape."""
+        found = self.streams.get(name)
+        if found is not None:
+            return found.missing(layout)
+        return needed(layout, self.desks.assign() if self.desks is not None else None)
+
+    def _afford(self, budget: int, missing: Callable[[], int], whole: int, name: str | None) -> None:
         """Makes room for so many bytes more, `whole` of them if nothing is kept of what there is under that name.
 
         The streams that were unused for longest give way, the one of that name last. Raises StepError where that is not
         enough.
         """
-        while missing and self._bytes() + missing > budget:
+        while (more := missing()) and self._bytes() + more > budget:
             oldest = next((other for other in self.streams if other != name), name)
             if oldest is None or oldest not in self.streams or whole > budget:
                 raise StepError(_too_much(budget, whole, self.pools.bytes(), name))
             self._note_lost(oldest, self.streams.pop(oldest), f"max_state_bytes={budget}")
-            missing = whole if oldest == name else missing
 
     def _bytes(self) -> int:
         """What all of it takes on the device."""
