@@ -3,8 +3,9 @@
     python -m bench.first_call --rounds 3
 
 The small FLUX, one call of two pictures. `kept folder` finds Inductor's own cache, `loaded` reads what `save` wrote
-into an empty one, and `package` has no compiler at all. Each is a process of its own; in each round every way runs once, in turn.
-Seconds, medians: `ready` is loading, `first` the first call, `sum` both. Importing and the weights are not in it.
+into an empty one, and `package` has no compiler at all. Each is a process of its own; in each round every way runs
+once, in turn. Seconds, medians: `ready` is loading, `first` the first call, `sum` both. Importing and the weights are
+not in it.
 """
 
 from __future__ import annotations
