@@ -35,7 +35,7 @@ def tune(
     deep: int | None = None,
     samples: int = 6,
     trials: int = 6,
-    checks: int = 24,
+    checks: int = 64,
     width: int = 6,
     progress: bool = True,
 ) -> Tuned:
@@ -44,7 +44,8 @@ def tune(
     `run(seed)` generates with the model, as you do, and returns the result: a tensor, pictures, or what a diffusers
     pipeline returns. It is called with seeds from 0 on. `samples` of them are recorded uncached, and the search goes
     through them again by itself with every schedule it tries. `trials` choose among the best of these by cached runs,
-    and move their deep steps about. `checks` tell what to expect of a seed that nothing was chosen by.
+    and move their deep steps about. `checks` tell what to expect of a seed that nothing was chosen by: seeds differ by
+    several dB, so the mean of few says little.
 
     One aim has to be given: `deep`, so many deep steps; `speedup`, the most deep steps that are expected to be so fast;
     `psnr`, the fewest deep steps with so many dB in the mean. `width` is how many ways are kept at once: more takes

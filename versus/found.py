@@ -18,7 +18,7 @@ from .system import Installed
 from .workload import STEPS, Workload
 
 EXPERIMENT = "found"
-DEEP = (10, 7, 5)
+DEEP = (10, 7, 6, 5, 4)
 FOLDER = Path(__file__).with_name("learned")  # by workload and deep steps
 EXPECTED, EXPECTED_SPEED_UP = "expected PSNR", "expected speed-up"
 

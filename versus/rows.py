@@ -18,7 +18,7 @@ from .system import System, setting
 from .workload import Workload
 
 RESULTS = Path(__file__).with_name("results")
-WRITTEN = ("versus/results", "docs/benchmarks.md", "docs/benchmarks")
+WRITTEN = ("versus/results", "versus/learned", "versus/dials.json", "docs/benchmarks.md", "docs/benchmarks")
 LIBRARIES = ("torch", "diffusers", "cache-dit")
 BASELINE = "uncached, torch.compile"
 

@@ -50,6 +50,12 @@ class Tuned:
         """Of `psnrs` the standard deviation, dB."""
         return pstdev(self.psnrs)
 
+    @property
+    def uncertainty(self) -> float:
+        """The standard error of `psnr`, dB: how far the mean of all seeds may well be from it; infinite for one run."""
+        runs = len(self.psnrs)
+        return self.spread / (runs - 1) ** 0.5 if runs > 1 else float("inf")
+
     def plot(self, path: str | os.PathLike[str]) -> Path:
         """Draws the trade-off into a file of SVG, and returns its path."""
         found = Path(path)
@@ -87,11 +93,12 @@ class Tuned:
 
     def __str__(self) -> str:
         runs = f"{len(self.psnrs)} runs on seeds of their own"
+        mean = f"{self.psnr:.1f} dB in the mean (+- {self.uncertainty:.1f})"
         return "\n".join(
             (
                 f"{self.deep} of {self.num_steps} steps run deep: {', '.join(map(str, self._steps()))}",
                 f"speed-up   {self.speedup:.2f}x expected, of the model's calls",
-                f"PSNR       {self.psnr:.1f} dB +- {self.spread:.1f}, worst {min(self.psnrs):.1f}, in {runs}",
+                f"PSNR       {mean}, one by one +- {self.spread:.1f}, worst {min(self.psnrs):.1f}: {runs}",
                 "next       enable_cache(pipe, tuned.config)",
             )
         )

@@ -22,7 +22,7 @@ def tune(
     steps: Annotated[int | None, typer.Option(min=1, help="Steps of a run; generate or the pipeline takes it.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Runs that weights are fitted to.")] = 6,
     trials: Annotated[int, typer.Option(min=1, help="Other runs that choose among schedules.")] = 6,
-    checks: Annotated[int, typer.Option(min=1, help="Other runs that tell what to expect.")] = 24,
+    checks: Annotated[int, typer.Option(min=1, help="Other runs that tell what to expect.")] = 64,
     width: Annotated[int, typer.Option(min=1, help="Schedules that are kept at once.")] = 6,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it, as Tuned.load reads it.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the trade-off into this file, as SVG.")] = None,

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -263,6 +264,8 @@ def test_tuning_gives_a_config_and_what_it_does_on_seeds_of_its_own(model: model
     assert isinstance(tuned.config.estimator, LearnedTable)
     assert tuned.config.estimator.clusters == 4  # of 16 channels
     assert "3 of 8 steps run deep: 0, " in str(tuned)
+    assert tuned.uncertainty == pytest.approx(stdev(tuned.psnrs) / 3**0.5)
+    assert f"dB in the mean (+- {tuned.uncertainty:.1f})" in str(tuned)
     plain = [run(seed) for seed in range(8, 11)]
     enable_cache(model, tuned.config, compile=False)
     measured = tuple(psnr(run(8 + at).double(), one.double()) for at, one in enumerate(plain))
