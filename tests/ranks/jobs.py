@@ -198,6 +198,22 @@ def guidance_parallel(config: dict[str, Any], agree: bool = True) -> tuple[Any, 
     return decisions(many, own), decisions(one, own), furthest(ours[own], both[own])
 
 
+def tokens_and_guidance_parallel(config: dict[str, Any]) -> tuple[Any, ...]:
+    """Two ranks have the conditional call's tokens, two the other call's, against one process with both in a batch."""
+    tokens = 2 * dist.get_world_size()
+    one = models.make(models.SingleStream)
+    both = run(compiled(one, **config), one, tokens, batch=2)
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("guidance", "tokens"))
+    branch = mesh.get_local_rank("guidance")
+    many = split(models.make(models.SingleStream), mesh["tokens"].get_group())
+    call = compiled(many, agree=dist.group.WORLD, **config)
+    with torch.no_grad():
+        steps = [uneven(many, step, tokens, batch=2) for step in range(STEPS)]
+        ours = [call(*(value[branch : branch + 1] for value in step)) for step in steps]
+    of_branch = [value[branch : branch + 1] for value in both]
+    return decisions(many), decisions(one), errors(many), errors(one), furthest(ours, of_branch)
+
+
 def sharded(blocks: bool, config: dict[str, Any]) -> tuple[list[str], float, float]:
     """FSDP2, of the model alone or of its blocks, too.
 

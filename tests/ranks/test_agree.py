@@ -112,6 +112,16 @@ def test_calls_of_guidance_on_two_ranks_decide_as_in_one_process() -> None:
         world.close()
 
 
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("rule", RULES)
+def test_ranks_with_parts_of_two_calls_decide_as_a_batch_of_both(rule: str) -> None:
+    world = World(4)
+    try:
+        assert_as_one(world.run(jobs.tokens_and_guidance_parallel, RULES[rule]))
+    finally:
+        world.close()
+
+
 def test_a_rank_that_begins_anew_takes_the_others_with_it(world: World) -> None:
     first, *others = world.run(jobs.one_rank_begins_anew, {"threshold": float("inf")})
     assert all(other == first for other in others)
