@@ -29,7 +29,7 @@ class Armed:
         self.calls = 0  # that went straight
         # Threads that call at once would each compile the same: Dynamo looks before it waits for its turn, not after.
         self._turn = threading.RLock()
-        self.reason: str | None = None  # why the last generation that could not, could not
+        self.reason: str | None = None  # why the last generation that could not, or not to its end, could not
         self._model = weakref.ref(model)
         self._generations: weakref.WeakKeyDictionary[Run, _Generation] = weakref.WeakKeyDictionary()
 
@@ -44,7 +44,10 @@ class Armed:
         generation = self._generations.get(run)
         if generation is None:
             generation = self._generations[run] = _Generation()
-        if not generation.is_open():
+        if (change := generation.change()) is not None:
+            self.reason = f"the model was changed in mid-generation: {change}"
+            generation.close()
+        if generation.is_closed:
             return self.inner(*args, **kwargs)
         for way in generation.ways:
             result = way(args, kwargs)
@@ -73,7 +76,7 @@ class Armed:
 
 
 def reason_of(model: nn.Module) -> str | None:
-    """Why no step of the last announced generation could go straight; None where one could, or none was announced."""
+    """Why steps of the last announced generation could not go straight; None where all could, or none was announced."""
     armed = getattr(model, "_compiled_call_impl", None)
     if not isinstance(armed, Armed):  # of one that takes a batch of guidance apart
         armed = getattr(armed, "inner", None)
@@ -88,13 +91,13 @@ class _Generation:
     ways: list[Straight] = field(default_factory=list)
     is_closed: bool = False
 
-    def is_open(self) -> bool:
-        if self.watch is not None and self.watch.changed:
-            self.close()
-        return not self.is_closed
+    def change(self) -> str | None:
+        """What has changed of the model since there is a way, in words; None: nothing, or it was told."""
+        return self.watch.change() if self.watch is not None else None
 
     def close(self) -> None:
         self.is_closed = True
         self.ways.clear()
         if self.watch is not None:
             self.watch.close()
+            self.watch = None

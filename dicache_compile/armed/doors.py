@@ -3,8 +3,8 @@
 While a watch is open, methods of `torch.nn.Module` that change one, and those of a model's own classes that are known
 to, tell of it and then do what they did. While Dynamo compiles they are as they were, as it traces them.
 
-Not noticed: a list, dict or plain object of a model that is changed in place, a parameter whose `.data` is replaced,
-and a global that the model reads.
+Not noticed: what is put into a module past its attributes (`module._parameters["weight"] = ...`), a parameter whose
+`.data` is replaced, and what `contents` does not notice, either.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from typing import Any
 
 from torch import nn
 from torch._dynamo.callback import callback_handler
+from torch.nn.utils import _named_member_accessor
 from torch.utils.hooks import RemovableHandle
+
+from .contents import Contents, contents
 
 # Attributes, parameters, buffers and submodules, `train`, `to`, `load_state_dict`, and hooks.
 _OF_MODULES = (
     *("__setattr__", "__delattr__", "_apply", "load_state_dict"),
     *("register_parameter", "register_buffer", "add_module", "register_module"),
-    *("register_forward_hook", "register_forward_pre_hook"),
+    *("register_forward_hook", "register_forward_pre_hook", "requires_grad_"),
 )
 # What changes more than attributes of a module: of PyTorch's lists and dicts of modules, of diffusers' models, and of
 # peft's layers and models.
@@ -39,7 +42,9 @@ _OF_CLASSES = {
     *("set_scale", "scale_layer", "unscale_layer"),
     *("fuse_qkv_projections", "unfuse_qkv_projections", "enable_cache", "disable_cache"),
 }
-_Place = tuple[type, str]
+# Of `torch.func.functional_call`, which puts other tensors past a module's attributes.
+_FUNCTIONS = ("set_tensor", "swap_tensor", "swap_submodule")
+_Place = tuple[Any, str]  # (a class or a module of Python, a name in it)
 
 _lock = threading.RLock()
 _watched: dict[int, list[Watch]] = {}  # by the id of a module, which its watch keeps alive
@@ -52,8 +57,15 @@ class Watch:
     """Whether a model has changed since it was opened."""
 
     modules: Sequence[nn.Module]
-    changed: bool = False
+    held: Contents | None
+    told: str | None = None  # of the first change
     places: tuple[_Place, ...] = ()
+
+    def change(self) -> str | None:
+        """What has changed of the model since this was opened, in words."""
+        if self.told is None and self.held is not None and not self.held.are_same():
+            self.told = "a list, dict or object that it holds"
+        return self.told
 
     def close(self) -> None:
         """Ends it. Does nothing the second time."""
@@ -66,7 +78,7 @@ class Watch:
                     _watched.pop(id(module), None)
             for place in self.places:
                 _leave(place)
-            self.modules, self.places = (), ()
+            self.modules, self.held, self.places = (), None, ()
 
 
 @dataclass(slots=True)
@@ -79,9 +91,9 @@ class _Door:
 
 
 def watch(model: nn.Module) -> Watch:
-    """Opens a watch on a model and all of its modules."""
-    modules = tuple(model.modules())
-    opened = Watch(modules)
+    """Opens a watch on a model, all of its modules, and what they hold."""
+    held, modules = contents(model)
+    opened = Watch(modules, held)
     with _lock:
         for module in modules:
             _watched.setdefault(id(module), []).append(opened)
@@ -93,6 +105,7 @@ def watch(model: nn.Module) -> Watch:
 
 def _places(modules: Sequence[nn.Module]) -> Iterator[_Place]:
     yield RemovableHandle, "remove"  # of a hook, which is of no module
+    yield from ((_named_member_accessor, name) for name in _FUNCTIONS)
     yield from ((nn.Module, name) for name in _OF_MODULES)
     kinds = dict.fromkeys(base for kind in dict.fromkeys(map(type, modules)) for base in kind.__mro__)
     for kind in kinds:
@@ -157,7 +170,7 @@ def _telling(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def telling(self: Any, *args: Any, **kwargs: Any) -> Any:
         for one in _watches_of(self):
-            one.changed = True
+            one.told = one.told or f"{method.__name__} of a {type(self).__name__}"
         return method(self, *args, **kwargs)
 
     return telling
