@@ -22,6 +22,7 @@ from .explain import explain
 from .explanation import Explanation
 from .integrations.families import published_preset
 from .options import split_options
+from .packages import package_of
 from .presets import parameters_of
 from .reset import reset
 from .summary import Summary, summary
@@ -179,6 +180,8 @@ def denoisers(given: Any) -> dict[str, nn.Module]:
 def _check_free(name: str, model: nn.Module, given: Any) -> None:
     """Raises ValueError where another cache is enabled."""
     where = f"pipe.{name}" if name else "model"
+    if package_of(model) is not None:
+        raise ValueError(f"{where} runs a package, which has its cache: configure(package, ...) changes its settings")
     if getattr(model, "is_cache_enabled", False):
         raise ValueError(f"{where} has a cache of diffusers: call {where}.disable_cache() first")
     if getattr(model, "_is_cached", False) or getattr(given, "_is_cached", False):

@@ -74,6 +74,9 @@ class TensorForm:
     def of(cls, tensor: Tensor) -> TensorForm:
         return cls(dtype_text(tensor.dtype), list(tensor.shape), list(tensor.stride()), str(tensor.device))
 
+    def __str__(self) -> str:
+        return f"{self.dtype} of {self.shape} with strides {self.stride} on {self.device}"
+
     @classmethod
     def told(cls, text: Text) -> TensorForm:
         return cls(*(text[one.name] for one in fields(cls)))

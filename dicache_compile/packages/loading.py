@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import os
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +34,7 @@ from .taken import register
 from .text import Text, dtype_of, dtype_text, read_pieces, read_program
 
 Weights = nn.Module | Mapping[str, Tensor]
+_KEEPS = "a package keeps its tensors: copy into them, or give others to load_package as weights="
 
 
 def load_package(
@@ -47,7 +50,8 @@ def load_package(
     The file has native code, and Python's pickle: load only what you trust, as with any other program.
 
     Raises ValueError, before anything in it is run, for a file that is no package, is not whole, or is of another
-    PyTorch or machine, and for weights that do not fit; and what a file system raises.
+    PyTorch or machine, and for weights that do not fit; TypeError for what has no weights; and what a file system
+    raises.
     """
     place = Path(os.path.realpath(path))
     text, pickled = archive.read(place)
@@ -70,13 +74,19 @@ class Package(nn.Module):
         self._signature = inspect.Signature([_parameter(one) for one in text["parameters"]])
         self._arguments: dict[str, Form] = {one["name"]: one["form"] for one in text["parameters"]}
         self._result: Form = text["result"]
+        self._holders = [module._buffers for module in self.modules() if module._buffers]
+        self._buffers_once = list(chain.from_iterable(map(dict.values, self._holders)))
         self._held = [weights[one["weight"]] if "weight" in one else None for one in text["inputs"]]
         self._wanted = [_Wanted.of(place, one) for place, one in enumerate(text["inputs"]) if "argument" in one]
         self._step = _step(text, config, explanation, path)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Raises TypeError or ValueError for a call of another form than the one that the package was made of."""
+        """Raises TypeError or ValueError for a call of another form than the one that the package was made of, and
+        TypeError where another tensor took the place of a weight.
+        """
+        if not all(map(operator.is_, chain.from_iterable(map(dict.values, self._holders)), self._buffers_once)):
+            raise TypeError(f"another tensor took the place of a weight, and {_KEEPS}")
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         tensors: list[Tensor] = []
@@ -91,11 +101,22 @@ class Package(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Copies other weights over its own. Raises TypeError where it is told to use the given tensors themselves."""
         if assign:
-            raise TypeError("assign: a package keeps its tensors: give others to load_package as weights=")
+            raise TypeError(f"assign: {_KEEPS}")
         return super().load_state_dict(state_dict, strict)
 
     def _apply(self, fn: Any, recurse: bool = True) -> NoReturn:
         raise TypeError("a package stays on its device and of its dtype: make another one with save_package")
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a package is not copied or pickled: load it again with load_package")
+
+
+def package_of(model: nn.Module) -> Package | None:
+    """The package that a model is, or whose forward it has."""
+    for one in (model, getattr(model.forward, "__self__", None)):
+        if isinstance(one, Package):
+            return one
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +162,8 @@ def _weights(text: Text, path: Path, given: Weights | None, check: bool) -> dict
     wanted = {one["weight"]: one for one in text["inputs"] if "weight" in one}
     if isinstance(given, nn.Module):
         given = dict((*given.named_buffers(remove_duplicate=False), *given.named_parameters(remove_duplicate=False)))
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"weights: expected a model or a state dict, got {type(given).__name__}")
     found: dict[str, Any] = {}
     if given is not None:
         found = {name: given.get(name) for name, one in wanted.items() if one["kept"]}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from dicache_compile import (
     Schedule,
     SiteRule,
     configure,
+    enable_cache,
     explain,
     generation,
     load_package,
@@ -189,8 +192,11 @@ def test_weights_that_are_missing_or_do_not_fit_are_refused(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"embed\.bias has to be .*, and is not there"):
         load_package(tmp_path / "model.pt2", {name: one for name, one in state.items() if name != "embed.bias"})
     for other in (state["embed.bias"].double(), state["embed.bias"][:-1]):
-        with pytest.raises(ValueError, match=r"embed\.bias has to be TensorForm\(dtype='float32', shape=\[16\]"):
+        needs = r"embed\.bias has to be float32 of \[16\] with strides \[1\] on cpu, and is "
+        with pytest.raises(ValueError, match=needs + r"(float64 of \[16\]|float32 of \[15\])"):
             load_package(tmp_path / "model.pt2", {**state, "embed.bias": other})
+    with pytest.raises(TypeError, match="weights: expected a model or a state dict, got str"):
+        load_package(tmp_path / "model.pt2", "weights.pt")  # type: ignore[arg-type]
 
 
 def test_other_weights_can_be_copied_over_those_of_a_package(tmp_path: Path) -> None:
@@ -206,6 +212,32 @@ def test_other_weights_can_be_copied_over_those_of_a_package(tmp_path: Path) -> 
         package.load_state_dict(other.state_dict(), assign=True)
     with pytest.raises(TypeError, match="stays on its device and of its dtype"):
         package.half()
+
+
+def test_a_weight_that_another_took_the_place_of_is_never_run_as_it_was(tmp_path: Path) -> None:
+    _, model = small(tmp_path / "model.pt2")
+    package, given = load_package(tmp_path / "model.pt2"), models.inputs(model, 0, STEPS)
+    half = {name: weight / 2 for name, weight in package.named_buffers()}
+    with torch.no_grad():
+        expected = package(*given)
+        with pytest.raises(TypeError, match="a package keeps its tensors"):
+            torch.func.functional_call(package, half, given)
+        assert torch.equal(package(*given), expected)
+        package.get_submodule("blocks.1.mlp.0").weight = half["blocks.1.mlp.0.weight"]
+        with pytest.raises(TypeError, match="a package keeps its tensors"):
+            package(*given)
+
+
+def test_a_package_is_neither_copied_nor_enabled(tmp_path: Path) -> None:
+    _, model = small(tmp_path / "model.pt2")
+    package = load_package(tmp_path / "model.pt2")
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a package is not copied or pickled: load it again"):
+            copied(package)
+    model.forward = package.forward
+    for one in (package, model):
+        with pytest.raises(ValueError, match=r"model runs a package, which has its cache: configure\(package"):
+            enable_cache(one)
 
 
 class Many(models.SingleStream):
