@@ -64,7 +64,12 @@ def is_recomputed(node: fx.Node) -> bool:
 
 def is_argument(node: fx.Node) -> bool:
     """Whether a placeholder is a tensor that the caller passes, rather than a weight or a number."""
-    return tensor(node) is not None and not is_weight(node) and not (node.users and all(map(is_recomputed, node.users)))
+    return tensor(node) is not None and not is_weight(node) and not is_number(node)
+
+
+def is_number(node: fx.Node) -> bool:
+    """Whether a placeholder is the tensor in which Dynamo passes such a float."""
+    return bool(node.users) and all(map(is_recomputed, node.users))
 
 
 def hint(size: int | torch.SymInt) -> int | None:

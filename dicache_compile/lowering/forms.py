@@ -65,6 +65,8 @@ def _input(recorded: object) -> Hashable:
         type(recorded).__qualname__,
         isinstance(recorded, torch.nn.Parameter),
         recorded.requires_grad,
+        recorded.is_conj(),
+        recorded.is_neg(),
         recorded.dtype,
         str(recorded.device),
         recorded.layout,

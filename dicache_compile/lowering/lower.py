@@ -48,7 +48,7 @@ class Lowering:
         """Something that takes the piece's inputs in order and returns its outputs in order."""
         if self.settings is None:
             return piece.graph_module.forward
-        _carry_metadata(self.source, piece)
+        self._carry_metadata(piece)
         # compile_fx takes the graph that it is given apart, and pieces are kept for people to read.
         graph_module = copy_module(piece.graph_module)
         examples = [self._example(value) for value in piece.reads]
@@ -60,16 +60,32 @@ class Lowering:
         return chain(graph_module, parts, [self._compiled_once(part.graph_module) for part in parts])
 
     def _compiled_once(self, stretch: fx.GraphModule) -> Callee:
-        """What runs a stretch: the same for all of one form."""
-        found = form(stretch)
-        if found not in self.forms:
-            placeholders = stretch.graph.find_nodes(op="placeholder")
-            for node in placeholders:
-                node._dynamo_source = None  # no weight of its own: each call brings others
-            examples = [values.value(node) for node in placeholders]
-            self.kept.append(stretch)
-            self.forms[found] = self._compiled(copy_module(stretch), examples)
-        return self.forms[found]
+        """What runs a stretch: the same for all of one form.
+
+        A stretch may read Python floats, and its code hold for these alone. PyTorch then makes a guard, which is about
+        where these are from: nothing would notice that another stretch's are others.
+        """
+        placeholders = stretch.graph.find_nodes(op="placeholder")
+        numbers = {node for node in placeholders if values.is_number(node) and node.name in self.examples}
+        known, own = form(stretch), tuple(node.name for node in placeholders if node in numbers)
+        for found in ((known, ()), (known, own)):
+            if found in self.forms:
+                return self.forms[found]
+        sources = self._sources()
+        for node in placeholders:
+            # A weight is none of its own: each call brings others.
+            node._dynamo_source = sources[node.name] if node in numbers else None
+        examples = [self.examples[node.name] if node in numbers else values.value(node) for node in placeholders]
+        self.kept.append(stretch)
+        before = self._guards()
+        run = self._compiled(copy_module(stretch), examples)
+        self.forms[known, own if self._guards() != before else ()] = run
+        return run
+
+    def _guards(self) -> int:
+        """How many PyTorch has made so far of sizes and numbers."""
+        env = self._fake_mode().shape_env
+        return len(env.guards) if env is not None else 0
 
     def _freezes(self) -> bool:
         """Whether Inductor puts the weights into the code, which is then of one block alone."""
@@ -92,6 +108,16 @@ class Lowering:
         """Where the tensors come from that a piece holds: as Dynamo says, or for a plug-in's own by their names."""
         known = getattr(self.source, "_param_name_to_source", {})
         return {**{name: LocalSource(name) for name, _ in graph_module.named_buffers()}, **known}
+
+    def _carry_metadata(self, piece: Piece) -> None:
+        """Gives a piece what AOTAutograd reads of Dynamo's graphs; else each weight counts as an input that changes."""
+        sources = self._sources()
+        for placeholder, value in zip(piece.graph_module.graph.find_nodes(op="placeholder"), piece.reads, strict=True):
+            placeholder._dynamo_source = sources.get(value.name) if value.kind is Kind.INPUT else None
+
+    def _sources(self) -> dict[str, Any]:
+        """Where Dynamo has each input from."""
+        return {n.name: getattr(n, "_dynamo_source", None) for n in self.source.graph.find_nodes(op="placeholder")}
 
     def _note_given(self, graph_module: fx.GraphModule, piece: Piece) -> None:
         """Remembers what a piece gives to others, where running it on fake tensors told."""
@@ -158,10 +184,3 @@ def _in_one_line(error: Exception) -> str:
     inner = error.inner_exception
     details = str(getattr(inner, "details", "")).strip()
     return details.splitlines()[-1].strip() if details else str(error).strip().partition("\n")[0]
-
-
-def _carry_metadata(source: fx.GraphModule, piece: Piece) -> None:
-    """Gives a piece what AOTAutograd reads of Dynamo's graphs; without it every weight counts as a changing input."""
-    sources = {n.name: getattr(n, "_dynamo_source", None) for n in source.graph.find_nodes(op="placeholder")}
-    for placeholder, value in zip(piece.graph_module.graph.find_nodes(op="placeholder"), piece.reads, strict=True):
-        placeholder._dynamo_source = sources.get(value.name) if value.kind is Kind.INPUT else None

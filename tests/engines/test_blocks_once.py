@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.testing import EagerAndRecordGraphs
 
-from dicache_compile import DiCacheConfig, Schedule, dicache_backend
+from dicache_compile import DiCacheConfig, Schedule, dicache_backend, enable_cache
 from dicache_compile.backend import FEW_BLOCKS
 from dicache_compile.estimators import Reuse
+from dicache_compile.graph import values
 from dicache_compile.lowering import lower
 from dicache_compile.lowering.forms import form
 from tests import models
@@ -105,6 +106,48 @@ def test_any_number_of_tokens_runs_the_same_code(compilations: list[fx.GraphModu
         assert all(torch.equal(a, b) for a, b in zip(outputs, theirs, strict=True))
 
 
+class Strengths(models.SingleStream):
+    """Each block is followed by a number of its own, as that of an adapter is."""
+
+    def __init__(self, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.strengths = [0.5] * self.depth
+
+    def run(self, carried: models.Carried, first: int, last: int) -> models.Carried:
+        x = carried["x"]
+        for block, strength in list(zip(self.blocks, self.strengths, strict=True))[first:last]:
+            x = block(x, carried["time"])
+            x = x + strength * block.mlp(x)
+        return {**carried, "x": x}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("guarded", [False, True])
+def test_a_float_that_changes_is_compiled_as_dynamo_has_it(guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo passes such a float as a tensor. Inductor refuses to read one of which it knows no source, and where it
+    makes a guard of it, the code is of one block alone.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+
+    def noted(gm: fx.GraphModule, examples: Any, settings: Any) -> Any:
+        for node, example in zip(gm.graph.find_nodes(op="placeholder"), examples, strict=True):
+            if values.is_number(node):
+                found[node.name] = (node._dynamo_source, example)
+                assert not guarded or next(iter(node.users)).meta["example_value"] > 0.1
+        return gm.forward
+
+    monkeypatch.setattr(lower, "lower_graph", noted)
+    model = models.make(Strengths, depth=3)
+    torch._dynamo.reset()
+    enable_cache(model, **REUSING, blocks="once", streams=1, strict=True)
+    for strengths in ([0.5, 0.5, 0.5], [0.25, 0.75, 0.125], [0.75, 0.3, 0.6]):
+        model.strengths = strengths
+        given = models.inputs(model, 0, STEPS)
+        assert torch.equal(model(*given), model._call_impl(*given))
+    assert len(found) == (3 if guarded else 1)
+    assert all(source is not None and type(example) is Tensor for source, example in found.values())
+
+
 def test_under_autocast_each_block_is_in_its_scope(compilations: list[fx.GraphModule]) -> None:
     model = models.make(models.SingleStream, depth=DEPTH)
     results = []
@@ -157,6 +200,7 @@ OTHERS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
     "another offset": (lambda x, y: (x + 2 * y - x,), (BASE, torch.zeros(5, 6)[1:])),
     "another dtype": (lambda x, y: (x + 2 * y - x,), (BASE, BASE.double())),
     "another kind of input": (lambda x, y: (x + 2 * y - x,), (BASE, nn.Parameter(BASE.clone(), requires_grad=False))),
+    "signs that are to be turned": (lambda x, y: (x + 2 * y - x,), (BASE, torch._neg_view(BASE.clone()))),
     "shared memory": (lambda x, y: (x + 2 * y - x,), (BASE, BASE.view(4, 6))),
 }
 
