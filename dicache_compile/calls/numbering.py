@@ -22,6 +22,7 @@ class Numbering:
     # Timesteps for which stream "0" may still hold another request's anchors: what looked like a generation given up
     # may have been a second request with the same prompt. Its steps run deep until both anchors are its own.
     doubt: int = 0
+    failed: bool = False  # whether the last call did: then it comes again, or all calls of its step do
 
     def next(self, time: Tensor, prompts: Prompts, at_start: Callable[[], bool]) -> str:
         """The stream of a call at this timestep (of any shape) with these prompts, where nobody announced a run.
@@ -31,6 +32,8 @@ class Numbering:
         """
         if not self._same(time):
             self.doubt = max(0, self.doubt - 1)
+        elif self.failed:
+            self._come_again(prompts)
         elif prompts and any(_equal(prompts, earlier) for earlier in self.calls) and at_start():
             self.calls, self.doubt = [], 3
         return self._take(prompts)
@@ -42,7 +45,9 @@ class Numbering:
         other latents; those of a second call of guidance are the same.
         """
         again = self._same(time) and bool(self.calls) and len(self.calls) >= self.most
-        if again and _equal(prompts, self.calls[0]) and self._has_moved(latents):
+        if self.failed:
+            self._come_again(prompts)
+        elif again and _equal(prompts, self.calls[0]) and self._has_moved(latents):
             self.most, self.calls = len(self.calls), []
         if not self.calls:
             self.latents = latents.detach().clone() if latents is not None else None
@@ -55,14 +60,21 @@ class Numbering:
         return latents.shape != self.latents.shape or not torch.equal(latents, self.latents)
 
     def reset(self) -> None:
-        self.time, self.latents, self.calls, self.most, self.doubt = None, None, [], 0, 0
+        self.time, self.latents, self.calls, self.most, self.doubt, self.failed = None, None, [], 0, 0, False
+
+    def _come_again(self, prompts: Prompts) -> None:
+        """After a call that failed the next one has the number of this step's call with the same prompts; of other
+        prompts, or of the same in all calls, it is the first of its step.
+        """
+        place = next((place for place, earlier in enumerate(self.calls) if _equal(prompts, earlier)), 0)
+        self.calls, self.failed = self.calls[:place], False
 
     def _same(self, time: Tensor) -> bool:
         """Whether this is still the timestep of the last call; notes it if not."""
         if self.time is not None and _alike(self.time, time):
             return True
         self.time = time.detach().clone()
-        self.most, self.calls = max(self.most, len(self.calls)), []
+        self.most, self.calls, self.failed = max(self.most, len(self.calls)), [], False
         return False
 
     def _take(self, prompts: Prompts) -> str:

@@ -135,7 +135,8 @@ class Session(Store):
         """Forgets the state of every stream, and frees it and what was captured for it."""
         self.clear()
         self.pools.clear()
-        self.forget_numbers()
+        for numbering in (self.numbering, *(lane.numbering for lane in self._lanes.values())):
+            numbering.reset()
 
     def end(self, request: str) -> None:
         """Forgets a request, or a stream, of that name; what the place of a row held is kept for the next one."""
@@ -143,10 +144,10 @@ class Session(Store):
         for name in [name for name in self.streams if name == request or name.startswith(f"{request}/")]:
             self.drop(name)
 
-    def forget_numbers(self) -> None:
-        """The next unnamed call is the first of its step."""
-        for numbering in (self.numbering, *(lane.numbering for lane in self._lanes.values())):
-            numbering.reset()
+    def failed(self, run: Run | None) -> None:
+        """An unnamed call of a run has failed, which may have got a number. Those of other runs go on."""
+        numbering = self.numbering if run is None else self.lane(run).numbering
+        numbering.failed = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -82,8 +82,9 @@ class CompiledStep:
                     return self._step_of_rows(session, inputs, held, rows)
                 return self._step(session, inputs, held)
         except BaseException:
-            with session.lock:
-                session.forget_numbers()  # this call may have got one, and then it comes again
+            if rows is None and current_name() is None:
+                with session.lock:
+                    session.failed(current_run())
             raise
 
     def _step(self, session: Session, inputs: Sequence[Any], held: object) -> Sequence[Any]:

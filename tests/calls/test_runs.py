@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from dicache_compile import DiCacheConfig, generation, reset, stream, summary
 from dicache_compile.calls.runs import Position, at, current_run
 from dicache_compile.calls.session import sessions_of
 from dicache_compile.calls.streams import pipeline_stream
+from dicache_compile.engines.base import CallsEngine
 from dicache_compile.errors import CacheWarning, StepError
 from dicache_compile.integrations.bars import announce
 from tests import models
@@ -266,6 +269,42 @@ def test_an_unnamed_call_that_failed_in_a_run_is_made_again_as_the_same_stream()
                     del sessions_of(model)[-1].history["0"]
                 call(latents, timestep, sign * prompt)
     assert set(sessions_of(model)[-1].history) == {"0", "1"}
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("again", ["the call", "the step"])
+def test_an_unnamed_call_that_failed_may_come_again_alone_or_with_its_step(
+    announced: bool, again: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where somebody calls a model once more after an error of memory. Each stream keeps its own prompt's calls."""
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=math.inf, max_consecutive_skips=None)
+
+    def of_sign(sign: int, step: int) -> Tensor:
+        latents, timestep, prompt = models.inputs(model, step, STEPS)
+        found: Tensor = call(latents, timestep, sign * prompt)
+        return found
+
+    with generation() if announced else nullcontext(), torch.no_grad():
+        for step in range(7):
+            of_sign(1, step)
+            if step == 5:
+                with monkeypatch.context() as patch:
+                    patch.setattr(CallsEngine, "step", _out_of_memory)
+                    with pytest.raises(torch.OutOfMemoryError):
+                        of_sign(-1, step)
+                if again == "the step":
+                    of_sign(1, step)
+            of_sign(-1, step)
+    assert set(sessions_of(model)[-1].history) == {"0", "1"}
+    found = summary(model).generations
+    marks = {name: "".join(decisions(model, n).get(name, "") for n in range(len(found))) for name in ("0", "1")}
+    assert marks["0"] == "DDD...." + "." * (again == "the step")
+    assert marks["1"] == ("DDD..D." if announced else "DDD..DD")  # without a run its generation begins anew
+
+
+def _out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_stream_that_failed_in_a_run_goes_on_counting() -> None:

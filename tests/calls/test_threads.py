@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import threading
 import time
 import warnings
@@ -68,6 +69,33 @@ def test_threads_with_streams_of_their_own_give_what_each_gives_alone(engine: st
         both = deep(call, name)
         assert both[:STEPS] == both[STEPS:]
         assert len(both) == 2 * STEPS
+
+
+@pytest.mark.parametrize("name", [None, "named"])
+def test_a_call_that_fails_in_another_thread_leaves_the_numbers_of_unnamed_calls_as_they_are(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = models.make(models.SingleStream)
+    call = compiled(model, threshold=math.inf, max_consecutive_skips=None)
+
+    def fails() -> None:
+        with torch.no_grad(), monkeypatch.context() as patch, generation() if name is None else stream(name):
+            patch.setattr(CallsEngine, "step", _fails)
+            with pytest.raises(RuntimeError, match="half-way"):
+                call(*models.inputs(model, 0, STEPS, seed=5))
+
+    with torch.no_grad(), generation("mine"):
+        for step in range(6):
+            latents, timestep, prompt = models.inputs(model, step, STEPS)
+            call(latents, timestep, prompt)
+            if step == 4:  # between the two calls of guidance
+                together([fails])
+            call(latents, timestep, -prompt)
+    assert [deep(call, f"mine/{number}") for number in (0, 1)] == [[True] * 3 + [False] * 3] * 2
+
+
+def _fails(*_: object) -> None:
+    raise RuntimeError("half-way")
 
 
 @pytest.mark.filterwarnings("ignore::dicache_compile.errors.CacheWarning")  # about generations that make no sense
