@@ -15,66 +15,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..errors import StepError
 from ..kernels.float8 import FLOAT8
 from ..program import Slot
 from ..write.control import RUN
 from .layout import Form, Key, Layout
-from .seats import Request, seated
+from .seats import Progress, Request, seated
 from .settings import Settings
 from .shared import Shared
 from .slot_values import allocate, write
 from .state import StreamState
 
-MAX_POOLS = 4  # each for requests of another size
 MAX_BATCHES = 16  # sizes of a batch, or graphs, for which a lane keeps what is captured
-
-
-class Pools:
-    """Those of one model. Not safe for calls from several threads at once."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._known: OrderedDict[frozenset[Form], Pool] = OrderedDict()
-
-    def pool(self, layout: Layout) -> Pool:
-        """That of requests of one size. Raises StepError where too many sizes are in use."""
-        form = frozenset(layout.row_form(slot) for slot in layout.slots if slot.like is not None and not slot.of_rows)
-        if form not in self._known:
-            if len(self._known) >= MAX_POOLS:
-                self._give_way()
-            self._known[form] = Pool(self._capacity)
-        self._known.move_to_end(form)
-        return self._known[form]
-
-    def _give_way(self) -> None:
-        unused = next((form for form, pool in self._known.items() if pool.is_unused), None)
-        if unused is None:
-            raise StepError(
-                f"requests of {MAX_POOLS} sizes have state, and one of another size is new: end those that are given "
-                "up by reset(model, name), or run fewer sizes at a time"
-            )
-        del self._known[unused]
-
-    def end(self, name: str) -> None:
-        """A request is given up: its place is free."""
-        for pool in self._known.values():
-            pool.end(name)
-
-    def end_all(self) -> None:
-        for pool in self._known.values():
-            pool.end_all()
-
-    def clear(self) -> None:
-        """Forgets all requests, and frees what was kept and captured for them."""
-        self._known.clear()
-
-    def tensors(self) -> list[Tensor]:
-        """All that is kept."""
-        return [tensor for pool in self._known.values() for tensor in pool.tensors()]
-
-    def bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors())
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,10 +73,26 @@ class Pool:
         return [one for one in seating.places[: len(names)] if one is not None]
 
     def end(self, name: str) -> None:
-        self._places = tuple(None if one is not None and one.name == name else one for one in self._places)
+        """A request is given up: its place is free, and those of its rows that are called "name/cond"."""
+        self._free([one for one in self._seated() if one.name == name or one.name.startswith(f"{name}/")])
 
     def end_all(self) -> None:
         self._places = (None,) * len(self._places)
+
+    def find(self, name: str) -> Request | None:
+        """The request of that name, if it has a place here."""
+        return next((one for one in self._seated() if one.name == name), None)
+
+    def place_of(self, request: Request) -> int:
+        return self._places.index(request)
+
+    def give(self, name: str, lane: str) -> Progress | None:
+        """Where a request stands in calls of one kind, which go on in another pool. Who has no others leaves."""
+        request = self.find(name)
+        found = request.lanes.pop(lane, None) if request is not None else None
+        if request is not None and not request.lanes:
+            self._free([request])
+        return found
 
     def order(self) -> None:
         """To be called before the host writes to rows: a captured step may still run on another CUDA stream."""
@@ -160,24 +127,45 @@ class Pool:
             found += 0 if known else math.prod(of) * slot.dtype.itemsize
         return found
 
+    def take_shared(self, other: Pool, places: Sequence[tuple[int, int]]) -> None:
+        """Copies what the calls of a request have together from another pool. `places`: (here, there). Waits for
+        nothing.
+        """
+        other.order()
+        shared = [key for key in self._kept if key[0] is None and key in other._kept]
+        _copy([(self._kept[key].rows, other._kept[key].rows) for key in shared], places)
+
     def tensors(self) -> list[Tensor]:
         return [*(one.rows for one in self._kept.values()), *self._common.values()]
 
+    def _seated(self) -> list[Request]:
+        return [one for one in self._places if one is not None]
+
+    def _free(self, given_up: Sequence[Request]) -> None:
+        self._places = tuple(None if one in given_up else one for one in self._places)
+
     def _move(self, moves: Sequence[tuple[int, int]]) -> None:
-        if not moves:
-            return
-        devices = {one.rows.device for one in self._kept.values()}
-        to, of = ({device: _on(device, places) for device in devices} for places in zip(*moves, strict=True))
-        with torch.inference_mode(False), torch.no_grad():
-            for one in self._kept.values():
-                rows = one.rows.view(torch.uint8) if one.rows.dtype in FLOAT8 else one.rows
-                rows.index_copy_(0, to[rows.device], rows.index_select(0, of[rows.device]))
+        _copy([(one.rows, one.rows) for one in self._kept.values()], moves)
 
     def _renew(self, place: int) -> None:
         """A new request finds nothing of the one that had its place."""
         for one in self._kept.values():
             if one.is_small:
                 one.rows[place].fill_(one.initial)
+
+
+def _copy(pairs: Sequence[tuple[Tensor, Tensor]], places: Sequence[tuple[int, int]]) -> None:
+    """Copies rows of tensors (to, from) on one device, all of which are read before one is written. `places` are like
+    them. The host waits for nothing.
+    """
+    if not places:
+        return
+    devices = {of.device for _, of in pairs}
+    to, of = ({device: _on(device, ends) for device in devices} for ends in zip(*places, strict=True))
+    with torch.inference_mode(False), torch.no_grad():
+        for pair in pairs:
+            here, there = (rows.view(torch.uint8) if rows.dtype in FLOAT8 else rows for rows in pair)
+            here.index_copy_(0, to[here.device], there.index_select(0, of[here.device]))
 
 
 def _on(device: torch.device, places: Sequence[int]) -> Tensor:

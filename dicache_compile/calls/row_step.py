@@ -51,6 +51,7 @@ class Batch:
         with suppress(Exception):
             self.state.order()
             self.state.tensors["logged"].fill_(self.history.entries)
+            self.state.doubt_shared()
 
     def made(self) -> None:
         self.history.entries += len(self.rows)
@@ -85,6 +86,7 @@ def batch_of(
     state = pool.lane(lane).state(layout, history.tensors)
     history.tensors = {kept: state.tensors[kept] for kept in KEPT}
     state.order()
+    session.pools.bring(pool, lane, requests)
     state.tell(settings[0])
     state.take_roles({slot: role_of(estimator, lane) for slot, estimator in guided.items()})
     rows = [request.lane(lane) for request in requests]

@@ -36,11 +36,17 @@ class Request:
 
     name: str
     lanes: dict[str, Progress] = field(default_factory=dict)
+    last: int = 0  # the number of its last call, among those of all requests
 
     @property
     def is_done(self) -> bool:
         """Whether it has made all of its steps. Of guidance that ends half-way one lane has fewer."""
         return any(one.is_done for one in self.lanes.values())
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it can be left, as the other call of its last step."""
+        return all(one.is_done for one in self.lanes.values())
 
     def lane(self, name: str) -> Progress:
         return self.lanes.setdefault(name, Progress())
@@ -58,14 +64,15 @@ class Seating:
 def seated(places: Sequence[Request | None], names: Sequence[str]) -> Seating:
     """The places after requests of these names got the first ones, in this order.
 
-    A new request takes a place that is free, or that of one which has made all of its steps. Raises StepError where
-    there is none; `places` stays as it is.
+    A new request takes a place that is free, or that of one which has made all of its steps: first of those that are
+    over, and of those the one that is so for longest. Raises StepError where there is none; `places` stays as it is.
     """
     before = {one.name: (one, place) for place, one in enumerate(places) if one is not None}
     after: list[Request | None] = list(places)
     new = [name for name in names if name not in before]
-    done = [place for place, one in enumerate(places) if one is not None and one.is_done and one.name not in names]
-    free = [place for place, one in enumerate(places) if one is None] + done
+    done = [one for one in places if one is not None and one.is_done and one.name not in names]
+    done.sort(key=lambda one: (not one.is_over, one.last))
+    free = [place for place, one in enumerate(places) if one is None] + [before[one.name][1] for one in done]
     if len(new) > len(free):
         raise StepError(_full([one.name for one in places if one is not None], len(places), len(free), new))
     for name, place in zip(new, free, strict=False):

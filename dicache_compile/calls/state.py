@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..program import Slot, of_rules
-from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, RUN, SKIPPED
+from ..write.control import ANCHORS, LIMITS, NO_LIMIT, NOW, RUN, SKIPPED, WHEN_SHARED
 from .desk import Desk, home, is_large
 from .layout import Form, Key, Layout
 from .settings import Settings
@@ -149,6 +149,14 @@ class StreamState:
             self.tensors["restart"].fill_(True)
         for slot in (*of_rules(ANCHORS, self.tensors), *of_rules(SKIPPED, self.tensors)):
             self.tensors[slot].zero_()
+
+    def doubt_shared(self) -> None:
+        """After a step that failed: what it decided, or gave, for the others of its request is not what it did."""
+        shared = [slot for when in WHEN_SHARED for slot in of_rules(when, self.tensors)]
+        if shared:
+            self.order()
+            for slot in shared:
+                self.tensors[slot].fill_(math.nan)
 
     def force_deep(self) -> None:
         """Has the next step run deep, whatever is told of its generation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from ..errors import StepError
 from ..program import of_rules
-from ..write.control import LED, WHEN_SHARED
+from ..write.control import LED
 from .desk import Desks
 from .layout import Key, Layout
-from .pool import Pool, Pools
+from .pool import Pool
+from .pools import Pools
 from .record import History
 from .shared import Shared
 from .state import KEPT, StreamState, needed
@@ -88,7 +88,7 @@ class Store:
         """Makes room for what requests of a pool do not have yet. Raises StepError where there is none."""
         if self._budget is not None:
             missing = partial(pool.missing, lane, layout)
-            self._afford(self._budget, missing, missing(), None)
+            self._afford(self._budget, missing, missing(), None, pool)
 
     def _missing(self, name: str, layout: Layout) -> int:
         """How many bytes more a stream takes with this graph and shape."""
@@ -97,15 +97,19 @@ class Store:
             return found.missing(layout)
         return needed(layout, self.desks.assign() if self.desks is not None else None)
 
-    def _afford(self, budget: int, missing: Callable[[], int], whole: int, name: str | None) -> None:
+    def _afford(
+        self, budget: int, missing: Callable[[], int], whole: int, name: str | None, pool: Pool | None = None
+    ) -> None:
         """Makes room for so many bytes more, `whole` of them if nothing is kept of what there is under that name.
 
-        The streams that were unused for longest give way, the one of that name last. Raises StepError where that is not
-        enough.
+        Pools that are unused give way, but `pool`; then the streams that were unused for longest, the one of that name
+        last. Raises StepError where that is not enough; then all streams are as they were.
         """
         while (more := missing()) and self._bytes() + more > budget:
+            if self.pools.give_way(pool):
+                continue
             oldest = next((other for other in self.streams if other != name), name)
-            if oldest is None or oldest not in self.streams or whole > budget:
+            if oldest is None or oldest not in self.streams or whole + self.pools.bytes() > budget:
                 raise StepError(_too_much(budget, whole, self.pools.bytes(), name))
             self._note_lost(oldest, self.streams.pop(oldest), f"max_state_bytes={budget}")
 
@@ -173,6 +177,7 @@ class Store:
         """What is recorded under a name; a new record on another device."""
         device = next(slot.device for slot in layout.slots if slot.name in KEPT)
         history = self.history.setdefault(name, History())
+        self.history.move_to_end(name)
         if any(tensor.device != device for tensor in history.tensors.values()):
             history = self.history[name] = History()
         return history
@@ -180,13 +185,9 @@ class Store:
     def drop(self, name: str) -> None:
         """Forgets a stream's state: a step of it failed half-way."""
         state = self.streams.pop(name, None)
-        shared = [slot for when in WHEN_SHARED for slot in of_rules(when, state.tensors)] if state is not None else []
-        if state is not None and shared:
-            # What it decided, or gave, is not what it did. The device itself may have failed.
-            with suppress(Exception):
-                state.order()
-                for slot in shared:
-                    state.tensors[slot].fill_(math.nan)
+        if state is not None:
+            with suppress(Exception):  # the device itself may have failed
+                state.doubt_shared()
 
     def clear(self) -> None:
         """Forgets the state of every stream, and frees it and what was captured for it."""
