@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -85,7 +84,7 @@ class CutCheck:
         self._state: weakref.ref[Course] | None = None
         self._before: list[tuple[Tensor, Tensor]] = []
         self._anchors = 0  # that there were
-        self._looks = self._generations = 0
+        self._looks = self._generations = 0  # of these: how often anchors began anew
         self.verdicts: list[Verdict] = []
 
     @property
@@ -99,10 +98,10 @@ class CutCheck:
             self._state, self._before, self._generations, self._anchors = weakref.ref(state), [], 0, 0
         if self.is_done or self._state() is not state:
             return None
-        return partial(self._look, state.calls == 0)
+        return self._look
 
-    def _look(self, first: bool, registers: Sequence[Any]) -> None:
-        self._looks, self._generations = self._looks + 1, self._generations + first
+    def _look(self, registers: Sequence[Any]) -> None:
+        self._looks += 1
         if self.is_done or bool(registers[self._registers[DECISION]]):
             return
         number = registers[self._registers[Value(Kind.STATE, "anchors")]]
@@ -111,6 +110,8 @@ class CutCheck:
         if number.dim() and anchors == self._anchors:
             return  # it was reused
         self._anchors = anchors
+        if anchors == 1:  # of another picture, prompt or size than what was seen before
+            self._before, self._generations = [], self._generations + 1
         now = []
         for held in self._held:
             residual = registers[held.residuals[(anchors - 1) % len(held.residuals)]]

@@ -17,6 +17,7 @@ from dicache_compile.estimators import Reuse
 from tests import models
 from tests.contract.test_contract import STEPS, compiled, generate
 from tests.helpers.cells import cells
+from tests.helpers.published import published
 
 pytestmark = pytest.mark.shares_traces
 
@@ -77,14 +78,14 @@ def test_an_estimate_that_is_none_is_told_and_strict_runs_uncached(engine: str, 
         assert all(deep(model))
 
 
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """One for each step that a check has looked at."""
-    found: list[bool] = []
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """For each step that a check has looked at, how many verdicts there are then."""
+    found: list[int] = []
     look = cut_check.CutCheck._look
 
-    def counted(self: cut_check.CutCheck, first: bool, registers: Any) -> None:
-        found.append(first)
-        look(self, first, registers)
+    def counted(self: cut_check.CutCheck, registers: Any) -> None:
+        look(self, registers)
+        found.append(len(self.verdicts))
 
     monkeypatch.setattr(cut_check.CutCheck, "_look", counted)
     return found
@@ -106,12 +107,29 @@ def test_a_step_that_is_known_to_be_reused_is_not_looked_at(
 
 @pytest.mark.filterwarnings("ignore:9 of 10 steps")  # which is told, too
 def test_a_check_ends_where_a_generation_has_one_deep_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nobody announces generations, the next one's first step is the second deep one that it sees."""
+    """The next one's first step is the second deep one that it sees, of which the first one's tells nothing."""
     found, model = looks(monkeypatch), models.make(models.SingleStream)
     call = compiled(model, schedule=Schedule.steps(0), estimator=Reuse())
     for _ in range(4):
         generate(call, model)
-    assert found == [True, *[False] * STEPS]
+    assert found == [0] * (1 + STEPS)
+
+
+@pytest.mark.parametrize("change", ["size", "prompt"])
+def test_a_deep_step_after_a_change_is_not_held_against_the_one_before(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One compiled graph serves both sizes."""
+    found, model = looks(monkeypatch), models.make(models.SingleStream)
+    options = published(lowering="eager", threshold=1e9, warmup_steps=1).options()
+    call = torch.compile(model, backend="dicache", fullgraph=True, dynamic=True, options=options)
+    with generation(num_steps=STEPS), torch.no_grad():
+        for at in range(STEPS):
+            other = change if at > 1 else None
+            latents, timestep, prompt = models.inputs(model, at, STEPS, tokens=9 if other == "size" else 7)
+            call(latents, timestep, -prompt if other == "prompt" else prompt)
+    assert deep(model)[:4] == [True, False, True, False]
+    assert found[:3] == [0, 0, 0]
 
 
 def test_a_schedule_whose_estimates_are_none_runs_uncached_under_strict() -> None:
