@@ -83,7 +83,7 @@ def load(path: str | os.PathLike[str], pipe_or_model: object = None) -> None:
 def _header(line: bytes, path: object) -> dict[str, Any]:
     try:
         header = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict) or header.get("kind") != _KIND:
         raise ValueError(f"{path}: expected a file that dicache_compile.save wrote")

@@ -23,7 +23,7 @@ def read(path: Path, version: int, expected: str) -> dict[str, Any]:
     """What `write` wrote of that version, without it. Raises ValueError, with what was `expected`, for all else."""
     try:
         told = json.loads(path.read_bytes())
-    except ValueError as error:  # of JSON and of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON and of UTF-8; of what is nested too deep
         raise ValueError(f"{path}: {expected}, and found what is no JSON, or not whole: {error}") from error
     if not isinstance(told, dict) or told.get("version") != version:
         raise ValueError(f"{path}: {expected}")

@@ -13,7 +13,8 @@ import os
 import struct
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -89,14 +90,28 @@ def read(path: Path) -> tuple[Text, bytes]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            # Nothing in a package is compressed: what is could grow to any size, or not be read at all.
+            if packed := [one.filename for one in archive.infolist() if one.file_size != one.compress_size]:
+                raise ValueError(f"{packed[0]} is compressed")
             names = [name for name in archive.namelist() if not name.endswith(WEIGHTS)]
             content = {name: archive.read(name) for name in names}  # all of them: each has a checksum
         text = json.loads(content[f"{_ROOT}/{PROGRAM}"])
         return text, content[f"{_ROOT}/{CONFIG}"]
     except KeyError as error:
         raise ValueError(f"{path}: expected a file that dicache_compile.save_package wrote") from error
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:
+    # RuntimeError: of what is encrypted, compressed in a way that Python cannot read, or nested too deep.
+    except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError) as error:
         raise ValueError(f"{path} is no package, or not whole: {error}") from error
+
+
+@contextmanager
+def refusing(path: Path) -> Iterator[None]:
+    """Around what is made of a program that was read: raises ValueError where it has not what a program has."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        what = f"its program has other content ({type(error).__name__}: {error})"
+        raise ValueError(f"{path} is no package, or not whole: {what}") from error
 
 
 def check_weights(path: Path) -> None:
@@ -105,7 +120,7 @@ def check_weights(path: Path) -> None:
         with zipfile.ZipFile(path) as archive, archive.open(f"{_ROOT}/{WEIGHTS}") as file:
             while file.read(_AT_ONCE):
                 pass
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, EOFError, KeyError) as error:
         raise ValueError(f"{path} is no package, or not whole: {error}") from error
 
 

@@ -55,7 +55,8 @@ def load_package(
     """
     place = Path(os.path.realpath(path))
     text, pickled = archive.read(place)
-    _check(text, place)
+    with archive.refusing(place):
+        _check(text, place)
     found = _weights(text, place, weights, check_weights)
     return Package(text, *_unpickled(pickled, place), found, str(place))
 
@@ -146,11 +147,16 @@ class _Wanted:
         return torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device).copy_(given)
 
 
+_PARTS = ("parameters", "result", "inputs", "weights", "registers", "state", "pieces", "ops", "reused", "outputs")
+
+
 def _check(text: Any, path: Path) -> None:
     if not isinstance(text, dict) or text.get("kind") != KIND:
         raise ValueError(f"{path}: expected a file that dicache_compile.save_package wrote")
     if text["version"] != VERSION:
         raise ValueError(f"{path}: expected version {VERSION}, found {text['version']!r}: make it anew")
+    if missing := [part for part in _PARTS if part not in text]:
+        raise KeyError(missing[0])
     here = {"torch": torch.__version__, "machine": machine(torch.device(text["state"][0]["device"]).type)}
     for name, own in here.items():
         if text[name] != own:

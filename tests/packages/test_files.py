@@ -68,6 +68,25 @@ def another_weight(path: Path) -> Path:
     return path
 
 
+def compressed(path: Path) -> Path:
+    """As something that grows when it is read may be."""
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("package/more.bin", bytes(1000))
+    return path
+
+
+def nested(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(PROGRAM, "[" * 200_000)
+        archive.writestr("package/dicache/config.pkl", b"")
+    return path
+
+
+def without(path: Path, name: str) -> Path:
+    """With a program that lacks something."""
+    return edited(path, lambda about: {key: value for key, value in about.items() if key != name})
+
+
 def foreign(path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("model.json", "{}")
@@ -87,6 +106,10 @@ def text(path: Path) -> Path:
         (another_weight, "is no package, or not whole: Bad CRC-32"),
         (text, "is no package, or not whole: File is not a zip"),
         (foreign, "expected a file that dicache_compile.save_package wrote"),
+        (compressed, r"is no package, or not whole: package/more\.bin is compressed"),
+        (nested, "is no package, or not whole: maximum recursion depth"),
+        (lambda path: without(path, "state"), r"its program has other content \(KeyError: 'state'\)"),
+        (lambda path: without(path, "weights"), r"its program has other content \(KeyError: 'weights'\)"),
         (lambda path: edited(path, lambda about: {**about, "kind": "picture"}), "expected a file that dicache_compile"),
         (lambda path: edited(path, lambda about: {**about, "version": 7}), "expected version 1, found 7"),
         (lambda path: edited(path, lambda about: {**about, "torch": "1.0"}), "is of torch '1.0', and this is"),
@@ -95,7 +118,10 @@ def text(path: Path) -> Path:
             "is of machine 'abacus', and this is",
         ),
     ],
-    ids=["cut short", "a bit", "a weight", "no archive", "another archive", "kind", "version", "torch", "machine"],
+    ids=[
+        *("cut short", "a bit", "a weight", "no archive", "another archive", "compressed", "nested", "no state"),
+        *("no weights", "kind", "version", "torch", "machine"),
+    ],
 )
 def test_a_file_that_does_not_fit_is_refused_before_anything_in_it_is_run(
     saved: Saved, change: Callable[[Path], Path], message: str, monkeypatch: pytest.MonkeyPatch

@@ -108,6 +108,14 @@ def test_what_somebody_made_up_with_a_true_checksum_is_refused_or_harmless(kind:
     assert refused
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_nested_deeper_than_python_can_go_is_refused(kind: str, tmp_path: Path) -> None:
+    files, load = KINDS[kind](tmp_path)
+    files[0].write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="is no JSON, or not whole: maximum recursion depth"):
+        load(files[0])
+
+
 def test_the_two_files_of_two_recordings_are_not_taken_for_one(tmp_path: Path) -> None:
     first, load = recording(tmp_path)
     other = tmp_path / "other"
