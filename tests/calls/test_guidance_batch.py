@@ -66,6 +66,17 @@ def test_one_batch_of_both_branches_is_what_two_calls_of_them_are(
 
 
 @torch.no_grad()
+def test_rows_that_are_requests_are_named_as_those_of_one_branch() -> None:
+    model = models.make(models.SingleStream)
+    truth = expected(model)
+    enable_cache(model, rule(rows="independent"), compile=False, guidance_batch="negative first")
+    with stream(["a", "b"], num_steps=STEPS):
+        assert_near([model(*batch(model, step)) for step in range(STEPS)], truth)
+    marks = {"cond": "d" * STEPS, "uncond": DEEP}
+    assert decisions(model) == {f"{name}/{lane}": marks[lane] for name in "ab" for lane in marks}
+
+
+@torch.no_grad()
 def test_the_negative_half_may_be_the_last_one_and_a_compiled_model_is_taken_too() -> None:
     model = models.make(models.SingleStream)
     compiled = torch.compile(model, backend="dicache", options=rule().options())
