@@ -66,7 +66,11 @@ def main() -> None:
         "--system", action="append", help="only this, such as TaylorSeerCache, and the baseline; may be given again"
     )
     parser.add_argument("--size", type=_size, action="append", help="of the sweep only this, such as 64x128; likewise")
-    parser.add_argument("--results", type=Path, help="the file to add to; by default one of versus/results")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="the file to add to, in place of one of versus/results; the page is then left as it is",
+    )
     arguments = parser.parse_args()
     quiet()
     keys = arguments.workload or [workload.key for workload in (WORKLOADS[:1] if arguments.quick else WORKLOADS)]
@@ -92,7 +96,7 @@ def main() -> None:
             parser.error(f"--system: no {', '.join(sorted(unknown))} among {', '.join(sorted(known))}")
         measure(results, parts, workloads, arguments.quick, arguments.system, arguments.size)
         print(f"\nThe rows: {results}")
-        if not arguments.quick:
+        if not arguments.quick and arguments.results is None:  # of a file of its own: with --page
             page.write(results, PAGE)
             print(f"The page: {PAGE}")
 

@@ -18,7 +18,7 @@ from .system import Installed
 from .workload import STEPS, Workload
 
 EXPERIMENT = "found"
-DEEP = (10, 7, 6, 5, 4)
+DEEP = (10, 7, 5)
 FOLDER = Path(__file__).with_name("learned")  # by workload and deep steps
 EXPECTED, EXPECTED_SPEED_UP = "expected PSNR", "expected speed-up"
 
@@ -65,8 +65,9 @@ class Found:
 
 
 def measure(workload: Workload, seeds: int) -> list[Row]:
-    """A row for each number of deep steps, after the baseline's."""
-    entrants = [Entrant(Found(deep), f"{deep} deep") for deep in DEEP]
+    """A row for each number of deep steps, of `DEEP` and of what else was tuned, after the baseline's."""
+    more = {int(found.stem.rpartition("-")[2]) for found in FOLDER.glob(f"{workload.key}-*.json")}
+    entrants = [Entrant(Found(deep), f"{deep} deep") for deep in sorted(more.union(DEEP), reverse=True)]
     return [_beside(row, workload) for row in compare(EXPERIMENT, workload, entrants, seeds)]
 
 
