@@ -27,9 +27,8 @@ _OF_EVERY_MODULE = frozenset((*vars(nn.Module()), "_compiled_call_impl"))
 _HOLD_NOTHING = frozenset((type(None), bool, int, float, complex, str, bytes))
 _CONTAINERS = (list, set, deque)
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
-_OF_NOBODY = frozenset(
-    ("torch", __name__.partition(".")[0], *sys.stdlib_module_names)
-)  # whose objects no model changes
+# Packages whose objects no model changes.
+_OF_NOBODY = frozenset(("torch", __name__.partition(".")[0], *sys.stdlib_module_names))
 
 
 @dataclass(frozen=True, slots=True)
