@@ -23,6 +23,7 @@ from .chain import Callee, chain
 from .fake_values import record_fake_values
 from .forms import form
 from .kept import watched
+from .once import compute_once
 from .stretches import stretches
 
 Compiler = Callable[[fx.GraphModule, Sequence[object], Mapping[str, Any]], Callee]
@@ -54,6 +55,7 @@ class Lowering:
         examples = [self._example(value) for value in piece.reads]
         record_fake_values(graph_module, examples, self._fake_mode())
         self._note_given(graph_module, piece)
+        compute_once(graph_module)
         parts = stretches(graph_module) if self.once and not self._freezes() else ()
         if not parts:
             return self._compiled(graph_module, examples)
