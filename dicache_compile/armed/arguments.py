@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._C._dynamo.guards import TensorGuards
 
 CONSTANTS = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size)
 
@@ -28,14 +29,31 @@ class Arguments:
     """The form of a call's arguments."""
 
     form: _Form
-    places: tuple[int, ...]  # for each tensor: where it stands among them for the first time
+    repeated: tuple[tuple[int, int], ...]  # (place among the tensors, where the same one stands for the first time)
+    single: tuple[int, ...]  # the other places
+    guards: TensorGuards  # of these: all that compiled code goes by, and that no two are the same
+
+    @classmethod
+    def of(cls, form: _Form, tensors: Sequence[Tensor]) -> Arguments:
+        places: dict[int, int] = {}
+        for place, tensor in enumerate(tensors):
+            places.setdefault(id(tensor), place)
+        first = [places[id(tensor)] for tensor in tensors]
+        guards = TensorGuards(
+            *(tensors[place] for place in places.values()), dynamic_dims_sizes=None, dynamic_dims_strides=None
+        )
+        repeated = tuple((place, one) for place, one in enumerate(first) if place != one)
+        return cls(form, repeated, tuple(places.values()), guards)
 
     def tensors(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor] | None:
         """Those of a call, in order; None where its arguments are of another form."""
         found: list[Tensor] = []
-        if not self.form.takes((args, kwargs), found) or _places(found) != self.places:
+        if not self.form.takes((args, kwargs), found):
             return None
-        return found
+        if not self.repeated:
+            return found if self.guards.check(*found) else None
+        same = all(found[place] is found[first] for place, first in self.repeated)
+        return found if same and self.guards.check(*(found[place] for place in self.single)) else None
 
 
 def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Arguments, list[Tensor]]:
@@ -46,14 +64,15 @@ def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Arguments, list
     form, found = _form((args, kwargs)), list[Tensor]()
     if not form.takes((args, kwargs), found):
         raise OtherArgumentError("a number that is not equal to itself")
-    return Arguments(form, _places(found)), found
+    return Arguments.of(form, found), found
 
 
 def _form(value: Any) -> _Form:
     kind = type(value)
     if isinstance(value, Tensor):
-        keys = torch._C._dispatch_keys(value)
-        return _Tensor(kind, value.shape, value.stride(), value.dtype, value.device, value.requires_grad, keys)
+        if value.layout is not torch.strided:
+            raise OtherArgumentError(f"a tensor of layout {value.layout}")
+        return _Tensor()
     if kind in CONSTANTS:
         return _Constant(value)
     if kind in (tuple, list):
@@ -63,34 +82,12 @@ def _form(value: Any) -> _Form:
     raise OtherArgumentError(f"an argument of type {kind.__name__}")
 
 
-def _places(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    known: dict[int, int] = {}
-    return tuple(known.setdefault(id(tensor), place) for place, tensor in enumerate(tensors))
-
-
-@dataclass(frozen=True, slots=True)
 class _Tensor:
-    """All that compiled code goes by."""
-
-    kind: Any  # its type
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    requires_grad: bool
-    keys: Any  # of dispatch: whether it is conjugated, say, or inside of a transform
+    """Any: all tensors of a call are checked at once."""
 
     def takes(self, value: Any, found: list[Tensor]) -> bool:
         found.append(value)
-        return (
-            type(value) is self.kind
-            and value.shape == self.shape
-            and value.stride() == self.stride
-            and value.dtype is self.dtype
-            and value.device == self.device
-            and value.requires_grad is self.requires_grad
-            and torch._C._dispatch_keys(value) == self.keys
-        )
+        return True
 
 
 @dataclass(frozen=True, slots=True)
