@@ -13,6 +13,7 @@ from .collecting import no_garbage_collection
 from .config import DiCacheConfig
 from .errors import LatentsError, RowsError, TrainingError, UnsupportedGraphError
 from .graph.dataflow import Dataflow
+from .graph.fragment import broken_function, resumed_function
 from .passes.inline import has_checkpoints
 from .passes.pipeline import Passed, run_passes
 from .passes.timestep import find_timestep
@@ -28,6 +29,7 @@ class Cut:
 
     plan: Plan
     program: Program
+    is_alone: bool  # whether Dynamo makes this graph alone of a call, as far as the graph tells
 
     @property
     def partition(self) -> Partition:
@@ -70,7 +72,8 @@ def cut(
             raise LatentsError("it is not known which input is denoised, by which two calls of a step are told")
         if config.by_rows() and told and plan.inputs.timestep is None:
             raise RowsError("the timestep is told by an earlier graph of the same call, one for all rows")
-        return Cut(plan, write_program(plan.found, plan.inputs, rules, plan.ranks))
+        program = write_program(plan.found, plan.inputs, rules, plan.ranks)
+        return Cut(plan, program, is_alone=broken_function(gm) is None and resumed_function(gm) is None)
 
 
 def _asked(config: DiCacheConfig, told: bool) -> Asked:

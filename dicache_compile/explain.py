@@ -112,8 +112,8 @@ def _not_cached(reason: str, graphs: int) -> Explanation:
     return Explanation(False, reason, graphs, (), (), (), (), (), (), None, 0.0, 0)
 
 
-def of_cut(found: Cut, graphs: int = 1) -> Explanation:
-    """What is told of a cut graph; `graphs`: how many Dynamo made of the call."""
+def of_cut(found: Cut, graphs: int | None = None) -> Explanation:
+    """What is told of a cut graph; `graphs`: how many Dynamo made of the call, where they were counted."""
     carried = [values.tensor(value.x) for one in found.partitions for value in one.carried]
     work = work_of(found.plan)
     numbers = sorted({one.rule for one in found.partitions})
@@ -122,7 +122,7 @@ def of_cut(found: Cut, graphs: int = 1) -> Explanation:
     return Explanation(
         cached=True,
         reason=None,
-        graphs=graphs,
+        graphs=1 if graphs is None and found.is_alone else graphs,
         trunk=Trunk(found.partition.all_blocks).owners,
         blocks=tuple(block.path for block in found.partition.all_blocks),
         probe=tuple(sorted({path for rule in rules for path in rule.probe}, key=lambda path: order[path])),

@@ -55,7 +55,7 @@ class Explanation:
 
     cached: bool
     reason: str | None  # why not, in one sentence; None where it is cached
-    graphs: int  # that Dynamo makes of the model; 1 where it is one full graph
+    graphs: int | None  # that Dynamo makes of a call; 1: one full graph; None: several, which nobody counted
     trunk: tuple[str, ...]  # the ModuleLists, in order
     blocks: tuple[str, ...]  # all blocks by module path, in order
     probe: tuple[str, ...]  # those that run on every step
@@ -89,8 +89,9 @@ class Explanation:
         lists = ", ".join(f"{owner} ({blocks} blocks)" for owner, blocks in owners.items())
         streams = ", ".join(f"{list(s.shape)} {str(s.dtype).removeprefix('torch.')}" for s in self.streams)
         little = ": little to gain" if self.skippable < _LITTLE else ""
+        graphs = "one full graph" if self.graphs == 1 else f"one of {self.graphs or 'several'} graphs"
         lines = (
-            f"cached, in {'one full graph' if self.graphs == 1 else f'one of {self.graphs} graphs'}",
+            f"cached, in {graphs}",
             f"  trunk      {lists}",
             *self._rules(),
             *((f"  beside     {span(self.beside)}, on every step",) if self.beside else ()),

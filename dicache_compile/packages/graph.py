@@ -35,10 +35,16 @@ def export_graph(pipe_or_model: object, /, *args: Any, **kwargs: Any) -> Exporte
     `exported.example_inputs` has both: `(arguments, state), _ = exported.example_inputs`. That state is the one that a
     stream starts with, and tells the graph of the config's `num_steps`.
 
-    Raises what `save_package` raises but for what is about files, and StepError where the config's rule needs
-    `num_steps` and has none.
+    Each state decides by itself, as with `joint=False`.
+
+    Raises what `save_package` raises but for what is about files, ExportError for a config with `joint=True`, and
+    StepError where its rule needs `num_steps` and has none.
     """
     taken = take(pipe_or_model, args, kwargs)
+    if taken.config.joint:
+        raise ExportError(
+            "joint=True has streams decide together, and an exported graph knows of one", advice="leave joint out"
+        )
     if taken.found.inputs.timestep is None:
         raise ExportError("the steps of a model without a timestep are counted outside of its graph")
     with torch.no_grad():

@@ -80,6 +80,7 @@ class Package(nn.Module):
         self._held = [weights[one["weight"]] if "weight" in one else None for one in text["inputs"]]
         self._wanted = [_Wanted.of(place, one) for place, one in enumerate(text["inputs"]) if "argument" in one]
         self._step = _step(text, config, explanation, path)
+        self._device = text["state"][0]["device"].partition(":")[0]
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -94,7 +95,8 @@ class Package(nn.Module):
         for name, form in self._arguments.items():
             tensors += tensors_of(form, bound.arguments[name], name)
         inputs: list[Any] = list(self._held)
-        with torch.no_grad():
+        # What autocast cast as the package was made is in it.
+        with torch.no_grad(), torch.autocast(self._device, enabled=False):
             for one in self._wanted:
                 inputs[one.place] = one.taken(tensors[one.argument])
             return fill(self._result, self._step.run(inputs))

@@ -86,7 +86,8 @@ def _facts(cut: Explanation) -> Iterable[tuple[str, str]]:
     yield "state", f"{size(cut.state_bytes)} a stream"
     reason = f" ({cut.engine_reason})" if cut.engine_reason else ""
     yield "engine", f"{cut.engine}{reason}" if cut.engine else ""
-    yield "graphs", "one full graph" if cut.graphs == 1 else counted(cut.graphs, "graph")
+    several = "several graphs" if cut.graphs is None else counted(cut.graphs, "graph")
+    yield "graphs", "one full graph" if cut.graphs == 1 else several
 
 
 def _table(cut: Explanation) -> Markup:

@@ -92,6 +92,9 @@ def test_what_only_the_host_knows_is_told() -> None:
     call = torch.compile(model, backend="dicache", fullgraph=True, options=options)
     with pytest.raises(StepError, match=r"need the number of steps of a generation, .*: set num_steps"):
         export_graph(call, *models.inputs(model, 0, STEPS))
+    together = torch.compile(model, backend="dicache", options=DiCacheConfig(joint=True).options())
+    with pytest.raises(ExportError, match=r"joint=True has streams decide together.*leave joint out"):
+        export_graph(together, *models.inputs(model, 0, STEPS))
     pytest.importorskip("diffusers")
     entry = zoo.entries()["temporal"]
     timeless = entry.build()

@@ -228,6 +228,15 @@ def test_a_weight_that_another_took_the_place_of_is_never_run_as_it_was(tmp_path
             package(*given)
 
 
+def test_the_callers_autocast_is_ignored(tmp_path: Path) -> None:
+    _, model = small(tmp_path / "model.pt2")
+    package, given = load_package(tmp_path / "model.pt2"), models.inputs(model, 0, STEPS)
+    expected = package(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(package(*given), expected)
+        assert not torch.equal(model(*given), expected)
+
+
 def test_a_package_is_neither_copied_nor_enabled(tmp_path: Path) -> None:
     _, model = small(tmp_path / "model.pt2")
     package = load_package(tmp_path / "model.pt2")

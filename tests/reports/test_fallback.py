@@ -116,6 +116,9 @@ def test_small_fragments_around_a_graph_break_stay_silent_and_the_trunk_is_cache
     steps = summary(model).generations[-1].streams["0"]
     assert "".join(".D"[step.deep] for step in steps) == "DDD...D.."
     assert explain(model, *models.inputs(model, 0, STEPS)).graphs == 3
+    last = explain(model)  # which has seen the trunk's graph alone
+    assert last.graphs is None
+    assert str(last).startswith("cached, in one of several graphs\n")
 
 
 class Refined(models.SingleStream):
