@@ -37,7 +37,7 @@ SYSTEMS = (
     System("EasyCache", "yes", "easycache", "", f"{_PUBLISHED}: test_easycache"),
     System("SeaCache", "yes", "seacache", "", f"{_PUBLISHED}: test_seacache"),
     System("WorldCache", "partly", "worldcache", "its weights for salient tokens", f"{_PUBLISHED}: test_worldcache"),
-    System("AdaCache", "partly", "adacache", "", f"{_PUBLISHED}: test_adacache"),
+    System("AdaCache", "yes", "adacache", "", "test_adacache.py: test_adacache_goes_by_one_block_and_by_what_moves"),
     System(
         "BWCache",
         "yes",

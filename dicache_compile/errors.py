@@ -97,6 +97,13 @@ class TokenOrderError(UnsupportedGraphError):
     )
 
 
+class NoResultError(UnsupportedGraphError):
+    """A gate asks for a result that its rule's sites do not give."""
+
+    advice = "give the gate a lower number, or the rule more sites="
+    asks_for_use = False
+
+
 class MixedTokensError(UnsupportedGraphError):
     """What a site computes of a token cannot be computed without the others."""
 

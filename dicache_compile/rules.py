@@ -128,8 +128,10 @@ class LearningGate(Gate, Protocol):
     """A gate that learns from what the site gives, on steps that run it."""
 
     @property
-    def learns_from(self) -> Literal["first", "all"]:
-        """Of which carried values `learn` is called: of "all" in the order in which they run."""
+    def learns_from(self) -> Literal["first", "all"] | int:
+        """Of which carried values `learn` is called: of the "first", of "all" in the order in which they run, or of the
+        one with this number in that order.
+        """
         return "first"
 
     def learn(self, seen: Seen) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Gates: one file each."""
 
 from .estimate_error import EstimateError
+from .motion import Motion
 from .output_rate import OutputRate
 from .planned import Planned
 from .polynomial import PolynomialChange
@@ -10,6 +11,7 @@ from .spectral import SpectralChange
 
 __all__ = [
     "EstimateError",
+    "Motion",
     "OutputRate",
     "Planned",
     "PolynomialChange",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..kernels import relative_l1
 from ..rules import LearningGate, Seen, SlotSpec
+from .motion import Motion
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,17 +22,22 @@ class Planned(LearningGate):
     steps between both. `plan` has pairs (bound, reused steps): the first one whose bound is not below the change
     counts, and above the last none is reused. It looks at no block before it decides: `probe_depth=0`.
 
-    AdaCache's codebook {0.03: 12, ...} has the distance to the next deep step: one more than is reused. With `of_all`
-    the change is the mean of those of all results of the rule's sites, as BWCache's is of all blocks. With `half_of`,
-    the number of steps, BWCache's end: once a plan was made at step k, the last k / 2 steps run deep.
+    AdaCache's codebook {0.03: 12, ...} has the distance to the next deep step: one more than is reused.
 
-    Raises ValueError for a plan whose bounds do not rise, or that reuses a negative number of steps, and for less than
-    one step.
+    `of` says whose change counts: that of the rule's first site, the mean of those of "all" sites, as BWCache's is of
+    all blocks, or that of the result with this number, in the order in which they run. With `residual` it is that of
+    y - x, what the site adds. `motion` multiplies it by AdaCache's measure of what moves. With `half_of`, the number of
+    steps, BWCache's end: once a plan was made at step k, the last k / 2 steps run deep.
+
+    Raises ValueError for a plan whose bounds do not rise, or that reuses a negative number of steps, for less than one
+    step, and for another `of`.
     """
 
     plan: tuple[tuple[float, int], ...]
     per_step: bool = True
-    of_all: bool = False
+    of: Literal["first", "all"] | int = "first"
+    residual: bool = False
+    motion: Motion | None = None
     half_of: int | None = None
 
     def __post_init__(self) -> None:
@@ -43,17 +49,21 @@ class Planned(LearningGate):
         steps = self.half_of
         if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
             raise ValueError(f"half_of: expected a whole number of steps from 1 on, got {steps!r}")
+        if self.of not in ("first", "all") and (type(self.of) is not int or self.of < 0):
+            raise ValueError(f"of: expected 'first', 'all' or the number of a result from 0 on, got {self.of!r}")
 
     @property
-    def learns_from(self) -> Literal["first", "all"]:
-        return "all" if self.of_all else "first"
+    def learns_from(self) -> Literal["first", "all"] | int:
+        return self.of
 
     def slots(self) -> tuple[SlotSpec, ...]:
         kept = [SlotSpec("y_deep", measured=True), SlotSpec("planned", "number", shared=True)]
-        if self.of_all:
+        if self.of == "all":
             kept.append(SlotSpec("changes", "number", shared=True, shape=(2,)))  # their sum, and how many
         if self.half_of is not None:
             kept.append(SlotSpec("first_plan", "number", shared=True))  # at which step; 0: none yet
+        if self.motion is not None:
+            kept.append(SlotSpec("moves", "number", shared=True))  # by how much more than 1, on the last deep step
         return tuple(kept)
 
     def measure(self, seen: Seen) -> Tensor:
@@ -68,16 +78,22 @@ class Planned(LearningGate):
         return may, seen.error
 
     def settle(self, seen: Seen) -> dict[str, Tensor]:
-        new = {"changes": torch.zeros_like(seen.state["changes"])} if self.of_all else {}
+        new = {"changes": torch.zeros_like(seen.state["changes"])} if self.of == "all" else {}
         return new | ({"first_plan": _first_plan(seen)} if self.half_of is not None else {})
 
     def learn(self, seen: Seen) -> dict[str, Tensor]:
-        change, new = relative_l1(seen.y, seen.state["y_deep"]), {"y_deep": seen.y}
-        if self.of_all:  # the mean of those so far, which for the last one is that of all
+        y = seen.y - seen.x if self.residual else seen.y
+        change, new = relative_l1(y, seen.state["y_deep"]), {"y_deep": y}
+        if self.of == "all":  # the mean of those so far, which for the last one is that of all
             new["changes"] = seen.state["changes"] + torch.stack((change, torch.ones_like(change)))
             change = new["changes"][0] / new["changes"][1]
         if self.per_step:
             change = change / (seen.since.float() + 1)
+        if self.motion is not None:
+            moves = self.motion.measure(y, seen.index)
+            turned = (moves - 1 - seen.state["moves"]) / (seen.since.float() + 1)
+            change = change * (moves + (self.motion.slope * turned).abs())
+            new["moves"] = torch.where(seen.anchors > 0, moves - 1, torch.zeros_like(moves))
         planned = torch.zeros_like(change)
         for bound, steps in reversed(self.plan):
             planned = torch.where(change <= bound, float(steps), planned)

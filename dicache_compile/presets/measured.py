@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..estimators import ProjectedDCTA, Reuse, Taylor
-from ..gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange, SpectralChange
+from ..gates import Motion, OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange, SpectralChange
 from ..published import numbers_of
 from .method import Fields, method
 
@@ -138,17 +138,29 @@ def flowcache(threshold: float = 0.01, warmup_steps: int = 5) -> Fields:
 @method(
     "adacache",
     "AdaCache, arXiv 2411.02397",
-    "measures the trunk's result, where it measures one block's, and has no motion term",
+    "without `blocks` it measures the trunk's result, at less memory; with it all that one block adds, where the code "
+    "measures its temporal attention",
 )
-def adacache(model: str = "open-sora-30-fast") -> Fields:
+def adacache(
+    model: str = "open-sora-30-fast", blocks: int | None = None, monitored: int = 13, frame_tokens: int | None = None
+) -> Fields:
     """After a deep step a codebook says how many may be reused, by how much the result changed for each step.
 
-    `model` is one of `published("adacache")`, whose codebook is taken.
+    `model` is one of `published("adacache")`, whose codebook is taken. With `blocks`, the number of the trunk's, what
+    each of them adds is reused, and what the one with the number `monitored` adds decides, counted from 0. With
+    `frame_tokens`, how many tokens a frame has, clips in which more moves have more deep steps: see `gates.Motion`.
     """
-    codebook = numbers_of("adacache", model)["codebook"]
-    (*pairs, (_, beyond)) = codebook
+    numbers = numbers_of("adacache", model)
+    (*pairs, (_, beyond)) = numbers["codebook"]
     plan = (*((bound, steps - 1) for bound, steps in pairs), (float("inf"), beyond - 1))
-    return {**_OPEN, "final_steps": 2, "probe_depth": 0, "gate": Planned(plan), "estimator": Reuse()}
+    motion = None if frame_tokens is None else Motion(frame_tokens, steps=tuple(numbers["motion_steps"]))
+    found: Fields = {**_OPEN, "final_steps": 2, "probe_depth": 0, "estimator": Reuse()}
+    if blocks is None:
+        return {**found, "gate": Planned(plan, motion=motion)}
+    if not 0 <= monitored < blocks:
+        raise ValueError(f"monitored: expected the number of one of {blocks} blocks, from 0 on, got {monitored}")
+    gate = Planned(plan, of=monitored, residual=True, motion=motion)
+    return {**found, "sites": tuple((block, block + 1) for block in range(blocks)), "gate": gate}
 
 
 @method("bwcache", "BWCache, arXiv 2509.13789", "without `blocks` it measures the trunk's result alone, at less memory")
@@ -160,7 +172,7 @@ def bwcache(
     With `blocks`, the number of the trunk's, the mean change of all blocks' results decides and these are reused, as
     published. With `num_steps` the last ones run deep: half as many as came before the first reused one.
     """
-    gate = Planned(((threshold, reused),), per_step=False, of_all=blocks is not None, half_of=num_steps)
+    gate = Planned(((threshold, reused),), per_step=False, of="first" if blocks is None else "all", half_of=num_steps)
     found: Fields = {**_OPEN, "probe_depth": 0, "gate": gate, "estimator": Reuse()}
     if blocks is not None:
         found |= {"sites": tuple((block, block + 1) for block in range(blocks)), "carried": "value"}

@@ -6,10 +6,12 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor, fx
 
+from ..errors import NoResultError
 from ..graph import values
 from ..in_force import Rule
 from ..passes.crossing import ABOVE
@@ -87,7 +89,12 @@ class Parts:
     @cached_property
     def learned(self) -> tuple[int, ...]:
         """Those of all carried values that a gate learns from."""
-        return tuple(self.carried) if getattr(self.rule.gate, "learns_from", "first") == "all" else self.judged[:1]
+        of: Literal["first", "all"] | int = getattr(self.rule.gate, "learns_from", "first")
+        if not isinstance(of, int):
+            return tuple(self.carried) if of == "all" else self.judged[:1]
+        if of >= len(self.carried):
+            raise NoResultError(f"a gate learns from result {of}, and its sites give {len(self.carried)}, from 0 on")
+        return (self.first + of,)
 
     @property
     def decision(self) -> Value:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dicache_compile import DiCacheConfig, SiteRule, explain, summary
 from dicache_compile.estimators import Reuse
-from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
+from dicache_compile.gates import Motion, OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
 from dicache_compile.kernels import pooled
 from dicache_compile.rules import Gate
 from tests import models
@@ -278,6 +278,14 @@ def test_a_gate_may_measure_the_picture_alone(engine: str) -> None:
         (lambda: Planned(()), "plan: expected pairs"),
         (lambda: Planned(((0.2, 1), (0.1, 2))), "with rising bounds"),
         (lambda: Planned(((0.2, -1),)), "whole numbers of reused steps from 0 on"),
+        (
+            lambda: Planned(((0.2, 1),), of=-1),
+            "of: expected 'first', 'all' or .* from 0 on, got -1",
+        ),
+        (lambda: Motion(0), r"frame_tokens, strides: expected whole numbers from 1 on, got \(0, 1\)"),
+        (lambda: Motion(4, strides=()), "frame_tokens, strides: expected whole numbers"),
+        (lambda: Motion(4, level=0.0), "level, power, slope: expected numbers above 0"),
+        (lambda: Motion(4, steps=(5, 4)), r"steps: expected the first and the last one, .* got \(5, 4\)"),
         (lambda: Planned(((0.2, 1),), half_of=True), "half_of: expected a whole number of steps from 1 on, got True"),
         (
             lambda: DiCacheConfig(gate=PolynomialChange((1.0,), 0.1), estimator=Reuse()),

@@ -19,7 +19,15 @@ from dicache_compile.estimators import (
     StepAffine,
     Taylor,
 )
-from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange, SpectralChange
+from dicache_compile.gates import (
+    Motion,
+    OutputRate,
+    Planned,
+    PolynomialChange,
+    ProbeError,
+    ResidualChange,
+    SpectralChange,
+)
 from dicache_compile.planning import growing
 from dicache_compile.presets import METHODS
 from dicache_compile.published import published
@@ -141,6 +149,11 @@ def test_a_gate_has_the_published_numbers() -> None:
     inf = float("inf")
     plan = ((0.08, 5), (0.16, 4), (0.24, 3), (0.32, 2), (0.4, 1), (inf, 0))
     assert DiCacheConfig.preset("adacache").gate == Planned(plan)
+    moving = DiCacheConfig.preset("adacache", blocks=3, monitored=1, frame_tokens=16)
+    assert moving.gate == Planned(plan, of=1, residual=True, motion=Motion(16, steps=(4, 26)))
+    assert moving.sites == ((0, 1), (1, 2), (2, 3))
+    with pytest.raises(ValueError, match="monitored: expected the number of one of 12 blocks, from 0 on, got 13"):
+        DiCacheConfig.preset("adacache", blocks=12)
 
 
 def test_a_field_takes_the_place_of_the_methods() -> None:

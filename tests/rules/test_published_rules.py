@@ -25,7 +25,7 @@ from dicache_compile.estimators import (
     Taylor,
     Tokens,
 )
-from dicache_compile.gates import OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
+from dicache_compile.gates import Motion, OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
 from dicache_compile.kernels.bands import low_of_grid, low_of_sequence, wiener
 from dicache_compile.planning import growing, tapered
 from dicache_compile.published import published
@@ -96,6 +96,19 @@ def test_adacache(case: dict[str, Any]) -> None:
     plan = (*((bound, interval - 1) for bound, interval in pairs), (math.inf, beyond - 1))
     steps = case["steps"]
     ours = run(Planned(plan), Reuse(), turned(lambda x: x, steps), {0, steps - 2, steps - 1}, steps)
+    assert ours.computed(steps) == case["computed"]
+
+
+@pytest.mark.parametrize("case", fixture("adacache")["moving"], ids=lambda one: f"{one['steps']}-{one['strides']}")
+def test_adacache_with_motion(case: dict[str, Any]) -> None:
+    *pairs, (_, beyond) = case["codebook"]
+    plan = (*((bound, interval - 1) for bound, interval in pairs), (math.inf, beyond - 1))
+    motion = Motion(case["frame_tokens"], steps=tuple(case["motion_steps"]), strides=tuple(case["strides"]))
+    steps, y = case["steps"], turned(lambda x: x, case["steps"])
+    for step, _, moves, _ in case["looked_up"]:
+        assert motion.measure(y(step), torch.tensor(step)).item() == pytest.approx(moves, rel=COMPARED)
+    gate = Planned(plan, residual=True, motion=motion)  # of x = 0
+    ours = run(gate, Reuse(), y, {0, steps - 2, steps - 1}, steps)
     assert ours.computed(steps) == case["computed"]
 
 
