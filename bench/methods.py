@@ -36,7 +36,7 @@ SYSTEMS = (
     System("TeaCache", "yes", "teacache", "", f"{_PUBLISHED}: test_teacache"),
     System("EasyCache", "yes", "easycache", "", f"{_PUBLISHED}: test_easycache"),
     System("SeaCache", "yes", "seacache", "", f"{_PUBLISHED}: test_seacache"),
-    System("WorldCache", "partly", "worldcache", "its weights for salient tokens", f"{_PUBLISHED}: test_worldcache"),
+    System("WorldCache", "yes", "worldcache", "", f"{_PUBLISHED}: test_the_gate_of_worldcache"),
     System("AdaCache", "yes", "adacache", "", "test_adacache.py: test_adacache_goes_by_one_block_and_by_what_moves"),
     System(
         "BWCache",

@@ -7,6 +7,7 @@ from .planned import Planned
 from .polynomial import PolynomialChange
 from .probe_error import ProbeError
 from .residual_change import ResidualChange
+from .salient import SalientChange
 from .spectral import SpectralChange
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "PolynomialChange",
     "ProbeError",
     "ResidualChange",
+    "SalientChange",
     "SpectralChange",
 ]

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from ..estimators import ProjectedDCTA, Reuse, Taylor
-from ..gates import Motion, OutputRate, Planned, PolynomialChange, ProbeError, ResidualChange, SpectralChange
+from ..gates import (
+    Motion,
+    OutputRate,
+    Planned,
+    PolynomialChange,
+    ProbeError,
+    ResidualChange,
+    SalientChange,
+    SpectralChange,
+)
 from ..published import numbers_of
 from .method import Fields, method
 
@@ -102,15 +111,32 @@ def seacache(
     }
 
 
-@method("worldcache", "WorldCache, arXiv 2603.22286", "its gate and projection alone, and one gamma for all rows")
-def worldcache(threshold: float = 0.1, warmup_steps: int = 3) -> Fields:
-    """DiCache's gate, with a gamma that has a sign: the projection of the probe's way."""
-    return {
+@method(
+    "worldcache",
+    "WorldCache, arXiv 2603.22286",
+    "one gamma for all rows; its limit for high frequencies, its optical flow and its unconditional calls are left out",
+)
+def worldcache(
+    threshold: float = 0.08,
+    warmup_steps: int = 3,
+    grid: tuple[int, int, int] | None = None,
+    salience: float = 5.0,
+    motion: float = 5.0,
+    relax: float = 0.0,
+    num_steps: int | None = None,
+) -> Fields:
+    """DiCache's gate, stricter where the input moves more, and a gamma with a sign: the projection of the probe's way.
+
+    With a `grid`, (frames, rows, columns) of the tokens, salient places count more; with `relax=4` and `num_steps` the
+    threshold rises to the end: see `gates.SalientChange`.
+    """
+    found: Fields = {
         **_OPEN,
         "warmup_steps": warmup_steps,
-        "gate": ProbeError(threshold),
+        "gate": SalientChange(threshold, grid, salience, motion, relax, num_steps),
         "estimator": ProjectedDCTA((0.2, 1.8)),
     }
+    return found if num_steps is None else {**found, "num_steps": num_steps}
 
 
 @method(

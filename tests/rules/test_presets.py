@@ -26,6 +26,7 @@ from dicache_compile.gates import (
     PolynomialChange,
     ProbeError,
     ResidualChange,
+    SalientChange,
     SpectralChange,
 )
 from dicache_compile.planning import growing
@@ -142,7 +143,7 @@ def test_a_gate_has_the_published_numbers() -> None:
     assert DiCacheConfig.preset("easycache").gate == OutputRate(0.05)
     assert DiCacheConfig.preset("seacache", grid=(21, 30, 52)).gate == SpectralChange(0.25, (21, 30, 52))
     assert DiCacheConfig.preset("worldcache").estimator == ProjectedDCTA((0.2, 1.8))
-    assert DiCacheConfig.preset("worldcache").gate == ProbeError(0.1)
+    assert DiCacheConfig.preset("worldcache").gate == SalientChange(0.08)
     flow = DiCacheConfig.preset("flowcache")
     assert (flow.gate, flow.rows, flow.probe_depth, flow.warmup_steps) == (ProbeError(0.01), "independent", 0, 5)
     assert DiCacheConfig.preset("bwcache").gate == Planned(((0.15, 5),), per_step=False)

@@ -25,7 +25,15 @@ from dicache_compile.estimators import (
     Taylor,
     Tokens,
 )
-from dicache_compile.gates import Motion, OutputRate, Planned, PolynomialChange, ResidualChange, SpectralChange
+from dicache_compile.gates import (
+    Motion,
+    OutputRate,
+    Planned,
+    PolynomialChange,
+    ResidualChange,
+    SalientChange,
+    SpectralChange,
+)
 from dicache_compile.kernels.bands import low_of_grid, low_of_sequence, wiener
 from dicache_compile.planning import growing, tapered
 from dicache_compile.published import published
@@ -441,6 +449,20 @@ def test_worldcache(case: dict[str, Any], sample: int) -> None:
         h=lambda step: probe(at[step]).float(),
     )
     near(ours[2], case["estimate"][sample * 48 : sample * 48 + 48])
+
+
+@pytest.mark.parametrize("case", fixture("worldcache")["gate"], ids=lambda one: f"{one['salience']}-{one['relax']}")
+def test_the_gate_of_worldcache(case: dict[str, Any]) -> None:
+    steps, first = case["steps"], int(case["steps"] * case["warmup"])
+    grid = tuple(case["grid"]) if case["salience"] else None
+    gate = SalientChange(case["threshold"], grid, case["salience"], case["motion"], case["relax"], steps)
+    look, truth = turned(first_block, steps), turned(tiny_model, steps)
+    ours = run(gate, ProjectedDCTA((0.2, 1.8)), truth, range(first), steps, x=turned(lambda x: x, steps), h=look)
+    assert ours.computed(steps) == case["computed"]
+    for step, drift, limit in case["drifts"]:
+        assert ours.compared[step] == pytest.approx(drift / limit * case["threshold"], rel=COMPARED)
+    for step, flat in case["outputs"].items():
+        near(ours.estimates[int(step)], flat)
 
 
 @pytest.mark.parametrize("case", fixture("toca")["schedules"], ids=lambda one: f"{one['interval']}-{one['ratio']}")
