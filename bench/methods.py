@@ -106,10 +106,10 @@ SYSTEMS = (
     ),
     System(
         "SpeCa",
-        "partly",
-        '`error="estimate"`',
-        "a draft is tried on the first block before the others run, not on the last one after",
+        "yes",
+        "speca",
         "",
+        f"{_PUBLISHED}: test_speca",
     ),
     System(
         "FlowCache",

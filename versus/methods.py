@@ -240,6 +240,11 @@ def _bwcache(known: Calibrated, deep: int, threshold: float) -> Preset:
     return preset("bwcache", threshold=threshold, **({} if given["reused"] == 5 else given))
 
 
+def _speca(known: Calibrated, deep: int, threshold: float) -> Preset:
+    reused = -(-STEPS // deep)
+    return preset("speca", threshold=threshold, least=max(0, reused - 2), most=3 * reused)
+
+
 def _h2cache(known: Calibrated, deep: int, scale: float) -> Preset:
     double = known.doubles
     given: dict[str, Any] = {"double": double, "single": known.blocks - double}
@@ -283,6 +288,7 @@ METHODS: dict[str, Method] = {
     "worldcache": Method(_gate("worldcache", own=3), _GATE),
     "adacache": Method(_adacache, (0.01, 30.0)),
     "bwcache": Method(_bwcache, _GATE),
+    "speca": Method(_speca, (0.003, 30.0)),
     "h2cache": Method(_h2cache, (0.03, 30.0), "work", note=_WORK),
     "taylorseer": _every("taylorseer", 3),
     "taylorseer modules": _every("taylorseer", 3, "taylorseer modules", where="modules"),

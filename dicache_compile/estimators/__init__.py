@@ -3,6 +3,7 @@
 from .adams_bashforth import AdamsBashforth
 from .affine import ChannelAffine, StepAffine
 from .bands import BandSplit
+from .checked import Checked
 from .dcta import DCTA
 from .extrapolated import Extrapolated
 from .feedback import FeedbackDCTA
@@ -26,6 +27,7 @@ __all__ = [
     "AdamsBashforth",
     "BandSplit",
     "ChannelAffine",
+    "Checked",
     "Extrapolated",
     "FeedbackDCTA",
     "FoCa",

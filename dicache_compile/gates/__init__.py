@@ -1,5 +1,6 @@
 """Gates: one file each."""
 
+from .draft_error import DraftError
 from .estimate_error import EstimateError
 from .motion import Motion
 from .output_rate import OutputRate
@@ -11,6 +12,7 @@ from .salient import SalientChange
 from .spectral import SpectralChange
 
 __all__ = [
+    "DraftError",
     "EstimateError",
     "Motion",
     "OutputRate",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..estimators import ProjectedDCTA, Reuse, Taylor
+from ..estimators import Checked, ProjectedDCTA, Reuse, Taylor
 from ..gates import (
+    DraftError,
     Motion,
     OutputRate,
     Planned,
@@ -137,6 +138,36 @@ def worldcache(
         "estimator": ProjectedDCTA((0.2, 1.8)),
     }
     return found if num_steps is None else {**found, "num_steps": num_steps}
+
+
+@method(
+    "speca",
+    "SpeCa, arXiv 2509.11628",
+    "tries the draft on the first block of the step itself, where its code tries it on the last one and goes by that "
+    "on the next step; forecasts the trunk's result",
+)
+def speca(
+    threshold: float = 0.1,
+    num_steps: int = 50,
+    order: int = 2,
+    decay: float = 0.01,
+    floor: float = 0.01,
+    least: int = 2,
+    most: int = 5,
+) -> Fields:
+    """TaylorSeer's series as a draft, which holds while it is right on a block that is run for real.
+
+    The threshold falls from step to step by `decay`, down to `floor`. After a deep step `least` and one more are reused
+    in any case, and `most` at most, as its code counts. Of the first three steps it runs the second one not.
+    """
+    return {
+        **_OPEN,
+        "max_consecutive_skips": most,
+        "deep_steps": (2,),
+        "num_steps": num_steps,
+        "gate": DraftError(threshold, num_steps, decay, floor, least + 1),
+        "estimator": Checked(Taylor(order)),
+    }
 
 
 @method(

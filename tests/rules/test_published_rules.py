@@ -26,6 +26,7 @@ from dicache_compile.estimators import (
     Tokens,
 )
 from dicache_compile.gates import (
+    DraftError,
     Motion,
     OutputRate,
     Planned,
@@ -463,6 +464,24 @@ def test_the_gate_of_worldcache(case: dict[str, Any]) -> None:
         assert ours.compared[step] == pytest.approx(drift / limit * case["threshold"], rel=COMPARED)
     for step, flat in case["outputs"].items():
         near(ours.estimates[int(step)], flat)
+
+
+@pytest.mark.parametrize("case", fixture("speca")["runs"], ids=lambda one: str(one["threshold"]))
+def test_speca(case: dict[str, Any]) -> None:
+    steps = case["steps"]
+    given = {name: case[name] for name in ("threshold", "decay", "least", "most")}
+    config = DiCacheConfig.preset("speca", num_steps=steps, **given)
+    gate, most = config.gate, config.max_consecutive_skips
+    assert isinstance(gate, DraftError)
+    assert most is not None
+    count, ours, nothing = 0, "", torch.zeros(())
+    bare = Seen(nothing, nothing, {"threshold": torch.tensor(gate.threshold)}, *[torch.tensor(0)] * 4)
+    for step in range(steps):
+        error = torch.tensor(case["scale"] * (1 + math.sin(1.7 * (step - 1))))  # theirs is of the step before
+        seen = replace(bare, index=torch.tensor(step), since=torch.tensor(count), error=error)
+        reused = step not in (0, *config.deep_steps) and count < most and bool(gate.judge(seen)[0])
+        count, ours = count + 1 if reused else 0, ours + "10"[reused]
+    assert ours == case["computed"]
 
 
 @pytest.mark.parametrize("case", fixture("toca")["schedules"], ids=lambda one: f"{one['interval']}-{one['ratio']}")

@@ -280,8 +280,8 @@ def test_the_grid_shows_each_family_once_at_one_number_of_deep_steps(
 @pytest.mark.parametrize(
     ("arguments", "keys", "parts"),
     [
-        ("--quick", "flux", ("own", "methods")),
-        ("--quick --workload wan", "wan", ("own", "methods")),
+        ("--quick", "flux", ("own", "methods", "costs")),
+        ("--quick --workload wan", "wan", ("own", "methods", "costs")),
         ("--quick --part schedule", "flux", ["schedule"]),
         ("", "flux wan", runner.PARTS),
     ],
