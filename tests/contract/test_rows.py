@@ -128,6 +128,16 @@ RULES: dict[str, dict[str, Any]] = {
     "polynomial": {"gate": gates.PolynomialChange((0.5, 1.0, 0.0), 0.4), "probe_depth": 0, "estimator": Reuse()},
     "output rate": {"gate": gates.OutputRate(0.2), "probe_depth": 0, "sites": "model", "estimator": Reuse()},
     "planned": {"gate": gates.Planned(((0.05, 3), (0.2, 1))), "probe_depth": 0, "estimator": Reuse()},
+    "moving": {
+        "gate": gates.Planned(((0.05, 3), (0.2, 1)), residual=True, motion=gates.Motion(2, steps=(1, 9), level=1.0)),
+        "probe_depth": 0,
+        "estimator": Reuse(),
+    },
+    "salient": {"gate": gates.SalientChange(0.8, (1, 2, 3)), "estimator": Reuse()},
+    "draft": {
+        "gate": gates.DraftError(0.5, 12, decay=0.5, least=1),
+        "estimator": estimators.Checked(estimators.Taylor(order=1)),
+    },
     "spectral": {"gate": gates.SpectralChange(0.4, (1, 2, 3), 1.0), "probe_depth": 0, "estimator": Reuse()},
     "taylor": {"estimator": estimators.Taylor(order=2), "threshold": 0.5},
     "newton": {"estimator": estimators.Newton(order=2, times="timesteps"), "threshold": 0.5},

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from dicache_compile import DiCacheConfig, Ranks, Schedule, gates
-from dicache_compile.estimators import Reuse
+from dicache_compile.estimators import Checked, Reuse, Taylor
 from tests.ranks import jobs
 from tests.ranks.world import World
 
@@ -23,6 +23,9 @@ RULES: dict[str, dict[str, Any]] = {
     "probe_minus_input": {"threshold": 0.02, "error": "probe_minus_input"},
     "feedback": {"threshold": 0.1, "error": "probe", "feedback": 1.0},
     "residual": {"gate": gates.ResidualChange(0.1)},
+    "salient": {"gate": gates.SalientChange(0.3)},
+    "draft": {"gate": gates.DraftError(0.3, 20, decay=0.1, least=1), "estimator": Checked(Taylor(1))},
+    "planned": {"gate": gates.Planned(((0.02, 2), (0.1, 1))), "probe_depth": 0, "estimator": Reuse()},
     "rate": {"gate": gates.OutputRate(0.05), "probe_depth": 0, "estimator": Reuse()},
 }
 
