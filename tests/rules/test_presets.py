@@ -18,6 +18,7 @@ from dicache_compile.estimators import (
     Spectrum,
     StepAffine,
     Taylor,
+    Tokens,
 )
 from dicache_compile.gates import (
     Motion,
@@ -150,6 +151,8 @@ def test_a_gate_has_the_published_numbers() -> None:
     inf = float("inf")
     plan = ((0.08, 5), (0.16, 4), (0.24, 3), (0.32, 2), (0.4, 1), (inf, 0))
     assert DiCacheConfig.preset("adacache").gate == Planned(plan)
+    tokens = DiCacheConfig.preset("toca", grid=(4, 6)).estimator
+    assert tokens == Tokens(0.1, age_weight=0.25, period=3, grid=(4, 6))
     moving = DiCacheConfig.preset("adacache", blocks=3, monitored=1, frame_tokens=16)
     assert moving.gate == Planned(plan, of=1, residual=True, motion=Motion(16, steps=(4, 26)))
     assert moving.sites == ((0, 1), (1, 2), (2, 3))
