@@ -1,4 +1,4 @@
-"""Has any sum of anchors be tried on the probe, whose result is known, before it is used."""
+"""Has any sum of the last anchors be tried on the probe, whose result is known, before it is used."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ class Checked(CheckedEstimator):
     (arXiv 2509.11628). The anchors of p = h - x are kept besides those of the residual. The error is
     mean|sum_k w_k P_k - p| / mean|p|.
 
-    Raises TypeError for an estimator that is no sum of anchors, ValueError for one that adds them to h.
+    Raises TypeError for an estimator that is no sum of its last anchors, ValueError for one that adds them to h.
     """
 
     estimator: Linear
 
     def __post_init__(self) -> None:
-        if not isinstance(self.estimator, Linear):
-            raise TypeError(f"estimator: expected a sum of anchors, as Taylor() is, got {self.estimator!r}")
+        own = self.estimator
+        plain = isinstance(own, Linear) and type(own).estimate is Linear.estimate
+        if not plain or tuple(own.terms()) != own.slots()[0].reads:
+            raise TypeError(f"estimator: expected a sum of its last anchors, as Taylor() is, got {own!r}")
         if self.estimator.base != "x":
             raise ValueError(f"estimator: expected one with base='x', got {self.estimator!r}")
 

@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from dicache_compile import DiCacheConfig, summary
-from dicache_compile.estimators import AdamsBashforth, Checked, Hermite, Newton, ProjectedDCTA, Reuse, Taylor
+from dicache_compile.estimators import (
+    AdamsBashforth,
+    BandSplit,
+    Checked,
+    FoCa,
+    Hermite,
+    Newton,
+    ProjectedDCTA,
+    Reuse,
+    Spectrum,
+    Taylor,
+)
 from dicache_compile.gates import DraftError
 from tests import models
 from tests.contract.test_contract import assert_near, compiled
@@ -78,8 +89,9 @@ def test_the_first_steps_after_a_deep_one_are_reused_in_any_case_and_the_limit_f
 
 
 def test_what_cannot_be_tried_is_refused() -> None:
-    with pytest.raises(TypeError, match="estimator: expected a sum of anchors, as Taylor"):
-        Checked(ProjectedDCTA((0.2, 1.8)))  # type: ignore[arg-type]
+    for other in (ProjectedDCTA((0.2, 1.8)), Spectrum(), BandSplit(), FoCa()):
+        with pytest.raises(TypeError, match="estimator: expected a sum of its last anchors, as Taylor"):
+            Checked(other)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="estimator: expected one with base='x', got Reuse"):
         Checked(Reuse("h"))
     with pytest.raises(ValueError, match="num_steps: expected a whole number from 1 on, got 0"):
