@@ -50,12 +50,20 @@ class Lowering:
         if self.settings is None:
             return piece.graph_module.forward
         self._carry_metadata(piece)
+        try:
+            return self._lowered(piece, compute_once)
+        except LoweringError:
+            # Inductor fuses what stands beside these numbers otherwise, and has a bug there: in torch 2.13 a KeyError,
+            # from loops on a CPU around several kernels.
+            return self._lowered(piece, lambda _: None)
+
+    def _lowered(self, piece: Piece, prepare: Callable[[fx.GraphModule], None]) -> Callee:
         # compile_fx takes the graph that it is given apart, and pieces are kept for people to read.
         graph_module = copy_module(piece.graph_module)
         examples = [self._example(value) for value in piece.reads]
         record_fake_values(graph_module, examples, self._fake_mode())
         self._note_given(graph_module, piece)
-        compute_once(graph_module)
+        prepare(graph_module)
         parts = stretches(graph_module) if self.once and not self._freezes() else ()
         if not parts:
             return self._compiled(graph_module, examples)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import pytest
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dicache_compile import DiCacheConfig, Schedule, summary
+from dicache_compile.estimators import Taylor
 from dicache_compile.kernels import combination
+from dicache_compile.lowering import lower
 from dicache_compile.lowering.fake_values import record_fake_values
 from dicache_compile.lowering.once import compute_once
+from tests import models
+from tests.helpers import shared
 
 X = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0))
 TIME = torch.tensor(3.0)
@@ -78,3 +85,26 @@ def test_the_models_own_numbers_are_left() -> None:
     record_fake_values(gm, [mode.from_tensor(X), mode.from_tensor(TIME)], mode)
     compute_once(gm)
     assert not kept(gm)
+
+
+@torch.no_grad()
+def test_where_inductor_cannot_have_it_the_piece_is_compiled_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with FoCa on a FLUX, torch 2.13: KeyError, from loops around several kernels."""
+    asked: list[bool] = []
+
+    def lowered(gm: fx.GraphModule, *_: object) -> Callable[..., object]:
+        asked.append(any(node.target is torch.as_strided for node in gm.graph.nodes))
+        if asked[-1]:
+            raise KeyError("buf519")
+        return gm.forward
+
+    monkeypatch.setattr(lower, "lower_graph", lowered)
+    model, steps = models.make(models.SingleStream, depth=3), 8
+    config = DiCacheConfig(schedule=Schedule.every(3), estimator=Taylor(2), num_steps=steps, strict=True)
+    call = shared.compiled_apart(model, config.options())
+    ours = [call(*models.inputs(model, step, steps)) for step in range(steps)]
+    assert any(asked)
+    assert "".join("01"[one.deep] for one in summary(model).generations[-1].streams["0"]) == "10010010"
+    plain = shared.compiled_apart(model, replace(config, lowering="eager").options())
+    for step, result in enumerate(ours):
+        torch.testing.assert_close(result, plain(*models.inputs(model, step, steps)), rtol=0, atol=0)
