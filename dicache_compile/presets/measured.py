@@ -158,7 +158,7 @@ def speca(
     """TaylorSeer's series as a draft, which holds while it is right on a block that is run for real.
 
     The threshold falls from step to step by `decay`, down to `floor`. After a deep step `least` and one more are reused
-    in any case, and `most` at most, as its code counts. Of the first three steps it runs the second one not.
+    in any case, and `most` at most, as its code counts. The first and the third step always run deep.
     """
     return {
         **_OPEN,
