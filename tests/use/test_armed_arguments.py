@@ -54,6 +54,18 @@ def test_arguments_of_another_form_are_told(name: str) -> None:
     assert form.tensors((torch.zeros(()),), arguments(1)) is None
 
 
+def alone(given: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with no tensor in two places."""
+    return {name: value for name, value in given.items() if name != "named"}
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if not name.startswith("two")])
+def test_so_they_are_where_no_tensor_is_passed_twice(name: str) -> None:
+    form, _ = read((), alone(arguments()))
+    assert form.tensors((), alone(arguments(1))) is not None
+    assert form.tensors((), alone(OTHERS[name](arguments(1)))) is None
+
+
 def test_arguments_of_the_same_form_give_their_tensors_in_order() -> None:
     form, first = read((), arguments())
     given = arguments(1)
